@@ -1,0 +1,1 @@
+"""Rubrics as Rewards in a few files: the nouns. The verbs (train, judge, evaluate) stand one folder up."""

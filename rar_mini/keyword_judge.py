@@ -1,0 +1,96 @@
+"""A judge without a model: does a response use the content words of a criterion? Deterministic, offline, a stand-in.
+
+It exists so that the whole pipeline runs anywhere in minutes. It reads words, not sense: a policy that is trained on
+it learns to use the words of its subject, not to be right. Nothing measured with it says anything about medicine.
+"""
+
+import re
+from functools import lru_cache
+
+from rar_mini.rubric import Criterion, Rubric
+
+THRESHOLD = 0.5
+"""The share of a criterion's content words that a response has to use."""
+
+_STOP = frozenset(
+    """a about above after all also although am an and any are as at be because been before being between both but by
+    can could did do does during each either etc example few for from had has have he her here his how i if in into is
+    it its itself just least like made make many may might more most much must of off on one only or other our out
+    over own per rather same she should since so some such than that the their them then there these they this those
+    through to too under until up upon us use very via was we were what when where whether which while who whose why
+    will with would you your
+    response answer question patient criterion address advise argue assert clarify claim compute conclude confirm
+    correctly define derive describe discuss emphasise emphasize explain explicitly give highlight identify imply
+    include indicate mention name note point present provide recognise recognize recommend refer report say show
+    specify state stress suggest treat""".split()
+)
+_NEGATION = re.compile(
+    r"\b(?:no|not|never|without|neither|nor|none|cannot|avoid\w*|contraindicated|withh[eo]ld)\b|n't\b|n’t\b", re.I
+)
+_OMISSION = re.compile(
+    r"^(?:the (?:response|answer) )?(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
+    r"|omits?|omitting|misses|missing|ignores?|ignoring|lacks?|leaves out)\b",
+    re.I,
+)
+_AVOIDANCE = re.compile(
+    r"^(?:the (?:response|answer) )?(?:should not|shouldn't|must not|mustn't|avoids?|should avoid|must avoid|"
+    r"refrains? from|is careful not to)\b\s*",
+    re.I,
+)
+_CLAUSE = re.compile(r"[.!?](?=\s|$)|[;:,\n]|\bbut\b|\binstead of\b|\brather than\b")
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
+_ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
+
+
+def stem(word: str) -> str:
+    """Cut one common ending off a lower-case word, if four letters remain: infusing, infused, infuses -> infus."""
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 4:
+            return word[: -len(ending)]
+    return word
+
+
+@lru_cache(maxsize=4096)
+def content(text: str) -> frozenset[str]:
+    """The stems of a text's words, without stop words and without the verbs that rubrics are written in."""
+    stems = (stem(word) for word in _WORD.findall(text.lower()))
+    return frozenset(found for found in stems if found not in _STOPPED)
+
+
+_STOPPED = frozenset(map(stem, _STOP)) | frozenset("bcdefghjklmnopqrstuvwxyz")
+
+
+def affirmed(text: str) -> frozenset[str]:
+    """The content of those clauses of a text that hold no negation."""
+    return content(". ".join(clause for clause in _CLAUSE.split(text) if not _NEGATION.search(clause)))
+
+
+def _covered(wanted: frozenset[str], words: frozenset[str]) -> bool:
+    return bool(wanted) and len(wanted & words) >= THRESHOLD * len(wanted)
+
+
+def verdict(criterion: Criterion, response: str) -> float:
+    """1.0 where the criterion holds of the response, else 0.0; of a pitfall, where the mistake was avoided.
+
+    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided where X is there; one that
+    names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided where no clause affirms X.
+    """
+    text = criterion.description
+    if criterion.asks_avoidance:
+        text = _AVOIDANCE.sub("", text)
+        omission = _OMISSION.match(text)
+        if not omission:
+            return float(not _covered(content(text), affirmed(response)))
+        return float(_covered(content(text[omission.end() :]), content(response)))
+    if omission := _OMISSION.match(text):  # a literal item that holds where something is missing
+        return float(not _covered(content(text[omission.end() :]), content(response)))
+    # A criterion that itself denies something is met by a sentence that denies.
+    words = content(response) if _NEGATION.search(text) else affirmed(response)
+    return float(_covered(content(text), words))
+
+
+def rating(rubric: Rubric, response: str) -> float:
+    """A whole rating from 1 to 10: the share of the weight that the response earns, negative points included."""
+    earned = sum(criterion.weight * verdict(criterion, response) for criterion in rubric.criteria)
+    full = sum(max(weight, 0.0) for weight in rubric.weights)
+    return 1.0 + round(9 * min(max(earned / full, 0.0), 1.0)) if full else float("nan")

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ class Run:
             if path.exists():
                 kept = [line for line in path.read_bytes().split(b"\n")[:-1] if json.loads(line)["step"] <= step]
                 _write_whole(path, b"".join(line + b"\n" for line in kept))
+
+    def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
+        """The mean reward of each question at an evaluation, read back from the record; NaN where there is none."""
+        rewards: dict[str, list[float]] = {name: [] for name in ids}
+        with open(self.folder / "evaluations.jsonl", encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                if row["step"] == step and row["split"] == split and row["reward"] is not None:
+                    rewards[row["example_id"]].append(row["reward"])
+        return [sum(values) / len(values) if values else float("nan") for values in rewards.values()]
 
     def checkpoints(self) -> list[Path]:
         """The whole checkpoints, oldest first."""

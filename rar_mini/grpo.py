@@ -49,6 +49,7 @@ class MicroBatch:
     weight: Tensor  # (N,) w_it
     sampler_logp: Tensor  # (N,)
     old_logp: Tensor | None = None  # (N,) set in the first inner epoch
+    ref_logp: Tensor | None = None  # (N,) set where there is a KL penalty
 
 
 def scored(reward: Tensor) -> Tensor:
@@ -136,16 +137,15 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     beta: float = 0.0,
-    ref_logp: Tensor | None = None,
     mismatch_cap: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A micro-batch's share of the step's loss, and what the step's metrics are summed from.
 
-    logp (N,) with gradient; ref_logp (N,) is needed where beta > 0. The shares of all micro-batches add up to the
-    loss of the step, so each is differentiated as it is.
+    logp (N,) with gradient. The shares of all micro-batches add up to the loss of the step, so each is differentiated
+    as it is.
     """
     assert batch.old_logp is not None, "old_logp is set in the first inner epoch"
-    assert beta == 0 or ref_logp is not None, "a KL penalty needs the reference's log-probabilities"
+    assert beta == 0 or batch.ref_logp is not None, "a KL penalty needs the reference's log-probabilities"
     log_ratio = logp - batch.old_logp
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -160,8 +160,8 @@ def policy_loss(
         "clip_low": ((ratio < 1 - clip_low) & (batch.adv < 0)).sum(),
         "clip_high": ((ratio > 1 + clip_high) & (batch.adv > 0)).sum(),
     }
-    if ref_logp is not None:
-        toward = ref_logp - logp
+    if batch.ref_logp is not None:
+        toward = batch.ref_logp - logp
         k3 = toward.exp() - toward - 1
         per_token = per_token + beta * k3
         sums["kl"] = k3.detach().sum()

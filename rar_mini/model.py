@@ -2,41 +2,43 @@
 
 Three decisions:
 
-- Tokens come as one flat row, `ids (T,)` with `positions (T,)`, and attention is a function that the caller brings. Which
-  token may see which, where keys and values are kept and for how long is the caller's affair (`prefix.py`, `sampler.py`).
-- Parameters have the names of Hugging Face's checkpoints, so that reading and writing is no translation.
-- Float32 where the families compute in float32 (the mean square of RMSNorm, the angles of RoPE), the weights' dtype
-  elsewhere. `tests/test_model.py` holds every variant against transformers, gradients included.
+- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function that the caller brings.
+  Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py, sampler.py).
+- Parameters bear the names of Hugging Face's checkpoints, so that reading and writing need no translation.
+- Float32 where the families compute in float32 (the mean square of RMSNorm, the angles of RoPE), the weights'
+  dtype elsewhere. tests/test_model.py holds every variant against transformers, gradients included.
 
-What these families allow and this file does not implement is refused by name (`refuse_unsupported`).
+What these families' configs allow and this file does not implement is refused by name.
 
-Axes: T tokens, D width, V vocabulary, H query heads, KV key/value heads, d head width, F width of the feed-forward.
+Axes: T tokens, D width, V vocabulary, H query heads, KV key/value heads, d head width.
 """
 
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
 
-# attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d); it scales the scores by d ** -0.5.
+# attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ROPE_TYPES = ("default", "llama3")
+Shapes = dict[str, tuple[int, ...]]
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root of the mean square over the last axis, and scale."""
+    """Divide by the root of the mean square over the last axis, and scale (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -44,32 +46,32 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()  # squares of bfloat16 would lose the small addends of the mean
+        x32 = x.float()  # a mean of bfloat16 squares has two or three digits
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * x32.to(x.dtype)  # rounded before the scale, as the families do
 
 
 def rope_frequencies(config: PretrainedConfig) -> Tensor:
-    """The angle, in radians a position, by which each pair of channels turns: (d / 2,), float32.
+    """The angles, in radians a position, by which the pairs of a head's channels turn: (d / 2,), float32.
 
-    Rotary embedding (arXiv 2104.09864), optionally with the stretching of Llama 3.1 (arXiv 2407.21783, section 3.4.2;
-    constants in its config): waves longer than the old context are slowed by `factor`, short ones stay as they were, and
-    between `low_freq_factor` and `high_freq_factor` waves a context the two are blended.
+    Rotary embedding is arXiv 2104.09864. The type `llama3` stretches it to longer texts, as Llama 3.1's released
+    configs do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by `factor`,
+    those that fit more than `high_freq_factor` times stay, and between the two the frequencies are blended.
     """
     rope, width = config.rope_parameters, head_width(config)
-    # The device is named because `load` builds the module under torch.device("meta"), which would swallow the values.
+    # The device is named because `load` builds under torch.device("meta"), which would swallow the values.
     exponent = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width  # (d / 2,)
     frequency = 1.0 / rope["rope_theta"] ** exponent
     if rope["rope_type"] == "default":
         return frequency
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    waves = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)  # waves in an old context
-    keep = ((waves - low) / (high - low)).clamp(0, 1)  # 0: slow down, 1: keep
+    waves = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the old context
+    keep = ((waves - low) / (high - low)).clamp(0, 1)
     return keep * frequency + (1 - keep) * frequency / rope["factor"]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (i, i + d / 2) of x (T, heads, d) by its angle; cos and sin are (T, 1, d / 2)."""
+    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by their angles; cos and sin are (T, 1, d / 2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -79,18 +81,18 @@ class Attention(nn.Module):
 
     def __init__(self, config: PretrainedConfig, layer: int) -> None:
         super().__init__()
-        D, H, KV, d = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, head_width(config)
-        # Qwen2 always has biases on q, k and v, and never on o; the other two have all four or none.
-        bias = getattr(config, "attention_bias", False)
-        qkv_bias = bias or config.model_type == "qwen2"
+        D, H, KV = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        d, eps, family = head_width(config), config.rms_norm_eps, config.model_type
+        # Qwen2 always has biases on q, k and v and never on o; the others have all four or none.
+        bias = family != "qwen2" and config.attention_bias
         self.layer, self.width = layer, d
-        self.q_proj = nn.Linear(D, H * d, bias=qkv_bias)
-        self.k_proj = nn.Linear(D, KV * d, bias=qkv_bias)
-        self.v_proj = nn.Linear(D, KV * d, bias=qkv_bias)
-        self.o_proj = nn.Linear(H * d, D, bias=bias and config.model_type != "qwen2")
-        normed = config.model_type == "qwen3"  # over a head's d channels, before the rotation
-        self.q_norm = RMSNorm(d, config.rms_norm_eps) if normed else nn.Identity()
-        self.k_norm = RMSNorm(d, config.rms_norm_eps) if normed else nn.Identity()
+        self.q_proj = nn.Linear(D, H * d, bias=bias or family == "qwen2")
+        self.k_proj = nn.Linear(D, KV * d, bias=bias or family == "qwen2")
+        self.v_proj = nn.Linear(D, KV * d, bias=bias or family == "qwen2")
+        self.o_proj = nn.Linear(H * d, D, bias=bias)
+        # Over the d channels of a head, before the rotation.
+        self.q_norm = RMSNorm(d, eps) if family == "qwen3" else nn.Identity()
+        self.k_norm = RMSNorm(d, eps) if family == "qwen3" else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         q = rearrange(self.q_proj(x), "t (h d) -> t h d", d=self.width)  # (T, H, d)
@@ -105,17 +107,17 @@ class MLP(nn.Module):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
-        D, F_, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
-        self.gate_proj = nn.Linear(D, F_, bias=bias)
-        self.up_proj = nn.Linear(D, F_, bias=bias)
-        self.down_proj = nn.Linear(F_, D, bias=bias)
+        D, inner, bias = config.hidden_size, config.intermediate_size, getattr(config, "mlp_bias", False)
+        self.gate_proj = nn.Linear(D, inner, bias=bias)
+        self.up_proj = nn.Linear(D, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each on a normed copy of the residual stream and added back to it."""
+    """Attention, then feed-forward, each reading a normed copy of the residual stream and adding to it."""
 
     def __init__(self, config: PretrainedConfig, layer: int) -> None:
         super().__init__()
@@ -130,10 +132,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids to hidden states; logits are `hidden @ decoder.head.T`, which callers take only where they need them.
+    """Token ids to hidden states. Logits are `hidden @ decoder.head.T`, taken by callers only where needed.
 
-    `checkpointing`: keep only the input of each layer for the backward pass and compute the rest again there. It costs
-    a second forward pass (a third of the time more) and calls `attend` twice a layer, so that `attend` must be pure.
+    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again there.
+    That costs a second forward pass, and calls `attend` a second time: it must not write to a cache.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -141,36 +143,36 @@ class Decoder(nn.Module):
         refuse_unsupported(config)
         self.config = config
         self.checkpointing = False
-        V, D = config.vocab_size, config.hidden_size
-        # No padding_idx, unlike transformers: where pad is the end token, which is read in every conversation, it would
-        # silence the gradient of a real token.
+        V, D, eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
         layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
-        parts = {"embed_tokens": nn.Embedding(V, D), "layers": layers, "norm": RMSNorm(D, config.rms_norm_eps)}
-        self.model = nn.ModuleDict(parts)
+        # The embedding has no padding_idx. transformers sets it, which silences the gradient of the pad token:
+        # of the end token, where the two are one, though every conversation really reads it.
+        self.model = nn.ModuleDict({"embed_tokens": nn.Embedding(V, D), "layers": layers, "norm": RMSNorm(D, eps)})
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(D, V, bias=False)
-        # Not a buffer: `decoder.to(torch.bfloat16)` would round it, and position 8000 would be off by 16 radians.
+        # Not a buffer: `decoder.bfloat16()` would round it by up to 1/512, and turn position 8000 by radians.
         self._frequencies = rope_frequencies(config)  # (d / 2,)
 
     @property
     def head(self) -> Tensor:
-        """The weight (V, D) that turns hidden states into logits, the embedding's own where the two are tied."""
+        """The weight (V, D) that makes logits of hidden states: the embedding's own where the two are tied."""
         return self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, D) after the final norm, for token ids (T,) at positions (T,) in their own sequences.
+        """Hidden states (T, D) after the final norm, for token ids (T,) at positions (T,) of their own sequences.
 
-        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, heads not repeated, and
-        returns (T, H, d). It alone decides which tokens see which.
+        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k and v
+        not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
+        assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row of tokens, and a position for each"
         x = self.model["embed_tokens"](ids)  # (T, D)
-        if self._frequencies.device != x.device:  # once: a copy in every pass would be a synchronisation in every pass
+        if self._frequencies.device != x.device:  # once; a copy in every pass would stall the GPU in every pass
             self._frequencies = self._frequencies.to(x.device)
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.model["layers"]:
             if self.checkpointing and torch.is_grad_enabled():
-                # Nothing here draws random numbers, so that there is no generator to rewind.
+                # Nothing here draws random numbers, so there is no generator to rewind.
                 x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, cos, sin, attend)
@@ -178,50 +180,49 @@ class Decoder(nn.Module):
 
 
 def reference_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The `attend` of one sequence alone: plain causal attention, q (T, H, d), k and v (T, KV, d) -> (T, H, d)."""
+    """The `attend` of one sequence alone: causal attention of q (T, H, d) over k, v (T, KV, d) -> (T, H, d)."""
     q, k, v = (rearrange(x, "t heads d -> 1 heads t d") for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return rearrange(out, "1 heads t d -> t heads d")
 
 
 def head_width(config: PretrainedConfig) -> int:
-    """The width d of a head, which a config may state apart from D / H."""
+    """The width d of a head, which a config may set apart from D / H."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def refuse_unsupported(config: PretrainedConfig) -> None:
-    """Raise ValueError that names everything in a config which this file would silently compute wrongly."""
-    if config.model_type not in ARCHITECTURES:
-        raise ValueError(f"model_type {config.model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    rope = config.rope_parameters
-    refused = []
-    if rope["rope_type"] not in ROPE_TYPES:
-        refused.append(f"rope_type {rope['rope_type']!r}; supported: {', '.join(ROPE_TYPES)}")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        refused.append(f"partial_rotary_factor {rope['partial_rotary_factor']}; supported: 1.0")
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        refused.append(f"layer_types with {sorted(set(config.layer_types))}; supported: full_attention in every layer")
-    if config.hidden_act != "silu":
-        refused.append(f"hidden_act {config.hidden_act!r}; supported: silu")
-    if config.attention_dropout:
-        refused.append(f"attention_dropout {config.attention_dropout}; supported: 0")
-    if getattr(config, "quantization_config", None) is not None:
-        refused.append("quantization_config; supported: plain float weights")
-    if config.num_attention_heads % config.num_key_value_heads:
-        refused.append(f"{config.num_attention_heads} heads over {config.num_key_value_heads} key/value heads")
-    if refused:
-        raise ValueError(f"this {config.model_type} config is not supported: it has " + "; and ".join(refused))
+    """Raise ValueError that names everything in a config that would silently be computed wrongly here."""
+    refuse_family(config.model_type)
+    rope, layer_types = config.rope_parameters, set(getattr(config, "layer_types", None) or ["full_attention"])
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    checks = [  # what has to hold, what came, what is supported
+        (rope["rope_type"] in ROPE_TYPES, f"rope_type {rope['rope_type']!r}", " and ".join(ROPE_TYPES)),
+        (rope.get("partial_rotary_factor", 1) == 1, "partial_rotary_factor", "rotation of whole heads"),
+        (layer_types == {"full_attention"}, f"layer_types {sorted(layer_types)}", "full_attention throughout"),
+        (config.hidden_act == "silu", f"hidden_act {config.hidden_act!r}", "silu"),
+        (not config.attention_dropout, f"attention_dropout {config.attention_dropout}", "none"),
+        (getattr(config, "quantization_config", None) is None, "quantization_config", "plain float weights"),
+        (heads % groups == 0, f"{groups} key/value heads for {heads} heads", "a number that divides the heads'"),
+    ]
+    if refused := [f"{came} (supported: {supported})" for holds, came, supported in checks if not holds]:
+        raise ValueError(f"this {config.model_type} model is not supported, its config has " + ", ".join(refused))
+
+
+def refuse_family(model_type: str | None) -> None:
+    """Raise ValueError for an architecture that is not one of ours."""
+    if model_type not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {supported} (Qwen2.5 is qwen2)")
 
 
 def read_config(directory: Path) -> PretrainedConfig:
-    """Read a model directory's config.json; ValueError if there is none or its model is not supported."""
-    path = Path(directory) / "config.json"
+    """Read a model directory's config.json; raise ValueError if there is none, or if it is not supported."""
+    path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
-    # Before transformers sees it: its own refusal of an unknown model_type does not say what is supported here.
-    model_type = json.loads(path.read_text()).get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise ValueError(f"{path}: model_type {model_type!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    # First, because transformers' own refusal of a family that it does not know does not say what we support.
+    refuse_family(json.loads(path.read_text()).get("model_type"))
     config = AutoConfig.from_pretrained(directory)
     refuse_unsupported(config)
     return config
@@ -233,71 +234,78 @@ def weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        shards = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
         if absent := [shard.name for shard in shards if not shard.is_file()]:
-            raise ValueError(f"{index} names files that are not there: {', '.join(absent)}; fetch the model again")
+            raise ValueError(f"{index} names {', '.join(absent)}, which are not there: fetch the model again")
         return shards
     if pickled := sorted(path.name for path in directory.glob("*.bin")):
         raise ValueError(
-            f"expected safetensors in {directory}, found only {', '.join(pickled)}: pickled weights can run code when "
-            "opened and are not read; convert them with transformers' from_pretrained(...).save_pretrained(...)"
+            f"expected safetensors in {directory}, found {', '.join(pickled)}: pickled weights can run code when "
+            "they are opened. Convert them with transformers: from_pretrained(...).save_pretrained(...)"
         )
-    raise ValueError(f"expected model.safetensors or model.safetensors.index.json in {directory}, found neither")
+    raise ValueError(f"expected {single.name} or {index.name} in {directory}, found neither: no weights to load")
+
+
+def refuse_misfits(directory: Path, expected: Shapes, found: Shapes) -> None:
+    """Raise ValueError that names the weights which are missing, unexpected or of the wrong shape."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {shape}, expected {expected[name]}"
+        for name, shape in found.items()
+        if expected.get(name, shape) != shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"the weights in {directory} do not fit its config: {', '.join(problems[:8])}{more}")
 
 
 def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
     """Read a decoder from a Hugging Face model directory, every weight as `dtype` on `device`.
 
-    Raises ValueError that names what is missing, unexpected or of the wrong shape, and what is not supported.
+    Raises ValueError that names what is not supported, or which weights are missing, unexpected or misshapen.
     """
     directory = Path(directory)
     config = read_config(directory)
-    with torch.device("meta"):  # shapes without memory, and without drawing initial values that are thrown away
+    with torch.device("meta"):  # no memory, and no time for initial values that would be thrown away
         decoder = Decoder(config)
     expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
-    if config.tie_word_embeddings:  # some writers store a tied head twice
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    weights: dict[str, Tensor] = {}
-    problems = []
-    for path in weight_files(directory):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                shape = tuple(file.get_slice(name).get_shape())
-                if name.endswith("rotary_emb.inv_freq"):
-                    continue  # old checkpoints carry it; ours follows from the config
-                if name not in expected:
-                    problems.append(f"{name} {shape} is unexpected")
-                elif shape != expected[name]:
-                    problems.append(f"{name} has shape {shape}, expected {expected[name]}")
-                else:
-                    # copy=True: what safetensors returns is a view of the mapped file, at any address. Matrix products
-                    # may round differently with alignment, and a resumed run would not repeat its numbers.
-                    weights[name] = file.get_tensor(name).to(device, dtype, copy=True)
+    with ExitStack() as stack:
+        source = {}  # name -> the open file that has it
+        for path in weight_files(directory):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged ({error}): fetch the model again") from error
+            # Old checkpoints carry the rotation's frequencies; ours follow from the config.
+            source |= {name: file for name in file.keys() if not name.endswith("rotary_emb.inv_freq")}
+        if config.tie_word_embeddings and "lm_head.weight" in source:  # some writers store a tied head twice
+            expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
+        refuse_misfits(directory, expected, found)
+        # copy=True: safetensors returns views of a mapped file, at any address. Matrix products may round
+        # differently with the alignment of their operands, and a resumed run has to repeat its numbers.
+        weights = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in source.items()}
     if config.tie_word_embeddings:
         twin = weights.pop("lm_head.weight", None)
-        del expected["lm_head.weight"]
-        if twin is not None and not torch.equal(twin, weights.get("model.embed_tokens.weight", twin)):
-            problems.append("lm_head.weight differs from the embedding though the config ties them (tie_word_embeddings)")
-    named = {problem.split()[0] for problem in problems}
-    problems += [f"{name} is missing" for name in expected if name not in weights and name not in named]
-    if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"the weights in {directory} do not fit its config: {'; '.join(problems[:8])}{more}")
+        if twin is not None and not torch.equal(twin, weights["model.embed_tokens.weight"]):
+            raise ValueError(f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding")
     decoder.load_state_dict(weights, assign=True)
     return decoder
 
 
 def save(decoder: Decoder, directory: Path) -> None:
-    """Write config.json and model.safetensors, which transformers and `load` read; the directory is made if need be.
+    """Write config.json and model.safetensors, which transformers and `load` read, in the weights' own dtype.
 
-    Not atomic: checkpoint.py writes into a partial directory and renames it.
+    Makes the directory if need be. Not atomic: checkpoint.py writes into a partial directory and renames it.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: parameter.detach().contiguous() for name, parameter in decoder.named_parameters()}
-    # transformers reads the format from the metadata and refuses a file without it.
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     config = deepcopy(decoder.config)
     config.dtype = decoder.head.dtype
     config.architectures = [ARCHITECTURES[config.model_type]]
     config.save_pretrained(directory)
+    weights = {name: parameter.detach().contiguous() for name, parameter in decoder.named_parameters()}
+    path = directory / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})  # transformers refuses a file that does not say so
+    path.chmod((directory / "config.json").stat().st_mode)  # safetensors lets nobody but the owner read it

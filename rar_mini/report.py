@@ -1,0 +1,97 @@
+"""What a run says about itself: a step's metrics, and the lines that a person reads. README defines every metric."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rar_mini.kernels.advantage import TIE
+from rar_mini.sampler import Completion
+
+
+def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dict[str, float | None]:
+    """Metrics of a step's rollouts: reward (P, G) with NaN where the judge failed, completions[p][g].
+
+    What is not defined, such as the mean of no rewards, is None.
+    """
+    known = ~reward.isnan()
+    lengths = torch.tensor([[len(c.ids) for c in group] for group in completions], dtype=torch.float32)  # (P, G)
+    finished = torch.tensor([[c.finished for c in group] for group in completions])
+    groups = [row[seen] for row, seen in zip(reward, known, strict=True) if seen.sum() >= 2]
+    ties = [bool(group.max() - group.min() <= TIE) for group in groups]
+    return {
+        "reward": mean(reward[known].tolist()),
+        "reward_std": mean([group.std(correction=0).item() for group in groups]),
+        "frac_reward_zero_std": mean(ties),
+        "reward_length_correlation": _correlation(reward, lengths, known),
+        "completions/mean_length": lengths.mean().item(),
+        "completions/min_length": lengths.min().item(),
+        "completions/max_length": lengths.max().item(),
+        "completions/clipped_ratio": 1 - finished.float().mean().item(),
+        "judge/failures": int((~known).sum()),
+    }
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean of the finite values, None if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _correlation(reward: Tensor, lengths: Tensor, known: Tensor) -> float | None:
+    """Pearson's correlation of reward and length within groups: both less their group's mean."""
+    a, b = [], []
+    for row, length, seen in zip(reward, lengths, known, strict=True):
+        a.append(row[seen] - row[seen].mean())
+        b.append(length[seen] - length[seen].mean())
+    x, y = torch.cat(a), torch.cat(b)
+    scale = (x.norm() * y.norm()).item()
+    return (x @ y).item() / scale if scale > 1e-9 else None
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
+    """The mean change over questions and its standard error, or None where fewer than two have both scores."""
+    changes = torch.tensor([b - a for a, b in zip(before, after, strict=True) if math.isfinite(a + b)])
+    if len(changes) < 2:
+        return None
+    return changes.mean().item(), changes.std().item() / math.sqrt(len(changes))
+
+
+def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
+    """One step on one line."""
+
+    def show(name: str, form: str) -> str:
+        value = metrics.get(name)
+        return "-" if value is None else format(value, form)
+
+    seconds = "+".join(show(f"perf/seconds_{stage}", ".1f") for stage in ("sample", "judge", "train"))
+    text = (
+        f"step {step:>{len(str(steps))}}/{steps}  reward {show('reward', '.3f')}  "
+        f"spread {show('reward_std', '.3f')}  ties {show('frac_reward_zero_std', '.0%')}  "
+        f"length {show('completions/mean_length', '.0f')}  cut {show('completions/clipped_ratio', '.0%')}  "
+        f"loss {show('loss', '+.1e')}  grad {show('grad_norm', '.2f')}  {seconds} s  "
+        f"{show('perf/tokens_per_second', '.0f')} tok/s"
+    )
+    failures = metrics["judge/failures"]
+    return text + (f"  judge failed on {failures}" if failures else "")
+
+
+def rollout(row: dict[str, Any], width: int = 100) -> str:
+    """One answer with its verdicts, for a person to read. The text is shown as it is, control characters escaped."""
+    lines = [f"  {row['example_id']}, step {row['step']}: {printable(row['prompt'])}"]
+    reward = "none, the judge failed" if row["reward"] is None else f"{row['reward']:.3f}"
+    lines += textwrap.wrap(printable(row["response"]) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    ")
+    for item in row["verdicts"]:
+        verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
+        lines.append(f"    {verdict:>4}  weight {item['weight']:<4g}{item['category']:<10} {item['title']}")
+    end = "" if row["finished"] else ", cut"
+    lines.append(f"    reward {reward}, advantage {row['advantage']:+.2f}, {row['tokens']} tokens{end}")
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """A model's text for a terminal: one line, with whatever could command the terminal written out."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)

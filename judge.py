@@ -1,11 +1,12 @@
-"""Asks a judge about responses: the paper's five methods, from a rubric and a response to verdicts and ratings.
+"""Asks a judge about responses: the paper's five methods, from a rubric and a response to verdicts and
+ratings.
 
     python judge.py score answers.jsonl --judge keyword --method rar-explicit --out scores.jsonl
 
-What a judge says becomes numbers in one place and by one rule: a verdict is a probability in [0, 1] that a criterion,
-as it was asked, holds; a rating goes from 1 to 10; and whatever could not be had (a failed request, a reply of the
-wrong shape, a reply cut short) is NaN, never a score. NaN goes on into the reward and takes that response out of
-its group.
+What a judge says becomes numbers in one place and by one rule: a verdict is a probability in [0, 1] that a
+criterion, as it was asked, holds; a rating goes from 1 to 10; and whatever could not be had (a failed
+request, a reply of the wrong shape, a reply cut short) is NaN, never a score. NaN goes on into the reward and
+takes that response out of its group.
 
 | method | asked | reward |
 |---|---|---|
@@ -45,7 +46,8 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge said of P x G responses. A rating also stands as one verdict, (rating - 1) / 9, of weight 1."""
+    """What a judge said of P x G responses. A rating also stands as one verdict, (rating - 1) / 9, of weight
+    1."""
 
     verdict: Tensor  # (P, G, K) in [0, 1], NaN where the judge failed or a rubric has fewer than K items
     weight: Tensor  # (P, K), 0 where a rubric has fewer than K items
@@ -71,15 +73,21 @@ def choose(spec: str) -> tuple[str, str]:
         return spec, "as asked"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         if os.environ.get(name):
-            return f"chat:{DEFAULT_CHAT}", f"{name} is set; --judge keyword needs no server, chat:NAME another model"
-    return "keyword", "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set; it matches words and is only a stand-in"
+            return (
+                f"chat:{DEFAULT_CHAT}",
+                f"{name} is set; --judge keyword needs no server, chat:NAME another model",
+            )
+    return (
+        "keyword",
+        "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set; it matches words and is only a stand-in",
+    )
 
 
 class Judge:
     """A judge and the method by which it is asked.
 
-    `spec` is `keyword` or `chat:NAME`; `method` one of METHODS. Raises ValueError for what does not exist or does
-    not go together.
+    `spec` is `keyword` or `chat:NAME`; `method` one of METHODS. Raises ValueError for what does not exist or
+    does not go together.
     """
 
     def __init__(self, spec: str, method: str, *, concurrency: int = 32, timeout: float = 120.0) -> None:
@@ -90,8 +98,8 @@ class Judge:
             raise ValueError(f"no judge {spec!r}: expected auto, keyword, or chat:NAME with a model's name")
         if kind == "keyword" and method not in ("rar-explicit", "rar-implicit"):
             raise ValueError(
-                f"the keyword judge cannot serve {method}: it only matches the words of a question's own criteria; "
-                "use --method rar-explicit or rar-implicit, or a model with --judge chat:NAME"
+                f"the keyword judge cannot serve {method}: it only matches the words of a question's own "
+                "criteria; use --method rar-explicit or rar-implicit, or a model with --judge chat:NAME"
             )
         self.spec, self.method = spec, method
         self.endpoint = Endpoint(name, concurrency=concurrency, timeout=timeout) if kind == "chat" else None
@@ -113,14 +121,15 @@ class Judge:
         missing = [example.id for example in examples if not example.reference]
         if self.method == "reference-likert" and missing:
             raise ValueError(
-                f"reference-likert needs a reference answer in every row, but {len(missing)} of {len(examples)} have "
-                f"none (the first is {missing[0]!r}); leave those rows out or use another method"
+                f"reference-likert needs a reference answer in every row, {len(missing)} of {len(examples)}"
+                f" have none (the first is {missing[0]!r}); leave those rows out or use another method"
             )
 
     def score(
         self, examples: Sequence[Example], responses: Sequence[Sequence[str]], *, progress: str | None = None
     ) -> Scores:
-        """Ask about responses[p][g], G to each of P examples. `progress` names a progress bar, None shows none."""
+        """Ask about responses[p][g], G to each of P examples. `progress` names a progress bar, None shows
+        none."""
         self.check(examples)
         rubrics = [self.rubric(example) for example in examples]
         P, G, K = len(examples), len(responses[0]), max(map(len, rubrics))
@@ -143,7 +152,9 @@ class Judge:
             verdict[p, g, k] = answer
         return Scores(verdict, weight, rating, rubrics)
 
-    def _by_keyword(self, places: list, examples: Sequence[Example], responses: list, bar: tqdm) -> list[float]:
+    def _by_keyword(
+        self, places: list, examples: Sequence[Example], responses: list, bar: tqdm
+    ) -> list[float]:
         answers = []
         for p, g, k in places:
             rubric = examples[p].rubric
@@ -184,7 +195,8 @@ def without_thoughts(response: str) -> str:
 def _object(reply: str, keys: set[str]) -> dict:
     """The one JSON object that a reply consists of (a code fence around it is allowed), or {}.
 
-    Nothing is searched for inside a reply: an object somewhere in a longer text may be a quotation of the response.
+    Nothing is searched for inside a reply: an object somewhere in a longer text may be a quotation of the
+    response.
     """
     text = without_thoughts(reply).strip()
     if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.S):
@@ -233,7 +245,9 @@ def score(
     examples = data.read(file, unique=False)
     for example in examples:
         if not isinstance(example.row.get("response"), str):
-            raise ValueError(f"{file}: the row {example.id!r} has no `response`: expected the text to be scored")
+            raise ValueError(
+                f"{file}: the row {example.id!r} has no `response`: expected the text to be scored"
+            )
     scores = Judge(spec, method, concurrency=concurrency, timeout=timeout).score(
         examples, [[example.row["response"]] for example in examples], progress="judging"
     )

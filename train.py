@@ -5,32 +5,34 @@
 One step, for P questions with G rollouts each:
 
 1. **Sample** G completions a question from the policy, at temperature 1 from the full softmax.
-2. **Judge** each response: a verdict in [0, 1] on every criterion of that question's own rubric, or one rating.
-3. **Reward**: the weighted share of the rubric that the response earns (RaR-Explicit, Eq. 1), or the rating on [0, 1]
-   (RaR-Implicit, Eq. 2). A judge that failed gives no reward, and that rollout leaves its group.
-4. **Advantage**: how far a rollout's reward lies above its own group's mean, over the group's deviation. No value
-   network: the other rollouts are the baseline. A group that ties has no advantage and teaches nothing.
-5. **Loss**: the clipped policy gradient, each token of a rollout carrying that rollout's advantage, normalised over the
-   whole step (rar_mini/grpo.py has every formula).
+2. **Judge** each response: a verdict in [0, 1] on every criterion of that question's own rubric, or one
+   rating.
+3. **Reward**: the weighted share of the rubric that the response earns (RaR-Explicit, Eq. 1), or the rating
+   on [0, 1] (RaR-Implicit, Eq. 2). A judge that failed gives no reward, and that rollout leaves its group.
+4. **Advantage**: how far a rollout's reward lies above its own group's mean, over the group's deviation. No
+   value network: the other rollouts are the baseline. A group that ties has no advantage and teaches nothing.
+5. **Loss**: the clipped policy gradient, each token of a rollout carrying that rollout's advantage,
+   normalised over the whole step (rar_mini/grpo.py has every formula).
 6. **Step**: clip the gradient's norm, AdamW, a learning rate that warms up and then stays.
 
 Where this departs from the paper (arXiv 2507.17746), or fills what it leaves open:
 
-1. No KL penalty by default (`--beta 0`) and one optimizer step a batch. The paper states neither coefficient nor epochs.
-2. The loss weighs every completion alike (`--loss-norm sequence`, GRPO as first published). Not stated either.
-3. Pitfalls have positive weights and the judge is asked whether the mistake was avoided, because the released data
-   words them both ways.
+1. No KL penalty by default (`--beta 0`) and one optimizer step a batch. The paper states neither coefficient
+   nor epochs.
+2. The loss weighs every completion alike (`--loss-norm sequence`, GRPO as first published). Not stated
+   either.
+3. Pitfalls have positive weights and the judge is asked whether the mistake was avoided, because the released
+   data words them both ways.
 4. The paper's batch of 96 is read as 96 completions, 6 questions x 16; its 3,584 tokens as 512 + 3,072.
-5. The prompt is the model's chat template with one system sentence of ours, or a plain "Question: ... Answer:".
-6. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, and a judge that matches words.
+5. The prompt is the model's chat template with one system sentence of ours, or a plain "Question: ...
+   Answer:".
+6. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, and a judge that matches
+   words.
 """
 
 import argparse
-import copy
 import dataclasses
-import difflib
 import math
-import os
 import signal
 import sys
 import time
@@ -61,7 +63,8 @@ class Config:
     """Every setting of a run. The text under a field is its help."""
 
     preset: Literal["cpu", "paper"] = "cpu"
-    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for one GPU"""
+    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for
+    one GPU"""
     domain: str = "medical"
     """bundled questions to train on: medical or science"""
     data: Path | None = None
@@ -71,8 +74,11 @@ class Config:
     policy: str = "smollm2-135m"
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
-    """who judges: keyword, chat:NAME, or auto (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
-    method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = "rar-explicit"
+    """who judges: keyword, chat:NAME, or auto (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else
+    keyword)"""
+    method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = (
+        "rar-explicit"
+    )
     """how judging becomes a reward; see judge.py"""
     judge_concurrency: int = 32
     """requests to the judge's server that are under way at once"""
@@ -92,7 +98,8 @@ class Config:
     max_prompt_tokens: int = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
-    """what to do with a longer one: stop, or leave the question out and say how many; a prompt is never cut"""
+    """what to do with a longer one: stop, or leave the question out and say how many; a prompt is never
+    cut"""
     temperature: float = 1.0
     """of sampling, and of the log-probabilities that are trained"""
 
@@ -125,7 +132,8 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the weights and of the arithmetic"""
     recompute: bool = False
-    """keep no layer's activations for the backward pass but compute them again: less memory, a third more work"""
+    """keep no layer's activations for the backward pass but compute them again: less memory, a third more
+    work"""
     device: str = "auto"
     """cpu, cuda, or auto"""
 
@@ -147,9 +155,10 @@ class Config:
 
 PRESETS = {
     "cpu": Config(),
-    # Table 10 of the paper: 16 rollouts, batch 96, 5e-6, 10 % warm-up, 300 steps, temperature 1, 3,584 tokens, judge
-    # gpt-4o-mini, base policy. Ours, because not stated: 96 = 6 x 16 (the other reading is 96 questions, 16 times the
-    # cost), 3,584 = 512 + 3,072, beta 0, clip 0.2, no weight decay, bfloat16, one inner epoch.
+    # Table 10 of the paper: 16 rollouts, batch 96, 5e-6, 10 % warm-up, 300 steps, temperature 1, 3,584
+    # tokens, judge gpt-4o-mini, base policy. Ours, because not stated: 96 = 6 x 16 (the other reading is 96
+    # questions, 16 times the cost), 3,584 = 512 + 3,072, beta 0, clip 0.2, no weight decay, bfloat16, one
+    # inner epoch.
     "paper": Config(
         preset="paper",
         policy="Qwen/Qwen2.5-7B",
@@ -175,7 +184,7 @@ PRESETS = {
 }
 
 
-# --- one step -------------------------------------------------------------------------------------------------------
+# --- one step -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -238,7 +247,8 @@ def roll_out(
     key: int | str,
     clock: Clock,
 ) -> Rollouts:
-    """Sample G answers to each drawn question and have them judged. `key` names the random streams: a step, or "eval"."""
+    """Sample G answers to each drawn question and have them judged. `key` names the random streams: a step,
+    or "eval"."""
     examples = [example for example, _ in drawn]
     requests = []
     for example, visit in drawn:
@@ -259,8 +269,8 @@ def roll_out(
 def update(
     config: Config, actor: Policy, reference: Policy | None, optimizer: AdamW, rollouts: Rollouts
 ) -> dict[str, float]:
-    """Train on one batch of rollouts. Returns loss, gradient norm and token metrics, of the last inner epoch; {} if no
-    group teaches, and then nothing moves: AdamW's momentum would otherwise go on by itself."""
+    """Train on one batch of rollouts. Returns loss, gradient norm and token metrics, of the last inner epoch;
+    {} if no group teaches, and then nothing moves: AdamW's momentum would otherwise go on by itself."""
     batches = grpo.micro_batches(
         rollouts.prompts,
         rollouts.completions,
@@ -305,13 +315,14 @@ def learning_rate(config: Config, step: int) -> float:
     return config.lr * min(1.0, step / max(1, round(config.warmup * config.steps)))
 
 
-# --- before, after and between --------------------------------------------------------------------------------------
+# --- before, after and between ------------------------------------------------------------------------------
 
 
 def evaluate(
     config: Config, actor: Policy, judge: judges.Judge, splits: dict[str, list[Example]], step: int, run: Run
 ) -> dict[str, list[float]]:
-    """The mean reward of fresh answers to each question, by split, under the training's own judge and temperature.
+    """The mean reward of fresh answers to each question, by split, under the training's own judge and
+    temperature.
 
     The random streams are the same at every call, so that two scores of one run differ by the policy alone.
     """
@@ -343,25 +354,28 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
             notes["questions left out as too long"] += 1
         else:
             raise ValueError(
-                f"the prompt of {example.id!r} has {length} tokens: expected at most {room} (--max-prompt-tokens, and "
-                f"the model's window of {policy.window(actor)} less --max-new-tokens); raise the limit, or pass "
-                "--long-prompts skip"
+                f"the prompt of {example.id!r} has {length} tokens: expected at most {room} "
+                f"(--max-prompt-tokens, and the model's window of {policy.window(actor)} less "
+                "--max-new-tokens); raise the limit, or pass --long-prompts skip"
             )
     for note, count in notes.items():
         print(f"  {note}: {count}")
     splits = {split: [e for e in fitting if e.split == split] for split in ("train", "held_out")}
     if len(splits["train"]) < config.prompts_per_step:
         raise ValueError(
-            f"--prompts-per-step {config.prompts_per_step} is more than the {len(splits['train'])} training questions"
+            f"--prompts-per-step {config.prompts_per_step} is more than the {len(splits['train'])} questions "
+            "to train on; lower it or bring more"
         )
     return splits
 
 
 def train(config: Config, run: Run, resume: Path | None) -> None:
-    """The run from its start, or from the checkpoint `resume`."""
+    """The run from its start, or on from the checkpoint `resume`."""
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     spec, why = judges.choose(config.judge)
-    judge = judges.Judge(spec, config.method, concurrency=config.judge_concurrency, timeout=config.judge_timeout)
+    judge = judges.Judge(
+        spec, config.method, concurrency=config.judge_concurrency, timeout=config.judge_timeout
+    )
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, device)
     actor.model.checkpointing = config.recompute
@@ -375,6 +389,7 @@ def train(config: Config, run: Run, resume: Path | None) -> None:
     introduce(config, actor, splits, judge, why, run)
     before = after = score_before(config, actor, judge, splits, run, first)
 
+    stop = stop_on_interrupt(run)
     for step in range(first, config.steps + 1):
         clock, lr, last = Clock(), learning_rate(config, step), step == config.steps
         optimizer.param_groups[0]["lr"] = lr
@@ -391,8 +406,10 @@ def train(config: Config, run: Run, resume: Path | None) -> None:
         run.append("rollouts.jsonl", rollouts.rows(step))
         run.append("metrics.jsonl", [metrics])
         say(config, step, first, metrics, rollouts)
-        if config.save_every and (last or step % config.save_every == 0):
+        if stop or (config.save_every and (last or step % config.save_every == 0)):
             run.save(step, actor, optimizer, config.keep)
+        if stop:
+            raise KeyboardInterrupt
     conclude(config, run, before, after)
 
 
@@ -428,8 +445,28 @@ def score_before(
     scores = evaluate(config, actor, judge, splits, 0, run)
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
     run.append("metrics.jsonl", [{"step": 0} | means])
-    print("before   " + ", ".join(f"{name} {value:.3f}" for name, value in means.items() if value is not None))
+    print(
+        "before   " + ", ".join(f"{name} {value:.3f}" for name, value in means.items() if value is not None)
+    )
     return scores
+
+
+def stop_on_interrupt(run: Run) -> list[int]:
+    """Let the first Ctrl-C finish the step and save; the second stops at once. The list fills when it
+    comes."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        tqdm.write(
+            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
+            f"          Go on later with: python train.py --resume {run.folder}"
+        )
+
+    signal.signal(signal.SIGINT, handle)
+    return asked
 
 
 def check_failures(config: Config, reward: Tensor) -> None:
@@ -438,7 +475,8 @@ def check_failures(config: Config, reward: Tensor) -> None:
     if share > config.max_judge_failures:
         raise ValueError(
             f"the judge gave no reward to {share:.0%} of this step's answers: expected at most "
-            f"{config.max_judge_failures:.0%} (--max-judge-failures); see what it replies with `python judge.py score`"
+            f"{config.max_judge_failures:.0%} (--max-judge-failures); see what it replies with "
+            "`python judge.py score`"
         )
 
 
@@ -447,9 +485,9 @@ def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts
     tqdm.write(report.line(step, config.steps, metrics))
     if step == 1 and metrics.get("loss") is not None:
         tqdm.write(
-            "  The loss is about 0 and that is right: sampler and trainer are the same policy, so every ratio is 1, and a\n"
-            "  group's advantages sum to 0. Its gradient is not 0 (see grad): answers above their group's mean become\n"
-            "  likelier. Watch reward, not loss."
+            "  The loss is about 0 and that is right: sampler and trainer share one policy, so every ratio\n"
+            "  is 1, and a group's advantages sum to 0. Its gradient is not (see grad): answers above their\n"
+            "  group's mean become likelier. Watch the reward, not the loss."
         )
     if config.show_every and (step == first or step % config.show_every == 0):
         rows = rollouts.rows(step)[: config.group_size]
@@ -468,12 +506,13 @@ def conclude(config: Config, run: Run, before: dict[str, list[float]], after: di
             )
     print(f"run      {run.folder}: metrics.jsonl, rollouts.jsonl, checkpoints/")
     print(
-        "next     other questions: --domain science, or --data YOURS.jsonl; a real judge: --judge chat:NAME with\n"
-        f"         OPENAI_BASE_URL set; more of this run: python train.py --resume {run.folder} --steps {2 * config.steps}"
+        "next     other questions: --domain science, or --data YOURS.jsonl; a real judge: --judge chat:NAME\n"
+        "         with OPENAI_BASE_URL set; more steps:\n"
+        f"         python train.py --resume {run.folder} --steps {2 * config.steps}"
     )
 
 
-# --- the command line -----------------------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------------
 
 
 def parse(argv: list[str]) -> Config:
@@ -481,7 +520,11 @@ def parse(argv: list[str]) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     config = tyro.cli(
-        Config, args=argv, default=PRESETS[first.parse_known_args(argv)[0].preset], description=__doc__, prog="train.py"
+        Config,
+        args=argv,
+        default=PRESETS[first.parse_known_args(argv)[0].preset],
+        description=__doc__,
+        prog="train.py",
     )
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -490,12 +533,58 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
+def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
+    """Settings, folder and newest whole checkpoint of the run that `--resume RUN` names, with its records
+    rewound."""
+    parser = argparse.ArgumentParser(
+        "train.py", allow_abbrev=False, description="Continue a run with its own settings."
+    )
+    parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
+    parser.add_argument("--steps", type=int, help="go on to this many steps")
+    options = parser.parse_args(argv)
+    run, written = Run.reopen(options.resume)
+    paths = {
+        name: Path(value) for name, value in written["settings"].items() if name in ("data", "out") and value
+    }
+    config = dataclasses.replace(PRESETS["cpu"], **written["settings"] | paths)
+    for name, (then, now) in checkpoint.differences(written).items():
+        print(
+            f"train.py: this run began with {name} {then}, now it is {now}; its numbers may differ",
+            file=sys.stderr,
+        )
+    found = run.checkpoints()
+    done = (
+        checkpoint.check(found[-1]) if found else -1
+    )  # without a checkpoint, not even the score before is kept
+    if options.steps is not None:
+        if options.steps < max(config.steps, done):
+            raise ValueError(
+                f"--steps {options.steps} is less than the run has: expected more than {config.steps}"
+            )
+        # The warm-up stays as long as it was: a share of more steps would lower the rate again.
+        config = dataclasses.replace(
+            config, steps=options.steps, warmup=config.warmup * config.steps / options.steps
+        )
+        checkpoint.write_json(run.folder / "config.json", written | {"settings": settings(config)})
+    if done >= config.steps:
+        raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
+    run.rewind(done)
+    print(f"resume   {run.folder} after step {max(done, 0)}")
+    return config, run, found[-1] if found else None
+
+
+def settings(config: Config) -> dict:
+    """The configuration as it stands in config.json."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
 def main(argv: list[str]) -> None:
-    torch.use_deterministic_algorithms(True)
-    config = parse(argv)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
-    run = Run.create(config.out, settings)
-    train(config, run, None)
+    torch.use_deterministic_algorithms(True)  # a resumed run has to give the same numbers
+    if any(word.split("=")[0] == "--resume" for word in argv):
+        train(*reopen(argv))
+    else:
+        config = parse(argv)
+        train(config, Run.create(config.out, settings(config)), None)
 
 
 if __name__ == "__main__":
@@ -503,3 +592,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

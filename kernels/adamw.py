@@ -1,17 +1,20 @@
-"""AdamW that learns in bfloat16: weights and moments are rounded stochastically, so that small updates are not lost.
+"""AdamW that learns in bfloat16: weights and moments are rounded stochastically, so that small updates are
+not lost.
 
     g = scale grad                         m = beta1 m + (1 - beta1) g          v = beta2 v + (1 - beta2) g^2
     p = p (1 - lr wd) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-A bfloat16 has 8 significant bits: next to 0.02 its neighbours lie 1.2e-4 apart, and an update of 5e-6, Adam's usual size at
-that learning rate, is below half of that. Rounded to the nearest it is lost at every step, and training that looks normal
-teaches nothing. Rounded up or down with probability in proportion to the distance, it is kept on average.
+A bfloat16 has 8 significant bits: next to 0.02 its neighbours lie 1.2e-4 apart, and an update of 5e-6, Adam's
+usual size at that learning rate, is below half of that. Rounded to the nearest it is lost at every step, and
+training that looks normal teaches nothing. Rounded up or down with probability in proportion to the distance,
+it is kept on average.
 
-Adding 16 random bits below the cut and then cutting does exactly that. The bits come from a stream that is keyed by (seed,
-step, parameter), so that a resumed run rounds alike. Float32 parameters are updated by the same code without rounding.
+Adding 16 random bits below the cut and then cutting does exactly that. The bits come from a stream that is
+keyed by (seed, step, parameter), so that a resumed run rounds alike. Float32 parameters are updated by the
+same code without rounding.
 
-Bytes: 7 numbers a parameter (read p, g, m, v; write p, m, v), 14 in bfloat16 and 28 in float32. A tensor is taken in slices
-that stay in the cache, so that the torch path moves little more.
+Bytes: 7 numbers a parameter (read p, g, m, v; write p, m, v), 14 in bfloat16 and 28 in float32. A tensor is
+taken in slices that stay in the cache, so that the torch path moves little more.
 """
 
 import math
@@ -31,7 +34,8 @@ def round_stochastically(x: Tensor, bits: Tensor) -> Tensor:
     """
     raw = x.view(torch.int32)
     rounded = (raw + bits).bitwise_and_(-65536).view(torch.float32)
-    # A value so close to the largest finite one that the carry overflows becomes infinite, as with rounding to nearest.
+    # A value so close to the largest finite one that the carry overflows becomes infinite, as with rounding
+    # to nearest.
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
 
 
@@ -49,7 +53,8 @@ def reference(
     scale: float,
     bits: Callable[[], Tensor],
 ) -> None:
-    """One update of n numbers, in place in p, m and v. `bits` gives (n,) random bits; it is asked for bfloat16 alone."""
+    """One update of n numbers, in place in p, m and v. `bits` gives (n,) random bits; it is asked for
+    bfloat16 alone."""
     beta1, beta2 = betas
     g32 = g.float() * scale
     m32 = m.float().lerp(g32, 1 - beta1)
@@ -63,8 +68,8 @@ def reference(
 class AdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay, for float32 and (rounding stochastically) bfloat16 parameters.
 
-    `step(grad_scale)` multiplies all gradients by `grad_scale` on the way, which is how the global norm is clipped without
-    another pass. The learning rate is read at each step from `param_groups`.
+    `step(grad_scale)` multiplies all gradients by `grad_scale` on the way, which is how the global norm is
+    clipped without another pass. The learning rate is read at each step from `param_groups`.
     """
 
     def __init__(
@@ -77,7 +82,9 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "seed": seed}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None, *, grad_scale: float = 1.0) -> None:

@@ -1,20 +1,24 @@
 """From verdicts to rewards to advantages, in one launch.
 
     reward_g = sum_k w_k v_gk / sum_k max(w_k, 0)         where some weight is positive
-             = 1 - sum_k |w_k| v_gk / sum_k |w_k|         where none is (ours, for training: all weights are penalties)
-    adv_g    = (reward_g - mean) / (std + 1e-6)           over the scored rollouts of the group, population std
+             = 1 - sum_k |w_k| v_gk / sum_k |w_k|         where none is (ours: all weights are penalties)
+    adv_g    = (reward_g - mean) / (std + 1e-6)           over the scored rollouts of the group, population
+    std
 
 What a formula does not say, and what goes wrong without it:
 
-- An item of weight 0 does not exist; its verdict may be anything, NaN included. That is also how rubrics are padded.
-- A NaN verdict on an item that exists makes the reward NaN. Such a rollout is not in the mean, not in the deviation, and
-  its advantage is 0: a judge's failure is never a score.
-- Ties are exactly 0. Twelve rewards of 0.99 have, in float32, a mean that differs from 0.99 by a rounding residue, and
-  residue over (residue + 1e-8) is an advantage of 0.9. And rewards that are equal on paper differ by up to 1.2e-7 by the
-  order of their sums. So a group whose rewards lie within 1e-6 of each other teaches nothing.
+- An item of weight 0 does not exist; its verdict may be anything, NaN included. That is also how rubrics are
+  padded.
+- A NaN verdict on an item that exists makes the reward NaN. Such a rollout is not in the mean, not in the
+  deviation, and its advantage is 0: a judge's failure is never a score.
+- Ties are exactly 0. Twelve rewards of 0.99 have, in float32, a mean that differs from 0.99 by a rounding
+  residue, and residue over (residue + 1e-8) is an advantage of 0.9. And rewards that are equal on paper
+  differ by up to 1.2e-7 by the order of their sums. So a group whose rewards lie within 1e-6 of each other
+  teaches nothing.
 
-Bytes: a verdict is read once, 4 P G K; everything else is (P, G) or (P, K) and small. The whole of it is microseconds
-on any device; it is a kernel so that the rule stands in one place and is one launch instead of twenty.
+Bytes: a verdict is read once, 4 P G K; everything else is (P, G) or (P, K) and small. The whole of it is
+microseconds on any device; it is a kernel so that the rule stands in one place and is one launch instead of
+twenty.
 """
 
 import torch
@@ -27,7 +31,7 @@ EPS = 1e-6
 SCALES = ("group", "none")
 
 
-# --- reference ------------------------------------------------------------------------------------------------------
+# --- reference ----------------------------------------------------------------------------------------------
 
 
 def reference(verdict: Tensor, weight: Tensor, scale: str) -> tuple[Tensor, Tensor]:
@@ -49,12 +53,12 @@ def reference(verdict: Tensor, weight: Tensor, scale: str) -> tuple[Tensor, Tens
     return reward, torch.where(known & (count >= 2) & (highest - lowest > TIE), advantage, 0.0)
 
 
-# --- kernel ---------------------------------------------------------------------------------------------------------
+# --- kernel -------------------------------------------------------------------------------------------------
 
 
 @jit
-def _advantage(verdict, weight, reward, advantage, G, K, tie, eps, STANDARDISE: tl.constexpr, BLOCK_G: tl.constexpr,
-               BLOCK_K: tl.constexpr):  # fmt: skip
+def _advantage(verdict, weight, reward, advantage, G, K, tie, eps,
+               STANDARDISE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """One group a program: the rollouts lie in one tile, the criteria pass by in tiles of BLOCK_K."""
     p = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, BLOCK_G)
@@ -71,7 +75,8 @@ def _advantage(verdict, weight, reward, advantage, G, K, tie, eps, STANDARDISE: 
         lost += tl.sum(v * tl.abs(w)[None, :], 1)
         positive += tl.sum(tl.maximum(w, 0.0), 0)
         total += tl.sum(tl.abs(w), 0)
-    # The divisor that is not chosen may be 0; 0 / 0 = NaN remains only where all weights are 0, as in the reference.
+    # The divisor that is not chosen may be 0; 0 / 0 = NaN remains only where all weights are 0, as in the
+    # reference.
     r = tl.where(positive > 0.0, earned / tl.where(positive > 0.0, positive, 1.0), 1.0 - lost / total)
     known = (r == r) & (g < G)
     count = tl.sum(known.to(tl.float32), 0)
@@ -101,22 +106,37 @@ def _launch(verdict: Tensor, weight: Tensor, scale: str) -> tuple[Tensor, Tensor
     advantage = torch.empty_like(reward)
     block_g, block_k, warps = tile(G, K)
     _advantage[(P,)](
-        verdict, weight, reward, advantage, G, K, TIE, EPS, scale == "group", block_g, block_k, num_warps=warps
+        verdict,
+        weight,
+        reward,
+        advantage,
+        G,
+        K,
+        TIE,
+        EPS,
+        scale == "group",
+        block_g,
+        block_k,
+        num_warps=warps,
     )
     return reward, advantage
 
 
-# --- public ---------------------------------------------------------------------------------------------------------
+# --- public -------------------------------------------------------------------------------------------------
 
 
 def group_advantage(verdict: Tensor, weight: Tensor, *, scale: str) -> tuple[Tensor, Tensor]:
-    """Rewards and advantages of P groups: verdict (P, G, K), weight (P, K) -> reward (P, G), advantage (P, G), float32.
+    """Rewards and advantages of P groups: verdict (P, G, K), weight (P, K) -> reward (P, G), advantage (P,
+    G), float32.
 
-    `scale` is "group" (divide by the group's deviation, as in DeepSeekMath) or "none" (arXiv 2503.20783). Inputs are
-    left as they are. Raises ValueError for shapes that do not fit, more than 1,024 rollouts, or another scale.
+    `scale` is "group" (divide by the group's deviation, as in DeepSeekMath) or "none" (arXiv 2503.20783).
+    Inputs are left as they are. Raises ValueError for shapes that do not fit, more than 1,024 rollouts, or
+    another scale.
     """
     if verdict.ndim != 3 or weight.shape != (verdict.shape[0], verdict.shape[2]):
-        raise ValueError(f"expected verdict (P, G, K) and weight (P, K), got {verdict.shape} and {weight.shape}")
+        raise ValueError(
+            f"expected verdict (P, G, K) and weight (P, K), got {verdict.shape} and {weight.shape}"
+        )
     if scale not in SCALES:
         raise ValueError(f"no advantage scale {scale!r}: expected one of {', '.join(SCALES)}")
     if verdict.shape[1] > 1024:

@@ -1,8 +1,9 @@
 """Triton where it exists, and which path a tensor takes.
 
-On a host without triton (macOS, Windows) these modules still import: the decorators become empty and every public
-function takes its torch path. CPU tensors take it too, except under TRITON_INTERPRET=1, where triton runs kernels in
-Python; it reads that variable when a kernel is decorated, so tests of kernels run in a process of their own.
+On a host without triton (macOS, Windows) these modules still import: the decorators become empty and every
+public function takes its torch path. CPU tensors take it too, except under TRITON_INTERPRET=1, where triton
+runs kernels in Python; it reads that variable when a kernel is decorated, so tests of kernels run in a
+process of their own.
 """
 
 import os

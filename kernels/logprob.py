@@ -3,20 +3,22 @@
     x = hidden W^T / temperature      (V,) a row
     lse = log sum exp x               logp = x[target] - lse              entropy = lse - sum softmax(x) x
 
-With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their softmax as much again, and a policy loss
-keeps both for the backward pass. Here rows go in chunks of a byte budget. Forward, a chunk's logits come from one matrix
-product and a kernel reads each of them once: a running maximum, the sum below it, and the entropy's sum are carried
-together. Backward, the logits are computed again and the kernel overwrites them with their own gradient,
+With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their softmax as much again, and a
+policy loss keeps both for the backward pass. Here rows go in chunks of a byte budget. Forward, a chunk's
+logits come from one matrix product and a kernel reads each of them once: a running maximum, the sum below it,
+and the entropy's sum are carried together. Backward, the logits are computed again and the kernel overwrites
+them with their own gradient,
 
     d x_i = d logp ([i = target] - p_i) - d entropy p_i (log p_i + entropy),
 
-which two more products turn into the gradients of hidden and W. So the work is 8 N V D instead of 6 N V D and the memory
-one chunk instead of several N V. Where a single chunk holds all rows, its logits are kept and nothing is done twice.
+which two more products turn into the gradients of hidden and W. So the work is 8 N V D instead of 6 N V D and
+the memory one chunk instead of several N V. Where a single chunk holds all rows, its logits are kept and
+nothing is done twice.
 
-Bytes a chunk of n rows in s-byte numbers: the kernel reads n V s forward, reads and writes 2 n V s backward; plain
-torch moves about 5 n V s and 6 n V s (a float32 copy, log_softmax, its exponential, their product, the gradient).
-Weight gradients add up in float32 across chunks: V D 4 bytes, 2.2 GB at V = 152,064 and D = 3,584, which is less than
-the logits it saves from N = 3,600 on.
+Bytes a chunk of n rows in s-byte numbers: the kernel reads n V s forward, reads and writes 2 n V s backward;
+plain torch moves about 5 n V s and 6 n V s (a float32 copy, log_softmax, its exponential, their product, the
+gradient). Weight gradients add up in float32 across chunks: V D 4 bytes, 2.2 GB at V = 152,064 and D = 3,584,
+which is less than the logits it saves from N = 3,600 on.
 """
 
 import torch
@@ -30,21 +32,30 @@ CHUNK_BYTES = 256 * 2**20
 """How much one chunk of logits may take, in float32: 1,365 rows at V = 49,152."""
 
 
-# --- reference ------------------------------------------------------------------------------------------------------
+# --- reference ----------------------------------------------------------------------------------------------
 
 
 def reference(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, entropy, lse), each (N,), of logits (N, V) times `scale`, in float32 or the dtype of float64 logits."""
+    """(logp, entropy, lse), each (N,), of logits (N, V) times `scale`, in float32 or the dtype of float64
+    logits."""
     x = _widen(logits) * scale
     lse = x.logsumexp(-1)
     log_p = x.sub_(lse[:, None])
     logp = log_p.gather(-1, target[:, None])[:, 0]
-    log_p.clamp_min_(torch.finfo(x.dtype).min)  # a logit of -inf has no probability: 0 * -inf must not become NaN
+    log_p.clamp_min_(
+        torch.finfo(x.dtype).min
+    )  # a logit of -inf has no probability: 0 * -inf must not become NaN
     return logp, -torch.linalg.vecdot(log_p.exp(), log_p), lse
 
 
 def reference_gradient(
-    logits: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, dlogp: Tensor, dentropy: Tensor, scale: float
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    dlogp: Tensor,
+    dentropy: Tensor,
+    scale: float,
 ) -> None:
     """Overwrite logits (N, V) with the gradient of the loss with respect to them."""
     log_p = (_widen(logits) * scale).sub_(lse[:, None])
@@ -63,7 +74,7 @@ def _widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-# --- kernels --------------------------------------------------------------------------------------------------------
+# --- kernels ------------------------------------------------------------------------------------------------
 
 
 @jit(do_not_specialize=["V"])
@@ -80,7 +91,9 @@ def _statistics(logits, target, logp, entropy, lse, stride, V, scale, BLOCK: tl.
         higher = tl.maximum(top, tl.max(x, 0))
         shrink = tl.exp(top - higher)
         e = tl.exp(x - higher)
-        moment = shrink * (moment + total * (top - higher)) + tl.sum(tl.where(e > 0.0, e * (x - higher), 0.0), 0)
+        moment = shrink * (moment + total * (top - higher)) + tl.sum(
+            tl.where(e > 0.0, e * (x - higher), 0.0), 0
+        )
         total = shrink * total + tl.sum(e, 0)
         top = higher
     log_total = top + tl.log(total)
@@ -121,7 +134,13 @@ def _launch_statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Te
 
 
 def _launch_gradient(
-    logits: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, dlogp: Tensor, dentropy: Tensor, scale: float
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    dlogp: Tensor,
+    dentropy: Tensor,
+    scale: float,
 ) -> None:
     N, V = logits.shape
     block, warps = tile(V)
@@ -138,7 +157,7 @@ def _gradient_into(logits: Tensor, *rest: Tensor, scale: float) -> None:
     (_launch_gradient if use_kernel(logits) else reference_gradient)(logits, *rest, scale)
 
 
-# --- autograd -------------------------------------------------------------------------------------------------------
+# --- autograd -----------------------------------------------------------------------------------------------
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -149,8 +168,8 @@ class _LinearLogprob(torch.autograd.Function):
             logits = F.linear(chunk, weight, bias)  # (rows, V)
             parts.append(_statistics_of(logits, aim, scale))
         logp, entropy, lse = (torch.cat(column) for column in zip(*parts, strict=True))
-        # One chunk that holds all rows is worth keeping. It is not among the saved tensors because the backward pass
-        # writes into it.
+        # One chunk that holds all rows is worth keeping. It is not among the saved tensors because the
+        # backward pass writes into it.
         ctx.logits = logits if len(parts) == 1 and any(ctx.needs_input_grad[:3]) else None
         ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
         ctx.scale, ctx.rows, ctx.spent = scale, rows, False
@@ -160,7 +179,9 @@ class _LinearLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dlogp, dentropy):  # noqa: ANN001
         if ctx.spent:
-            raise RuntimeError("linear_logprob was already differentiated; call it again instead of retain_graph")
+            raise RuntimeError(
+                "linear_logprob was already differentiated; call it again instead of retain_graph"
+            )
         hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
         kept, ctx.logits = ctx.logits, None
         ctx.spent = kept is not None
@@ -189,7 +210,7 @@ def _add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
 
 
-# --- public ---------------------------------------------------------------------------------------------------------
+# --- public -------------------------------------------------------------------------------------------------
 
 
 def linear_logprob(
@@ -201,15 +222,19 @@ def linear_logprob(
     bias: Tensor | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each row under softmax((hidden weight^T + bias) / temperature).
+    """Log-probability of each target and entropy of each row under softmax((hidden weight^T + bias) /
+    temperature).
 
-    hidden (N, D), weight (V, D), target (N,) int64, bias (V,) -> logp (N,), entropy (N,) in nats, float32 (float64 for
-    float64 inputs). Differentiable once in hidden, weight and bias, through both outputs. Peak memory beyond inputs and
-    gradients is one chunk: at most `chunk_bytes` of logits counted as float32, at least one row. Raises ValueError for
-    shapes that do not fit, a temperature that is not positive, or a target outside [0, V).
+    hidden (N, D), weight (V, D), target (N,) int64, bias (V,) -> logp (N,), entropy (N,) in nats, float32
+    (float64 for float64 inputs). Differentiable once in hidden, weight and bias, through both outputs. Peak
+    memory beyond inputs and gradients is one chunk: at most `chunk_bytes` of logits counted as float32, at
+    least one row. Raises ValueError for shapes that do not fit, a temperature that is not positive, or a
+    target outside [0, V).
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(hidden):
-        raise ValueError(f"expected hidden (N, D) with N >= 1 and weight (V, D), got {hidden.shape} and {weight.shape}")
+        raise ValueError(
+            f"expected hidden (N, D) with N >= 1 and weight (V, D), got {hidden.shape} and {weight.shape}"
+        )
     _check(target, len(hidden), len(weight), temperature)
     rows = max(1, chunk_bytes // (4 * len(weight)))
     rows = -(-len(hidden) // -(-len(hidden) // rows))  # chunks of equal size: no short last one
@@ -217,7 +242,8 @@ def linear_logprob(
 
 
 def logprob(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, entropy, lse), each (N,), of logits (N, V) that already exist. Not differentiable; logits are only read.
+    """(logp, entropy, lse), each (N,), of logits (N, V) that already exist. Not differentiable; logits are
+    only read.
 
     Raises ValueError as `linear_logprob` does.
     """
@@ -225,7 +251,9 @@ def logprob(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tupl
         raise ValueError(f"expected logits (N, V) with N >= 1, got {logits.shape}")
     _check(target, *logits.shape, temperature)
     with torch.no_grad():
-        return _statistics_of(logits if logits.stride(1) == 1 else logits.contiguous(), target, 1 / temperature)
+        return _statistics_of(
+            logits if logits.stride(1) == 1 else logits.contiguous(), target, 1 / temperature
+        )
 
 
 def _check(target: Tensor, N: int, V: int, temperature: float) -> None:
@@ -233,6 +261,8 @@ def _check(target: Tensor, N: int, V: int, temperature: float) -> None:
         raise ValueError(f"expected target ({N},) of int64, got {tuple(target.shape)} of {target.dtype}")
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0, got {temperature}")
-    low, high = torch.aminmax(target)  # on a GPU this waits for it once: the price of an error where it happens
+    low, high = torch.aminmax(
+        target
+    )  # on a GPU this waits for it once: the price of an error where it happens
     if low < 0 or high >= V:
         raise ValueError(f"expected targets in [0, {V}), got {int(low)} to {int(high)}")

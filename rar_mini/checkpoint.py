@@ -4,11 +4,13 @@
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
-    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; step-N/trainer/ continues the run
+    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; step-N/trainer/ continues the
+    run
 
-A checkpoint is built under another name, written through to the disk and then renamed, so that it is there whole or not
-at all; its manifest tells whether a file has changed since. No generator's state is in it, because none exists: every
-random number of a run is a function of (seed, step, question, rollout, position), and so is the order of the data.
+A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
+whole or not at all; its manifest tells whether a file has changed since. No generator's state is in it,
+because none exists: every random number of a run is a function of (seed, step, question, rollout, position),
+and so is the order of the data.
 """
 
 import hashlib
@@ -39,7 +41,8 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any]) -> "Run":
-        """Make the folder and write down the settings. An existing folder is refused: a run is never overwritten."""
+        """Make the folder and write down the settings. An existing folder is refused: a run is never
+        overwritten."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -73,11 +76,14 @@ class Run:
         for name in RECORDS:
             path = self.folder / name
             if path.exists():
-                kept = [line for line in path.read_bytes().split(b"\n")[:-1] if json.loads(line)["step"] <= step]
+                kept = [
+                    line for line in path.read_bytes().split(b"\n")[:-1] if json.loads(line)["step"] <= step
+                ]
                 _write_whole(path, b"".join(line + b"\n" for line in kept))
 
     def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
-        """The mean reward of each question at an evaluation, read back from the record; NaN where there is none."""
+        """The mean reward of each question at an evaluation, read back from the record; NaN where there is
+        none."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
         with open(self.folder / "evaluations.jsonl", encoding="utf-8") as file:
             for row in map(json.loads, file):
@@ -119,7 +125,8 @@ class Run:
 
 
 def check(directory: Path) -> int:
-    """The step of a checkpoint whose files are as they were written. Raises ValueError naming a damaged file."""
+    """The step of a checkpoint whose files are as they were written. Raises ValueError naming a damaged
+    file."""
     try:
         state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
         found = _digests(directory)
@@ -152,6 +159,18 @@ def environment() -> dict[str, Any]:
         revision = None
     machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
     return {"versions": versions, "machine": machine, "git": revision}
+
+
+def differences(written: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What the environment of a run's config.json and this one differ in: name to (then, now)."""
+    now = environment()
+    flat = {
+        when: {"git revision": config.get("git"), **config.get("versions", {}), **config.get("machine", {})}
+        for when, config in (("then", written), ("now", now))
+    }
+    names = sorted(flat["then"].keys() | flat["now"].keys())
+    pairs = {name: (flat["then"].get(name), flat["now"].get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def write_json(path: Path, value: Any) -> None:

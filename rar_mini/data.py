@@ -1,8 +1,8 @@
 """Examples, and where they come from: the bundled sample, or a JSONL file in one of two forms.
 
-A row in rar-mini's form has `question`, `reference_answer` and `rubric` (title, description, weight); a row in
-HealthBench's form has `prompt` (chat messages) and `rubrics` (criterion, points). Every error names the file, the
-line, the field, what was expected and what came.
+A row in rar-mini's form has `question`, `reference_answer` and `rubric` (title, description, weight); a row
+in HealthBench's form has `prompt` (chat messages) and `rubrics` (criterion, points). Every error names the
+file, the line, the field, what was expected and what came.
 """
 
 import hashlib
@@ -47,7 +47,9 @@ class BadRow(ValueError):
 def sample(domain: str) -> list[Example]:
     """Read the bundled questions of one domain, written for demonstration."""
     if domain not in DOMAINS:
-        raise ValueError(f"no bundled domain {domain!r}: expected one of {', '.join(DOMAINS)}, or --data PATH.jsonl")
+        raise ValueError(
+            f"no bundled domain {domain!r}: expected one of {', '.join(DOMAINS)}, or --data PATH.jsonl"
+        )
     return read(SAMPLE / f"{domain}.jsonl")
 
 
@@ -56,12 +58,14 @@ def read(
 ) -> list[Example]:
     """Read a JSONL file. Bad rows raise `BadRow`, or with `skip_bad` are left out and counted in `notes`.
 
-    Rows without an `id` get one from their line, rows without a `split` are training data. With `unique`, an id that
-    comes twice is refused: rollouts and random streams are named by it.
+    Rows without an `id` get one from their line, rows without a `split` are training data. With `unique`, an
+    id that comes twice is refused: rollouts and random streams are named by it.
     """
     notes = Counter() if notes is None else notes
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would also cut at U+2028 in a text
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # splitlines() would also cut at U+2028 in a text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: expected a JSONL file in UTF-8, got {error}") from error
     examples: list[Example] = []
@@ -72,7 +76,9 @@ def read(
         try:
             example = _example(line, number, notes)
             if unique and example.id in lines_of:
-                raise BadRow(f"field id: expected a new name, got {example.id!r} as in line {lines_of[example.id]}")
+                raise BadRow(
+                    f"field id: expected a new name, got {example.id!r} as in line {lines_of[example.id]}"
+                )
             lines_of[example.id] = number
             examples.append(example)
         except BadRow as error:
@@ -81,7 +87,9 @@ def read(
                 raise BadRow(f"{path}, line {number}: {error}; {hint}") from None
             notes["rows left out as bad"] += 1
     if not examples:
-        raise ValueError(f"{path} has no usable row: expected one JSON object a line, see README for the fields")
+        raise ValueError(
+            f"{path} has no usable row: expected one JSON object a line, see README for the fields"
+        )
     return examples
 
 
@@ -101,7 +109,9 @@ def _example(line: str, number: int, notes: Counter[str]) -> Example:
         raise BadRow(f"field split: expected 'train' or 'held_out', got {split!r}")
     rubric = rubrics.from_categories(items, notes)
     messages = ({"role": "user", "content": question},)
-    return Example(str(row.get("id", f"line-{number}")), split, messages, _text(row, "reference_answer"), rubric, row)
+    return Example(
+        str(row.get("id", f"line-{number}")), split, messages, _text(row, "reference_answer"), rubric, row
+    )
 
 
 def _healthbench(row: dict[str, Any], number: int) -> Example:
@@ -109,7 +119,9 @@ def _healthbench(row: dict[str, Any], number: int) -> Example:
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"field prompt: expected a list of messages, got {str(turns)[:40]!r}")
     for index, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+        if not isinstance(turn, dict) or not all(
+            isinstance(turn.get(key), str) for key in ("role", "content")
+        ):
             raise BadRow(f"field prompt[{index}]: expected role and content as text, got {str(turn)[:40]!r}")
     rubric = rubrics.from_points(_items(row, "rubrics", {"criterion": str, "points": (int, float)}))
     messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
@@ -138,7 +150,9 @@ def _items(row: dict[str, Any], name: str, form: dict[str, Any]) -> list[dict[st
             if not isinstance(value, kind) or isinstance(value, bool):
                 wanted = "text" if kind is str else "a number"
                 raise BadRow(f"field {name}[{index}].{key}: expected {wanted}, got {str(value)[:40]!r}")
-            if kind is not str and not abs(value) < 1e6:  # false for NaN too, which Python's JSON lets through
+            if (
+                kind is not str and not abs(value) < 1e6
+            ):  # false for NaN too, which Python's JSON lets through
                 raise BadRow(f"field {name}[{index}].{key}: expected a finite number, got {value}")
     if not any(item[key] for item in items for key, kind in form.items() if kind is not str):
         raise BadRow(f"field {name}: expected an item that weighs something, got only weights of 0")
@@ -146,11 +160,13 @@ def _items(row: dict[str, Any], name: str, form: dict[str, Any]) -> list[dict[st
 
 
 def draw(examples: Sequence[Example], prompts: int, step: int, seed: int) -> list[tuple[Example, int]]:
-    """The (example, visit) pairs of one step (0-based): a pass over all examples in random order, then another.
+    """The (example, visit) pairs of one step (0-based): a pass over all examples in random order, then
+    another.
 
-    Nothing is remembered between steps: position i of the endless stream is place i mod n of the order of epoch
-    i // n, so that a resumed run reads on where it stopped. No row is dropped where `prompts` does not divide n.
-    `visit` counts how often this step has drawn the example before (around the turn of an epoch it can come twice).
+    Nothing is remembered between steps: position i of the endless stream is place i mod n of the order of
+    epoch i // n, so that a resumed run reads on where it stopped. No row is dropped where `prompts` does not
+    divide n. `visit` counts how often this step has drawn the example before (around the turn of an epoch it
+    can come twice).
     """
     if prompts > len(examples):
         raise ValueError(

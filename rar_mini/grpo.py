@@ -1,6 +1,7 @@
 r"""GRPO: from advantages to a loss, over packed batches. Every formula of the update stands here.
 
-For completion i of a group, token t, with the policy that is trained $\pi$ and the one that sampled $\pi_{old}$:
+For completion i of a group, token t, with the policy that is trained $\pi$ and the one that sampled
+$\pi_{old}$:
 
     ratio_it = exp(logp_it - old_logp_it)
     gain_it  = min(ratio_it A_i, clip(ratio_it, 1 - clip_low, 1 + clip_high) A_i)
@@ -8,20 +9,21 @@ For completion i of a group, token t, with the policy that is trained $\pi$ and 
     loss     = sum_it  w_it (-c_it gain_it + beta k3_it)
 
 - `A_i` is the group's advantage (kernels/advantage.py); it is the same for all tokens of a completion.
-- The clipped gain and the per-token KL estimate are those of DeepSeekMath (arXiv 2402.03300, eq. 3 and 4); the minimum
-  is taken of the gains, so that for A < 0 a ratio that has risen keeps its gradient. k3 is Schulman's low-variance,
-  never negative estimate (joschu.net/blog/kl-approx.html). Two bounds instead of one: DAPO (arXiv 2503.14476).
-- `w_it` normalises over the *scored completions of the whole step*, whatever micro-batches it is cut into. With S of
-  them, of length len_i, and N tokens in all:
+- The clipped gain and the per-token KL estimate are those of DeepSeekMath (arXiv 2402.03300, eq. 3 and 4);
+  the minimum is taken of the gains, so that for A < 0 a ratio that has risen keeps its gradient. k3 is
+  Schulman's low-variance, never negative estimate (joschu.net/blog/kl-approx.html). Two bounds instead of
+  one: DAPO (arXiv 2503.14476).
+- `w_it` normalises over the *scored completions of the whole step*, whatever micro-batches it is cut into.
+  With S of them, of length len_i, and N tokens in all:
       token     1 / N                     every token weighs the same (DAPO, eq. 8)
       sequence  1 / (S len_i)             every completion weighs the same (DeepSeekMath, eq. 3)
       constant  1 / (S max_new_tokens)    no length in the divisor, so no bias by length (arXiv 2503.20783)
-- `c_it` = min(exp(old_logp - sampler_logp), cap) with --mismatch-cap, else 1: the truncated importance weight between the
-  sampler's numerics and the trainer's (fengyao.notion.site/off-policy-rl).
+- `c_it` = min(exp(old_logp - sampler_logp), cap) with --mismatch-cap, else 1: the truncated importance weight
+  between the sampler's numerics and the trainer's (fengyao.notion.site/off-policy-rl).
 
-`old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore exactly 1.
-There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages sum to 0 in a group.
-Its gradient is not: it is minus the mean of A grad logp.
+`old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
+exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages
+sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,7 +55,8 @@ class MicroBatch:
 
 
 def scored(reward: Tensor) -> Tensor:
-    """Which rollouts teach: (P, G) rewards -> (P, G) bool. A NaN does not, nor does a group with fewer than two."""
+    """Which rollouts teach: (P, G) rewards -> (P, G) bool. A NaN does not, nor does a group with fewer than
+    two."""
     known = ~reward.isnan()
     return known & (known.sum(-1, keepdim=True) >= 2)
 
@@ -71,9 +74,9 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Cut a step into packed batches of at most `tokens_per_batch` tokens (one completion may exceed it).
 
-    prompts[p], completions[p][g], adv (P, G), teaches (P, G). A prompt is read once for its whole group; a group too
-    large for one batch is cut between completions, and its prompt is then read once a part. Rollouts that do not teach
-    are left out, of the normalisers too.
+    prompts[p], completions[p][g], adv (P, G), teaches (P, G). A prompt is read once for its whole group; a
+    group too large for one batch is cut between completions, and its prompt is then read once a part.
+    Rollouts that do not teach are left out, of the normalisers too.
     """
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
     S, N = int(teaches.sum()), int(lengths[teaches].sum())
@@ -125,7 +128,8 @@ def _micro_batch(
 
 
 def token_logp(model: Decoder, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of a batch's completion tokens, (N,) each, at the sampling temperature."""
+    """Log-probabilities and entropies of a batch's completion tokens, (N,) each, at the sampling
+    temperature."""
     hidden = model(batch.packed.ids, batch.packed.positions, batch.packed.attend)  # (T, D)
     return linear_logprob(hidden[batch.row], model.head, batch.target, temperature=temperature)
 
@@ -141,8 +145,8 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A micro-batch's share of the step's loss, and what the step's metrics are summed from.
 
-    logp (N,) with gradient. The shares of all micro-batches add up to the loss of the step, so each is differentiated
-    as it is.
+    logp (N,) with gradient. The shares of all micro-batches add up to the loss of the step, so each is
+    differentiated as it is.
     """
     assert batch.old_logp is not None, "old_logp is set in the first inner epoch"
     assert beta == 0 or batch.ref_logp is not None, "a KL penalty needs the reference's log-probabilities"
@@ -175,7 +179,9 @@ def token_metrics(parts: Iterable[dict[str, Tensor]]) -> dict[str, float]:
     for part in parts:
         for name, value in part.items():
             number = float(value)
-            totals[name] = max(totals.get(name, 0.0), number) if name == "gap_max" else totals.get(name, 0.0) + number
+            totals[name] = (
+                max(totals.get(name, 0.0), number) if name == "gap_max" else totals.get(name, 0.0) + number
+            )
     n = totals["tokens"]
     metrics = {
         "loss": totals["loss"],

@@ -1,7 +1,8 @@
-"""A judge without a model: does a response use the content words of a criterion? Deterministic, offline, a stand-in.
+"""A judge without a model: does a response use the content words of a criterion? Deterministic and offline.
 
-It exists so that the whole pipeline runs anywhere in minutes. It reads words, not sense: a policy that is trained on
-it learns to use the words of its subject, not to be right. Nothing measured with it says anything about medicine.
+It is a stand-in, so that the whole pipeline runs anywhere in minutes. It reads words, not sense: a policy
+that is trained on it learns to use the words of its subject, not to be right. Nothing measured with it says
+anything about medicine.
 """
 
 import re
@@ -13,22 +14,25 @@ THRESHOLD = 0.5
 """The share of a criterion's content words that a response has to use."""
 
 _STOP = frozenset(
-    """a about above after all also although am an and any are as at be because been before being between both but by
-    can could did do does during each either etc example few for from had has have he her here his how i if in into is
-    it its itself just least like made make many may might more most much must of off on one only or other our out
-    over own per rather same she should since so some such than that the their them then there these they this those
-    through to too under until up upon us use very via was we were what when where whether which while who whose why
-    will with would you your
-    response answer question patient criterion address advise argue assert clarify claim compute conclude confirm
-    correctly define derive describe discuss emphasise emphasize explain explicitly give highlight identify imply
-    include indicate mention name note point present provide recognise recognize recommend refer report say show
-    specify state stress suggest treat""".split()
+    """a about above after all also although am an and any are as at be because been before being between both
+    but by can could did do does during each either etc example few for from had has have he her here his how
+    i if in into is it its itself just least like made make many may might more most much must of off on one
+    only or other our out over own per rather same she should since so some such than that the their them then
+    there these they this those through to too under until up upon us use very via was we were what when where
+    whether which while who whose why will with would you your
+
+    response answer question patient criterion address advise argue assert clarify claim compute conclude
+    confirm correctly define derive describe discuss emphasise emphasize explain explicitly give highlight
+    identify imply include indicate mention name note point present provide recognise recognize recommend
+    refer report say show specify state stress suggest treat""".split()
 )
 _NEGATION = re.compile(
-    r"\b(?:no|not|never|without|neither|nor|none|cannot|avoid\w*|contraindicated|withh[eo]ld)\b|n't\b|n’t\b", re.I
+    r"\b(?:no|not|never|without|neither|nor|none|cannot|avoid\w*|contraindicated|withh[eo]ld)\b|n't\b|n’t\b",
+    re.I,
 )
 _OMISSION = re.compile(
-    r"^(?:the (?:response|answer) )?(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
+    r"^(?:the (?:response|answer) )?"
+    r"(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
     r"|omits?|omitting|misses|missing|ignores?|ignoring|lacks?|leaves out)\b",
     re.I,
 )
@@ -43,7 +47,7 @@ _ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ied", "ed", "es", "ly", "s
 
 
 def stem(word: str) -> str:
-    """Cut one common ending off a lower-case word, if four letters remain: infusing, infused, infuses -> infus."""
+    """Cut one common ending off a lower-case word, if four letters remain: infusing, infused -> infus."""
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word[: -len(ending)]
@@ -72,8 +76,9 @@ def _covered(wanted: frozenset[str], words: frozenset[str]) -> bool:
 def verdict(criterion: Criterion, response: str) -> float:
     """1.0 where the criterion holds of the response, else 0.0; of a pitfall, where the mistake was avoided.
 
-    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided where X is there; one that
-    names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided where no clause affirms X.
+    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided where X is there; one
+    that names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided where no clause
+    affirms X.
     """
     text = criterion.description
     if criterion.asks_avoidance:
@@ -90,7 +95,7 @@ def verdict(criterion: Criterion, response: str) -> float:
 
 
 def rating(rubric: Rubric, response: str) -> float:
-    """A whole rating from 1 to 10: the share of the weight that the response earns, negative points included."""
+    """A whole rating from 1 to 10: the share of the weight that is earned, negative points included."""
     earned = sum(criterion.weight * verdict(criterion, response) for criterion in rubric.criteria)
     full = sum(max(weight, 0.0) for weight in rubric.weights)
     return 1.0 + round(9 * min(max(earned / full, 0.0), 1.0)) if full else float("nan")

@@ -2,7 +2,7 @@
 
 Three decisions:
 
-- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function that the caller brings.
+- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function brought by the caller.
   Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py, sampler.py).
 - Parameters bear the names of Hugging Face's checkpoints, so that reading and writing need no translation.
 - Float32 where the families compute in float32 (the mean square of RMSNorm, the angles of RoPE), the weights'
@@ -54,8 +54,8 @@ class RMSNorm(nn.Module):
 def rope_frequencies(config: PretrainedConfig) -> Tensor:
     """The angles, in radians a position, by which the pairs of a head's channels turn: (d / 2,), float32.
 
-    Rotary embedding is arXiv 2104.09864. The type `llama3` stretches it to longer texts, as Llama 3.1's released
-    configs do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by `factor`,
+    Rotary embedding is arXiv 2104.09864. The type `llama3` stretches it to longer texts, as the configs of
+    Llama 3.1 do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by `factor`,
     those that fit more than `high_freq_factor` times stay, and between the two the frequencies are blended.
     """
     rope, width = config.rope_parameters, head_width(config)
@@ -71,7 +71,7 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by their angles; cos and sin are (T, 1, d / 2)."""
+    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by their angles, of cos and sin (T, 1, d / 2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -134,7 +134,7 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Token ids to hidden states. Logits are `hidden @ decoder.head.T`, taken by callers only where needed.
 
-    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again there.
+    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again then.
     That costs a second forward pass, and calls `attend` a second time: it must not write to a cache.
     """
 
@@ -144,29 +144,32 @@ class Decoder(nn.Module):
         self.config = config
         self.checkpointing = False
         V, D, eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
-        layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
-        # The embedding has no padding_idx. transformers sets it, which silences the gradient of the pad token:
-        # of the end token, where the two are one, though every conversation really reads it.
-        self.model = nn.ModuleDict({"embed_tokens": nn.Embedding(V, D), "layers": layers, "norm": RMSNorm(D, eps)})
+        self.model = nn.ModuleDict()
+        # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding. That is
+        # the end token's, where the two are one, and every conversation really reads it.
+        self.model["embed_tokens"] = nn.Embedding(V, D)
+        self.model["layers"] = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.model["norm"] = RMSNorm(D, eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(D, V, bias=False)
-        # Not a buffer: `decoder.bfloat16()` would round it by up to 1/512, and turn position 8000 by radians.
+        # Not a buffer: `decoder.bfloat16()` would round it by up to 1/512, at position 8000 by radians.
         self._frequencies = rope_frequencies(config)  # (d / 2,)
 
     @property
     def head(self) -> Tensor:
-        """The weight (V, D) that makes logits of hidden states: the embedding's own where the two are tied."""
-        return self.model["embed_tokens"].weight if self.config.tie_word_embeddings else self.lm_head.weight
+        """The weight (V, D) that makes logits of hidden states; the embedding's own where they are tied."""
+        tied = self.config.tie_word_embeddings
+        return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, D) after the final norm, for token ids (T,) at positions (T,) of their own sequences.
+        """Hidden states (T, D) after the final norm, of token ids (T,) at positions (T,) in their own sequences.
 
-        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k and v
-        not repeated, and returns (T, H, d). It alone decides which tokens see which.
+        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k and
+        v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
         assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row of tokens, and a position for each"
         x = self.model["embed_tokens"](ids)  # (T, D)
-        if self._frequencies.device != x.device:  # once; a copy in every pass would stall the GPU in every pass
+        if self._frequencies.device != x.device:  # once: a copy to the GPU in every pass would stall every pass
             self._frequencies = self._frequencies.to(x.device)
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -180,7 +183,7 @@ class Decoder(nn.Module):
 
 
 def reference_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The `attend` of one sequence alone: causal attention of q (T, H, d) over k, v (T, KV, d) -> (T, H, d)."""
+    """The `attend` of a lone sequence: causal attention of q (T, H, d) over k, v (T, KV, d) -> (T, H, d)."""
     q, k, v = (rearrange(x, "t heads d -> 1 heads t d") for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return rearrange(out, "1 heads t d -> t heads d")
@@ -194,26 +197,28 @@ def head_width(config: PretrainedConfig) -> int:
 def refuse_unsupported(config: PretrainedConfig) -> None:
     """Raise ValueError that names everything in a config that would silently be computed wrongly here."""
     refuse_family(config.model_type)
-    rope, layer_types = config.rope_parameters, set(getattr(config, "layer_types", None) or ["full_attention"])
+    rope = config.rope_parameters
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     heads, groups = config.num_attention_heads, config.num_key_value_heads
+    activation, dropout = config.hidden_act, config.attention_dropout
     checks = [  # what has to hold, what came, what is supported
         (rope["rope_type"] in ROPE_TYPES, f"rope_type {rope['rope_type']!r}", " and ".join(ROPE_TYPES)),
         (rope.get("partial_rotary_factor", 1) == 1, "partial_rotary_factor", "rotation of whole heads"),
-        (layer_types == {"full_attention"}, f"layer_types {sorted(layer_types)}", "full_attention throughout"),
-        (config.hidden_act == "silu", f"hidden_act {config.hidden_act!r}", "silu"),
-        (not config.attention_dropout, f"attention_dropout {config.attention_dropout}", "none"),
-        (getattr(config, "quantization_config", None) is None, "quantization_config", "plain float weights"),
-        (heads % groups == 0, f"{groups} key/value heads for {heads} heads", "a number that divides the heads'"),
+        (layer_types == {"full_attention"}, f"layer_types {sorted(layer_types)}", "full_attention only"),
+        (activation == "silu", f"hidden_act {activation!r}", "silu"),
+        (not dropout, f"attention_dropout {dropout}", "none"),
+        (not hasattr(config, "quantization_config"), "quantization_config", "plain float weights"),
+        (heads % groups == 0, f"{heads} heads for {groups} key/value heads", "a multiple"),
     ]
     if refused := [f"{came} (supported: {supported})" for holds, came, supported in checks if not holds]:
-        raise ValueError(f"this {config.model_type} model is not supported, its config has " + ", ".join(refused))
+        raise ValueError(f"this {config.model_type} model is not supported: its config has {', '.join(refused)}")
 
 
 def refuse_family(model_type: str | None) -> None:
     """Raise ValueError for an architecture that is not one of ours."""
     if model_type not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: {supported} (Qwen2.5 is qwen2)")
+        names = ", ".join(ARCHITECTURES)
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {names} (Qwen2.5 is qwen2)")
 
 
 def read_config(directory: Path) -> PretrainedConfig:
@@ -243,7 +248,7 @@ def weight_files(directory: Path) -> list[Path]:
             f"expected safetensors in {directory}, found {', '.join(pickled)}: pickled weights can run code when "
             "they are opened. Convert them with transformers: from_pretrained(...).save_pretrained(...)"
         )
-    raise ValueError(f"expected {single.name} or {index.name} in {directory}, found neither: no weights to load")
+    raise ValueError(f"no weights in {directory}: expected {single.name} or {index.name}")
 
 
 def refuse_misfits(directory: Path, expected: Shapes, found: Shapes) -> None:
@@ -289,7 +294,7 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
     if config.tie_word_embeddings:
         twin = weights.pop("lm_head.weight", None)
         if twin is not None and not torch.equal(twin, weights["model.embed_tokens.weight"]):
-            raise ValueError(f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding")
+            raise ValueError(f"{directory}: lm_head.weight differs from the embedding, yet the config ties them")
     decoder.load_state_dict(weights, assign=True)
     return decoder
 

@@ -1,4 +1,5 @@
-"""A policy: a decoder with its tokenizer, and how a conversation becomes token ids and token ids become a response."""
+"""A policy: a decoder with its tokenizer, and how a conversation becomes token ids and token ids become a
+response."""
 
 import logging
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ class Policy:
     def encode(self, example: Example) -> list[int]:
         """The prompt's token ids, the opening of the answer included.
 
-        With a chat template if the tokenizer has one, else as the plain text of prompts.py. The template writes the
-        special tokens itself; a plain text gets the tokenizer's own (a beginning-of-text token, where it has one).
+        With a chat template if the tokenizer has one, else as the plain text of prompts.py. The template
+        writes the special tokens itself; a plain text gets the tokenizer's own (a beginning-of-text token,
+        where it has one).
         """
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(
@@ -47,7 +49,9 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
     """Load a policy by the names that `pretrained.resolve` takes."""
     directory = resolve(name)
     decoder = model.load(directory, dtype, device)
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)  # warns of any long text
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(
+        logging.ERROR
+    )  # warns of any long text
     tokenizer = AutoTokenizer.from_pretrained(directory)
     named = [decoder.config.eos_token_id, tokenizer.eos_token_id]
     if (directory / "generation_config.json").exists():

@@ -1,13 +1,14 @@
-"""The prefix tree: many sequences that share their beginnings, in one forward pass that reads each beginning once.
+"""The prefix tree: many sequences that share their beginnings, in one forward pass that reads each beginning
+once.
 
 A tree of segments is packed into one flat row of tokens, a parent before its children:
 
     ids        [ prompt ........ | completion 0 ... | completion 1 . | completion 2 ..... ]
     positions  [ 0 1 2 ... n - 1 | n n+1 n+2 ...    | n n+1 ...      | n n+1 ...          ]
 
-A token attends to its own segment's past and to the whole of its segment's ancestors, so that every sequence gets
-the numbers that it would get alone. With G completions of c tokens to a prompt of n tokens, the pass costs n + G c
-tokens instead of G (n + c).
+A token attends to its own segment's past and to the whole of its segment's ancestors, so that every sequence
+gets the numbers that it would get alone. With G completions of c tokens to a prompt of n tokens, the pass
+costs n + G c tokens instead of G (n + c).
 """
 
 from collections.abc import Sequence
@@ -56,8 +57,9 @@ class Packed:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d).
 
-        One call of scaled_dot_product_attention a segment, over its ancestors' keys and its own. Nothing is copied
-        for a root; a child copies its ancestors' keys, n x KV x d numbers, which is small beside its matrix products.
+        One call of scaled_dot_product_attention a segment, over its ancestors' keys and its own. Nothing is
+        copied for a root; a child copies its ancestors' keys, n x KV x d numbers, which is small beside its
+        matrix products.
         """
         out = []
         for (start, end), context in zip(self.spans, self.context, strict=True):

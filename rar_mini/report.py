@@ -1,4 +1,5 @@
-"""What a run says about itself: a step's metrics, and the lines that a person reads. README defines every metric."""
+"""What a run says about itself: a step's metrics, and the lines that a person reads. README defines every
+metric."""
 
 import math
 import textwrap
@@ -18,7 +19,9 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
     What is not defined, such as the mean of no rewards, is None.
     """
     known = ~reward.isnan()
-    lengths = torch.tensor([[len(c.ids) for c in group] for group in completions], dtype=torch.float32)  # (P, G)
+    lengths = torch.tensor(
+        [[len(c.ids) for c in group] for group in completions], dtype=torch.float32
+    )  # (P, G)
     finished = torch.tensor([[c.finished for c in group] for group in completions])
     groups = [row[seen] for row, seen in zip(reward, known, strict=True) if seen.sum() >= 2]
     ties = [bool(group.max() - group.min() <= TIE) for group in groups]
@@ -53,7 +56,8 @@ def _correlation(reward: Tensor, lengths: Tensor, known: Tensor) -> float | None
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
-    """The mean change over questions and its standard error, or None where fewer than two have both scores."""
+    """The mean change over questions and its standard error, or None where fewer than two have both
+    scores."""
     changes = torch.tensor([b - a for a, b in zip(before, after, strict=True) if math.isfinite(a + b)])
     if len(changes) < 2:
         return None
@@ -80,10 +84,13 @@ def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
 
 
 def rollout(row: dict[str, Any], width: int = 100) -> str:
-    """One answer with its verdicts, for a person to read. The text is shown as it is, control characters escaped."""
+    """One answer with its verdicts, for a person to read. The text is shown as it is, control characters
+    escaped."""
     lines = [f"  {row['example_id']}, step {row['step']}: {printable(row['prompt'])}"]
     reward = "none, the judge failed" if row["reward"] is None else f"{row['reward']:.3f}"
-    lines += textwrap.wrap(printable(row["response"]) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    ")
+    lines += textwrap.wrap(
+        printable(row["response"]) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    "
+    )
     for item in row["verdicts"]:
         verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
         lines.append(f"    {verdict:>4}  weight {item['weight']:<4g}{item['category']:<10} {item['title']}")

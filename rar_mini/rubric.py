@@ -2,11 +2,12 @@
 
 Two kinds exist, and the sign of a verdict differs between them:
 
-- **RaR rubrics** name a category in front of each item ("Essential Criteria: ..."). A verdict means *the response is
-  good on this item*; for a pitfall that is "the mistake was avoided", however the item words it, and the weight is
-  positive. The released data words its pitfalls both ways, so that no rule about signs is right for all of it.
-- **Literal rubrics** (HealthBench) carry signed points. A verdict means *the text of the item holds*, and an item
-  with negative points takes away.
+- **RaR rubrics** name a category in front of each item ("Essential Criteria: ..."). A verdict means *the
+  response is good on this item*; for a pitfall that is "the mistake was avoided", however the item words it,
+  and the weight is positive. The released data words its pitfalls both ways, so that no rule about signs is
+  right for all of it.
+- **Literal rubrics** (HealthBench) carry signed points. A verdict means *the text of the item holds*, and an
+  item with negative points takes away.
 """
 
 import re
@@ -17,12 +18,15 @@ from dataclasses import dataclass
 CATEGORY_WEIGHT = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """What an item weighs in RaR-Explicit (the paper, section 2 and appendix; v1 gave pitfalls 0.8)."""
 
-_PREFIX = re.compile(r"^\s*(?:(\w+)\s+criteri(?:a|on|um)\s*:|(essential|important|optional|pitfall)\s*:)\s*", re.I)
+_PREFIX = re.compile(
+    r"^\s*(?:(\w+)\s+criteri(?:a|on|um)\s*:|(essential|important|optional|pitfall)\s*:)\s*", re.I
+)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One item of a rubric. `description` is without its category prefix; `weight` is the one that rewards use."""
+    """One item of a rubric. `description` is without its category prefix; `weight` is the one that rewards
+    use."""
 
     title: str
     description: str
@@ -58,8 +62,9 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
     """Read an item's category, and say whether the prefix alone could tell it.
 
     Returns (category, description without its prefix, clean). The released data has a few odd prefixes
-    ("Esssential", "Option", "Universal") and some items with none; there the weight tells: 5 essential, 4 or 3
-    important, 2 or 1 optional, below zero pitfall. A zero or fractional weight rounds to the nearest of these.
+    ("Esssential", "Option", "Universal") and some items with none; there the weight tells: 5 essential, 4
+    or 3 important, 2 or 1 optional, below zero pitfall. A zero or fractional weight rounds to the nearest of
+    these.
     """
     match = _PREFIX.match(description)
     text = description[match.end() :] if match else description
@@ -87,10 +92,13 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
 
 
 def from_points(items: Sequence[dict]) -> Rubric:
-    """Make a literal rubric of HealthBench's {criterion, points} rows. The title is the item's first words."""
+    """Make a literal rubric of HealthBench's {criterion, points} rows. The title is the item's first
+    words."""
     return Rubric(
         tuple(
-            Criterion(" ".join(item["criterion"].split()[:4]), item["criterion"], "literal", float(item["points"]))
+            Criterion(
+                " ".join(item["criterion"].split()[:4]), item["criterion"], "literal", float(item["points"])
+            )
             for item in items
         )
     )

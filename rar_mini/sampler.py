@@ -1,17 +1,19 @@
 """The sampler: completions of prompts, with a key-value cache in which each prompt is stored once.
 
-Every prompt is read once for all of its G rollouts. Its keys and values are kept once and shared; what a rollout adds
-goes into a preallocated cache of its own. So a wave of R rollouts of P prompts with n tokens each holds
+Every prompt is read once for all of its G rollouts. Its keys and values are kept once and shared; what a
+rollout adds goes into a preallocated cache of its own. So a wave of R rollouts of P prompts with n tokens
+each holds
 
     2 x layers x KV x d x (P n + R max_new_tokens) numbers
 
-instead of R (n + max_new_tokens). Attention is one softmax over two parts: scores against the shared prompt (one
-matrix product for all of a prompt's rollouts) and scores against the row's own past. Rows start together, so that all
-have the same number of own tokens; a finished row leaves at once, and what remains costs less.
+instead of R (n + max_new_tokens). Attention is one softmax over two parts: scores against the shared prompt
+(one matrix product for all of a prompt's rollouts) and scores against the row's own past. Rows start
+together, so that all have the same number of own tokens; a finished row leaves at once, and what remains
+costs less.
 
-Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly that
-distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution. `top_k` and `top_p` are
-for evaluation; `logp` ignores them.
+Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
+that distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution. `top_k`
+and `top_p` are for evaluation; `logp` ignores them.
 """
 
 import hashlib
@@ -39,12 +41,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(f"cannot sample with {self}: expected at least one token, temperature >= 0, 0 < top_p <= 1")
+            raise ValueError(
+                f"cannot sample with {self}: expected at least one token, temperature >= 0, 0 < top_p <= 1"
+            )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the policy wrote: token ids with the sampled end token, each one's log-probability, and how it ended."""
+    """What the policy wrote: token ids with the sampled end token, each one's log-probability, and how it
+    ended."""
 
     ids: list[int]
     logp: list[float]
@@ -53,7 +58,8 @@ class Completion:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and, for each of its rollouts, the uniform numbers that decide its tokens, (max_new_tokens,) each."""
+    """One prompt and, for each of its rollouts, the uniform numbers that decide its tokens, (max_new_tokens,)
+    each."""
 
     prompt: Ids
     uniforms: Sequence[np.ndarray]
@@ -62,8 +68,8 @@ class Request:
 def uniforms(seed: int, step: int, example: str, rollout: int, count: int) -> np.ndarray:
     """The random numbers of one row: (count,) in [0, 1), the p-th for its p-th token.
 
-    They depend on nothing else, so that a row comes out the same whoever its neighbours are, in whatever wave, and
-    after a resume.
+    They depend on nothing else, so that a row comes out the same whoever its neighbours are, in whatever
+    wave, and after a resume.
     """
     key = hashlib.sha256(f"{seed}/{step}/{example}/{rollout}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)
@@ -213,7 +219,8 @@ def _decode(
     settings: Settings,
     progress: Callable[[int], object],
 ) -> list[Completion]:
-    """Write one wave's completions, token by token. draws (R, max_new_tokens); prompt i has counts[i] rows."""
+    """Write one wave's completions, token by token. draws (R, max_new_tokens); prompt i has counts[i]
+    rows."""
     rows = _Rows(model, prompts, counts, settings.max_new_tokens)
     running = list(range(len(draws)))  # which completion each row of the batch writes
     ids: list[list[int]] = [[] for _ in running]
@@ -242,8 +249,8 @@ def _decode(
 def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """Choose one token a row: logits (R, V), uniform (R,) in [0, 1) -> (tokens (R,), logp (R,)).
 
-    By inverse CDF, so that one number decides a token. The running sum is in float64: in float32 a vocabulary of
-    150,000 loses its rare tokens to rounding.
+    By inverse CDF, so that one number decides a token. The running sum is in float64: in float32 a vocabulary
+    of 150,000 loses its rare tokens to rounding.
     """
     if settings.temperature == 0:
         tokens = logits.argmax(-1)
@@ -260,7 +267,8 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
 
 
 def _truncate(mass: Tensor, settings: Settings) -> Tensor:
-    """Zero what top-k and top-p leave out: (R, V) -> (R, V). Of equally likely tokens the lower id goes first."""
+    """Zero what top-k and top-p leave out: (R, V) -> (R, V). Of equally likely tokens the lower id goes
+    first."""
     ordered, order = mass.sort(-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if settings.top_k:

@@ -1,0 +1,82 @@
+"""What the tests share: a tiny random policy in the Hugging Face format, the real default, and a few questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rar_mini import pretrained
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """256 bytes and three special tokens: every text has ids, and decoding gives it back."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with grouped queries and a byte tokenizer. Read only: it is shared."""
+    directory = tmp_path_factory.mktemp("tiny") / "policy"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # the usual 0.02 gives almost uniform tokens, on which nothing could fail
+        eos_token_id=258,
+        pad_token_id=258,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config.eos_token_id = [256, 258]
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def default() -> Path:
+    """The real default policy, fetched once into the user's cache."""
+    return pretrained.resolve(pretrained.DEFAULT)
+
+
+def question(number: int, **changes: object) -> dict:
+    """A data row whose answers even a random byte model can be judged on."""
+    rubric = [
+        {"title": "Has letters", "description": "Essential Criteria: Mentions e and a.", "weight": 5},
+        {"title": "Names fever", "description": "Important Criteria: Names fever.", "weight": 3},
+        {"title": "No aspirin", "description": "Pitfall Criteria: Recommends aspirin.", "weight": -1},
+    ]
+    row = {"id": f"q{number}", "split": "train", "question": f"What is {number}?", "reference_answer": "That."}
+    return row | {"rubric": rubric} | changes
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Five training questions and two held out."""
+    rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
+    return write_rows(tmp_path / "questions.jsonl", rows)

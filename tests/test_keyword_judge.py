@@ -1,0 +1,56 @@
+"""The stand-in judge: content words, negation, and both wordings of a pitfall."""
+
+import pytest
+
+from rar_mini import keyword_judge
+from rar_mini.rubric import Criterion, Rubric
+
+
+def ask(category: str, description: str, response: str) -> float:
+    return keyword_judge.verdict(Criterion("title", description, category, 1.0), response)
+
+
+@pytest.mark.parametrize(
+    ("category", "description", "response", "verdict"),
+    [
+        ("essential", "Identifies iron deficiency anemia.", "This is iron deficiency anemia.", 1),
+        ("essential", "Identifies iron deficiency anemia.", "This is not iron deficiency anemia.", 0),
+        ("essential", "Identifies iron deficiency anemia.", "Rest and drink water.", 0),
+        ("essential", "Identifies iron deficiency anemia.", "", 0),
+        ("important", "Recommends infusing fluids.", "The fluid is infused at once.", 1),
+        ("important", "States that antibiotics are not needed.", "Antibiotics are not needed.", 1),
+        ("pitfall", "Does not mention allergy testing.", "Ask about allergy; test it.", 1),
+        ("pitfall", "Does not mention allergy testing.", "Drink water.", 0),
+        ("pitfall", "Fails to warn about drowsiness.", "It may cause drowsiness.", 1),
+        ("pitfall", "Omits hand hygiene.", "Drink water.", 0),
+        ("pitfall", "Recommends aspirin for children.", "Give the children aspirin.", 0),
+        ("pitfall", "Recommends aspirin for children.", "Never give children aspirin.", 1),
+        ("pitfall", "Recommends aspirin for children.", "Drink water.", 1),
+        ("pitfall", "The response should not claim that antibiotics cure a virus.", "Drink water.", 1),
+        ("pitfall", "Avoids recommending aspirin for children.", "Give children aspirin.", 0),
+        ("pitfall", "The response should not omit hand hygiene.", "Hand hygiene helps.", 1),
+        ("pitfall", "The response should not omit hand hygiene.", "Drink water.", 0),
+        ("literal", "Recommends aspirin", "Take aspirin.", 1),
+        ("literal", "Fails to mention aspirin", "Take aspirin.", 0),
+        ("literal", "Fails to mention aspirin", "Drink water.", 1),
+    ],
+)
+def test_verdicts(category: str, description: str, response: str, verdict: int) -> None:
+    assert ask(category, description, response) == verdict
+
+
+def test_a_criterion_without_content_words_is_never_met() -> None:
+    assert ask("essential", "States the answer.", "States the answer.") == 0
+
+
+def test_the_rating_is_whole_and_spans_the_scale() -> None:
+    rubric = Rubric(
+        (
+            Criterion("a", "Names fever.", "essential", 1.0),
+            Criterion("b", "Names cough.", "optional", 0.3),
+            Criterion("c", "Recommends aspirin.", "pitfall", 0.9),
+        )
+    )
+    assert keyword_judge.rating(rubric, "Fever and cough.") == 10
+    assert keyword_judge.rating(rubric, "Aspirin.") == 1
+    assert keyword_judge.rating(rubric, "Fever; aspirin.") == 1 + round(9 * 1.0 / 2.2)

@@ -25,7 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rar_mini.model import Decoder
+from rar_mini.model import Decoder, head_width
 from rar_mini.prefix import Ids, Tree, pack
 
 
@@ -124,8 +124,8 @@ class _Prompt:
 def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> list[list[tuple[int, int]]]:
     """Split all (request, rollout) rows, in order, into runs that fit the cache budget."""
     config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width * model.head.element_size()
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
+    per_token = numbers * model.head.element_size()
     waves: list[list[tuple[int, int]]] = []
     free = 0
     for r, request in enumerate(requests):
@@ -269,7 +269,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
 def _truncate(mass: Tensor, settings: Settings) -> Tensor:
     """Zero what top-k and top-p leave out: (R, V) -> (R, V). Of equally likely tokens the lower id goes
     first."""
-    ordered, order = mass.sort(-1, descending=True, stable=True)
+    ordered, order = mass.sort(dim=-1, descending=True, stable=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if settings.top_k:
         keep[:, settings.top_k :] = False

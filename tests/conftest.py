@@ -56,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def default() -> Path:
     """The real default policy, fetched once into the user's cache."""
-    return pretrained.resolve(pretrained.DEFAULT)
+    return pretrained.resolve("smollm2-135m")
 
 
 def question(number: int, **changes: object) -> dict:
@@ -66,7 +66,12 @@ def question(number: int, **changes: object) -> dict:
         {"title": "Names fever", "description": "Important Criteria: Names fever.", "weight": 3},
         {"title": "No aspirin", "description": "Pitfall Criteria: Recommends aspirin.", "weight": -1},
     ]
-    row = {"id": f"q{number}", "split": "train", "question": f"What is {number}?", "reference_answer": "That."}
+    row = {
+        "id": f"q{number}",
+        "split": "train",
+        "question": f"What is {number}?",
+        "reference_answer": "That.",
+    }
     return row | {"rubric": rubric} | changes
 
 

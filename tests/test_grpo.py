@@ -1,0 +1,172 @@
+"""The loss against formulas written out by hand, and the invariances that codebases of this kind break."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rar_mini import grpo, model
+from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
+
+PROMPTS = [[5, 6, 7, 8], [40, 41], [90, 91, 92, 93, 94, 95]]
+ADV = torch.tensor([[1.0, -0.5, -0.5], [0.7, -0.7, 0.0], [0.0, 0.0, 0.0]])
+TEACHES = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Path) -> model.Decoder:
+    return model.load(tiny, torch.float32, "cpu")
+
+
+@pytest.fixture(scope="module")
+def completions(decoder: model.Decoder) -> list[list[Completion]]:
+    """Completions of unequal length: every eighth token ends one."""
+    requests = [Request(p, [uniforms(3, 1, f"q{i}", g, 12) for g in range(3)]) for i, p in enumerate(PROMPTS)]
+    return sample(decoder, requests, frozenset(range(0, 259, 8)), Settings(12))
+
+
+def batches(completions: list, loss_norm: str, tokens_per_batch: int = 10_000) -> list[grpo.MicroBatch]:
+    return grpo.micro_batches(
+        PROMPTS,
+        completions,
+        ADV,
+        TEACHES,
+        loss_norm=loss_norm,
+        max_new_tokens=12,
+        tokens_per_batch=tokens_per_batch,
+    )
+
+
+def by_hand(decoder: model.Decoder, completions: list, loss_norm: str) -> torch.Tensor:
+    """The first-epoch surrogate, sum of w A logp, one sequence at a time without packing."""
+    rows = [(p, g) for p in range(3) for g in range(3) if TEACHES[p, g]]
+    lengths = [len(completions[p][g].ids) for p, g in rows]
+    loss = torch.zeros(())
+    for (p, g), length in zip(rows, lengths, strict=True):
+        ids = torch.tensor(PROMPTS[p] + completions[p][g].ids)
+        hidden = decoder(ids, torch.arange(len(ids)), model.reference_attention)[len(PROMPTS[p]) - 1 : -1]
+        logp = (hidden @ decoder.head.T).log_softmax(-1)
+        logp = logp.gather(-1, ids[len(PROMPTS[p]) :, None])[:, 0]
+        weight = {
+            "token": 1 / sum(lengths),
+            "sequence": 1 / (len(rows) * length),
+            "constant": 1 / (len(rows) * 12),
+        }[loss_norm]
+        loss = loss - (weight * ADV[p, g] * logp).sum()
+    return loss
+
+
+def gradient(decoder: model.Decoder, parts: list[grpo.MicroBatch], **options: object) -> tuple[list, dict]:
+    decoder.zero_grad()
+    sums = []
+    for batch in parts:
+        logp, entropy = grpo.token_logp(decoder, batch, 1.0)
+        batch.old_logp = logp.detach()
+        loss, part = grpo.policy_loss(logp, batch, **{"clip_low": 0.2, "clip_high": 0.2} | options)
+        loss.backward()
+        sums.append(part | {"entropy": entropy.detach().sum()})
+    return [p.grad.clone() for p in decoder.parameters()], grpo.token_metrics(sums)
+
+
+@pytest.mark.parametrize("loss_norm", grpo.LOSS_NORMS)
+def test_the_gradient_is_the_formulas(decoder: model.Decoder, completions: list, loss_norm: str) -> None:
+    truth = torch.autograd.grad(by_hand(decoder, completions, loss_norm), list(decoder.parameters()))
+    got, metrics = gradient(decoder, batches(completions, loss_norm))
+    for a, b in zip(got, truth, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+
+
+@pytest.mark.parametrize("loss_norm", grpo.LOSS_NORMS)
+@pytest.mark.parametrize("budget", [1, 14, 20, 30])
+def test_micro_batches_change_no_gradient_and_no_metric(
+    decoder: model.Decoder, completions: list, loss_norm: str, budget: int
+) -> None:
+    """Dividing each micro-batch by its own token count changes the weighting when lengths differ."""
+    whole, metrics = gradient(decoder, batches(completions, loss_norm))
+    parts = batches(completions, loss_norm, budget)
+    assert len(parts) > 1
+    cut, same = gradient(decoder, parts)
+    for a, b in zip(cut, whole, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    assert metrics.keys() == same.keys()
+    for name in metrics:
+        assert metrics[name] == pytest.approx(same[name], rel=1e-4, abs=1e-6), name
+
+
+def test_batches_keep_to_their_budget_and_hold_every_token_once(completions: list) -> None:
+    for budget in (20, 30, 60):
+        parts = batches(completions, "token", budget)
+        assert all(len(part.packed.ids) <= budget for part in parts)
+        assert sum(len(part.target) for part in parts) == sum(
+            len(completions[p][g].ids) for p in range(3) for g in range(3) if TEACHES[p, g]
+        )
+
+
+def test_the_first_ratio_is_one_and_the_end_token_is_trained(
+    decoder: model.Decoder, completions: list
+) -> None:
+    """The sampler's log-probability of every token, the end token included, is the trainer's."""
+    (batch,) = batches(completions, "token")
+    logp, _ = grpo.token_logp(decoder, batch, 1.0)
+    assert (logp - batch.sampler_logp).abs().max() < 1e-4
+    ended = [c.ids[-1] for row, seen in zip(completions, TEACHES, strict=True) for c, s in
+             zip(row, seen, strict=True) if c.finished and s]  # fmt: skip
+    assert ended and set(ended) <= set(batch.target.tolist())
+
+
+def one(adv: float, logp: float, old: float, **fields: float) -> tuple[float, float]:
+    """Loss and its derivative in logp for a single token."""
+    numbers = {name: torch.tensor([value]) for name, value in fields.items() if name.endswith("logp")}
+    batch = grpo.MicroBatch(
+        None, None, None, torch.tensor([adv]), torch.ones(1), numbers.get("sampler_logp", torch.tensor([old])),
+        torch.tensor([old]), numbers.get("ref_logp"),
+    )  # fmt: skip
+    x = torch.tensor([logp], requires_grad=True)
+    options = {name: value for name, value in fields.items() if not name.endswith("logp")}
+    loss, _ = grpo.policy_loss(x, batch, **{"clip_low": 0.2, "clip_high": 0.3} | options)
+    loss.backward()
+    return loss.item(), x.grad.item()
+
+
+@pytest.mark.parametrize(
+    ("adv", "ratio", "loss", "slope"),
+    [
+        (1.0, 1.1, -1.1, -1.1),  # inside the clip
+        (1.0, 1.5, -1.3, 0.0),  # risen far enough: no more push
+        (1.0, 0.5, -0.5, -0.5),  # a good token that became rare is pushed back up
+        (-1.0, 0.5, 0.8, 0.0),  # sunk far enough
+        (-1.0, 1.5, 1.5, 1.5),  # a bad token that became likely is pushed down: max instead of min loses this
+    ],
+)
+def test_the_clip_takes_the_smaller_gain(adv: float, ratio: float, loss: float, slope: float) -> None:
+    got = one(adv, -1.0 + math.log(ratio), -1.0)
+    assert got == pytest.approx((loss, slope), rel=1e-5, abs=1e-6)
+
+
+def test_the_kl_penalty_is_k3_and_pulls_toward_the_reference() -> None:
+    """k1 as a loss has a gradient that is zero on average; k3's is 1 - exp(ref - logp)."""
+    loss, slope = one(0.0, -1.0, -1.0, beta=0.5, ref_logp=-1.4)
+    assert loss == pytest.approx(0.5 * (math.exp(-0.4) + 0.4 - 1), rel=1e-5)
+    assert slope == pytest.approx(0.5 * (1 - math.exp(-0.4)), rel=1e-5)
+
+
+def test_the_mismatch_cap_weighs_by_sampler_and_cuts() -> None:
+    assert one(1.0, -1.0, -1.0, mismatch_cap=2.0, sampler_logp=-1.5)[0] == pytest.approx(-math.exp(0.5))
+    assert one(1.0, -1.0, -1.0, mismatch_cap=2.0, sampler_logp=-3.0)[0] == pytest.approx(-2.0)
+    assert one(1.0, -1.0, -1.0, sampler_logp=-3.0)[0] == pytest.approx(-1.0)
+
+
+def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:
+    nan = float("nan")
+    reward = torch.tensor([[0.1, nan, 0.3], [nan, 0.2, nan], [nan, nan, nan]])
+    assert grpo.scored(reward).tolist() == [[True, False, True], [False] * 3, [False] * 3]
+
+
+def test_no_group_that_teaches_gives_no_batch(completions: list) -> None:
+    none = torch.zeros(3, 3, dtype=torch.bool)
+    for norm in grpo.LOSS_NORMS:
+        assert not grpo.micro_batches(
+            PROMPTS, completions, ADV, none, loss_norm=norm, max_new_tokens=12, tokens_per_batch=64
+        )

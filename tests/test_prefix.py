@@ -1,0 +1,81 @@
+"""Packed equals separate: a tree in one pass gives every sequence the numbers that it gets alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rar_mini import model
+from rar_mini.prefix import Tree, pack
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Tree:
+    """Forests of up to seven segments and depth four, segments of one token included."""
+    tree = Tree()
+    depth: list[int] = []
+    for _ in range(draw(st.integers(1, 7))):
+        parent = draw(st.none() | st.sampled_from([s for s, d in enumerate(depth) if d < 4] or [None]))
+        ids = draw(st.lists(st.integers(0, 258), min_size=1, max_size=6))
+        depth.append(1 + (0 if parent is None else depth[parent]))
+        tree.add(ids, parent)
+    return tree
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=trees())
+def test_packed_equals_separate(tiny: Path, tree: Tree) -> None:
+    decoder = model.load(tiny, torch.float32, "cpu")
+    packed = pack(tree)
+    hidden = decoder(packed.ids, packed.positions, packed.attend)
+    paths = [[*tree.ancestors(s), s] for s in range(len(tree.segments))]
+    weights = [torch.randn(len(tree.segments[s]), 32) for s in range(len(paths))]
+
+    alone, loss = [], torch.zeros(())
+    for s, path in enumerate(paths):
+        ids = torch.tensor([i for part in path for i in tree.segments[part]])
+        own = decoder(ids, torch.arange(len(ids)), model.reference_attention)[-len(tree.segments[s]) :]
+        alone.append(own.detach())
+        loss = loss + (own * weights[s]).sum()
+    truth = torch.autograd.grad(loss, list(decoder.parameters()))
+    together = torch.autograd.grad((hidden * torch.cat(weights)).sum(), list(decoder.parameters()))
+
+    assert (hidden.detach() - torch.cat(alone)).norm() <= 1e-5 * torch.cat(alone).norm()
+    # As one vector: a single query's softmax over one key has a gradient of 0, and rounding is all there is of it.
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (together, truth))
+    assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.slow
+def test_packed_equals_separate_on_the_real_default(default: Path) -> None:
+    decoder = model.load(default, torch.float32, "cpu")
+    tree = Tree()
+    prompt = list(range(100, 160))
+    root = tree.add(prompt)
+    leaves = [tree.add(list(range(s, s + 20)), root) for s in (300, 900, 5000)]
+    packed = pack(tree)
+    with torch.no_grad():
+        together = decoder(packed.ids, packed.positions, packed.attend) @ decoder.head.T
+        for leaf in leaves:
+            ids = torch.tensor(prompt + list(tree.segments[leaf]))
+            alone = (
+                decoder(ids, torch.arange(len(ids)), model.reference_attention)[len(prompt) :]
+                @ decoder.head.T
+            )
+            start, end = packed.spans[leaf]
+            assert (together[start:end] - alone).abs().max() <= 2e-4
+
+
+def test_ancestors_and_spans() -> None:
+    tree = Tree()
+    a = tree.add([1, 2])
+    b = tree.add([3], a)
+    c = tree.add([4, 5], b)
+    tree.add([6])
+    packed = pack(tree)
+    assert tree.ancestors(c) == [a, b]
+    assert packed.ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 4, 0]
+    assert packed.last(b) == 2

@@ -1,0 +1,153 @@
+"""Cached decoding is the full forward; a row depends on its own numbers alone; nothing is lost at the end."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rar_mini import model
+from rar_mini.model import Decoder
+from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
+
+PROMPTS = ([5, 6, 7, 8, 9], [40], list(range(60, 90)))
+ENDS = frozenset({258})
+
+
+@pytest.fixture(scope="module")
+def decoder(tiny: Path) -> Decoder:
+    return model.load(tiny, torch.float32, "cpu")
+
+
+def requests(count: int = 4, tokens: int = 24, prompts: tuple = PROMPTS) -> list[Request]:
+    return [
+        Request(p, [uniforms(0, 1, f"q{i}", g, tokens) for g in range(count)]) for i, p in enumerate(prompts)
+    ]
+
+
+def full_logp(decoder: Decoder, prompt: list[int], ids: list[int], temperature: float) -> torch.Tensor:
+    """Log-probabilities of a completion from one pass without a cache."""
+    row = torch.tensor(prompt + ids)
+    with torch.no_grad():
+        hidden = decoder(row, torch.arange(len(row)), model.reference_attention)[len(prompt) - 1 : -1]
+        logp = (hidden @ decoder.head.T / temperature).log_softmax(-1)
+    return logp.gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_cached_decoding_equals_the_full_forward(decoder: Decoder, temperature: float) -> None:
+    """Also the defect of sampling at one temperature and scoring at another: at step 0 the ratio must be 1."""
+    for request, group in zip(
+        requests(), sample(decoder, requests(), ENDS, Settings(24, temperature)), strict=True
+    ):
+        for completion in group:
+            truth = full_logp(decoder, list(request.prompt), completion.ids, temperature)
+            assert (torch.tensor(completion.logp) - truth).abs().max() < 1e-4
+
+
+def test_greedy_decoding_is_that_of_transformers(decoder: Decoder, tiny: Path) -> None:
+    oracle = AutoModelForCausalLM.from_pretrained(tiny)
+    got = sample(decoder, requests(1), ENDS, Settings(24, temperature=0.0))
+    for prompt, group in zip(PROMPTS, got, strict=True):
+        truth = oracle.generate(
+            torch.tensor([list(prompt)]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=list(ENDS),
+        )
+        assert group[0].ids == truth[0, len(prompt) :].tolist()
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_its_wave(decoder: Decoder) -> None:
+    together = sample(decoder, requests(), ENDS, Settings(24))
+    config = decoder.config
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    for rows in (1, 3):  # waves of one and of three rows: a group is split in its middle
+        budget = row * (rows * 24 + 31)
+        assert sample(decoder, requests(), ENDS, Settings(24, cache_bytes=budget)) == together or all(
+            a.ids == b.ids
+            for x, y in zip(
+                sample(decoder, requests(), ENDS, Settings(24, cache_bytes=budget)), together, strict=True
+            )
+            for a, b in zip(x, y, strict=True)
+        )
+    for i, group in enumerate(together):
+        alone = sample(decoder, [requests()[i]], ENDS, Settings(24))[0]
+        assert [c.ids for c in alone] == [c.ids for c in group]
+
+
+def test_each_prompt_is_read_once_even_when_its_group_is_split(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    forward = Decoder.forward
+
+    def count(self: Decoder, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        read.append(len(ids))
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(Decoder, "forward", count)
+    config = decoder.config
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    sample(decoder, requests(4, 2, PROMPTS[2:]), frozenset(), Settings(2, cache_bytes=row * (2 * 2 + 30)))
+    assert read == [30, 2, 2]  # the prompt, then one token for each of two waves of two rows
+
+
+def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) -> None:
+    """A completion without its end token would never teach the policy to stop."""
+    ends = frozenset(range(0, 259, 8))
+    groups = sample(decoder, requests(8), ends, Settings(24))
+    completions = [c for group in groups for c in group]
+    finished = [c for c in completions if c.finished]
+    assert finished and all(c.ids[-1] in ends and not ends & set(c.ids[:-1]) for c in finished)
+    cut = [c for c in completions if not c.finished]
+    assert all(len(c.ids) == 24 and not ends & set(c.ids) for c in cut)
+    assert all(len(c.ids) == len(c.logp) for c in completions)
+
+
+def test_end_tokens_are_the_union_of_all_that_are_named() -> None:
+    """A model that stops with an id that one file forgets looks as if 97 % of its answers were cut."""
+    assert end_tokens(2, [2, 7], None, 9) == {2, 7, 9}
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Inverse CDF on an even grid of numbers gives each token its share to within one in the grid."""
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -1.0]])
+    grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    tokens, logp = draw(logits.expand(10_000, -1), grid, Settings(1))
+    share = torch.bincount(tokens, minlength=5) / 10_000
+    truth = logits[0].softmax(-1)
+    assert (share - truth).abs().max() <= 1e-4
+    assert torch.equal(logp, logits[0].log_softmax(-1)[tokens])
+
+
+def test_top_p_and_top_k_cut_the_tail_and_logp_ignores_them() -> None:
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log().expand(1000, -1)
+    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    for options, allowed in (({"top_k": 2}, {1, 2}), ({"top_p": 0.6}, {1, 2}), ({"top_p": 0.75}, {1, 2, 3})):
+        tokens, logp = draw(logits, grid, Settings(1, **options))
+        assert set(tokens.tolist()) == allowed
+        assert torch.allclose(logp, logits[0].log_softmax(-1)[tokens])
+    tokens, _ = draw(logits, grid, Settings(1, top_k=2, top_p=0.5))
+    assert set(tokens.tolist()) == {1}
+
+
+def test_random_numbers_are_a_rows_own() -> None:
+    first = uniforms(0, 1, "q", 2, 8)
+    assert np.array_equal(first, uniforms(0, 1, "q", 2, 16)[:8])
+    others = [uniforms(1, 1, "q", 2, 8), uniforms(0, 2, "q", 2, 8), uniforms(0, 1, "p", 2, 8)]
+    others.append(uniforms(0, 1, "q", 3, 8))
+    assert all(not np.array_equal(first, other) for other in others)
+
+
+def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:
+    with pytest.raises(ValueError, match="--cache-mb"):
+        sample(decoder, requests(), ENDS, Settings(24, cache_bytes=1000))
+
+
+@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}])
+def test_impossible_settings_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match="cannot sample"):
+        Settings(**{"max_new_tokens": 4} | bad)

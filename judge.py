@@ -140,7 +140,7 @@ class Judge:
             (p, g, k) for p in range(P) for g in range(G) for k, w in enumerate(rubrics[p].weights) if w
         ]
         visible = [[without_thoughts(response) for response in group] for group in responses]
-        with tqdm(total=len(places), desc=progress, leave=False, disable=progress is None) as bar:
+        with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
             if self.endpoint is None:
                 answers = self._by_keyword(places, examples, visible, bar)
             else:

@@ -152,6 +152,21 @@ class Config:
     out: Path | None = None
     """the run's folder, a new one; runs/DOMAIN-DATE-TIME if not given"""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run could use, by the option's name."""
+        positive = ("steps", "prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
+        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep", "judge_concurrency")
+        bounds = {name: (1, math.inf) for name in positive}
+        bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
+        bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
+        bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
+        bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
+        bounds |= {"judge_timeout": (1e-3, math.inf)}
+        for name, (low, high) in bounds.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+
 
 PRESETS = {
     "cpu": Config(),
@@ -257,7 +272,7 @@ def roll_out(
         requests.append(Request(actor.encode(example), draws))
     settings = Settings(config.max_new_tokens, config.temperature, cache_bytes=config.cache_mb * 2**20)
     total = len(drawn) * G * config.max_new_tokens
-    with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False) as bar:
+    with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
         completions = sample(actor.model, requests, actor.ends, settings, bar.update)
     responses = [[actor.decode(completion.ids) for completion in group] for group in completions]
     with clock("judge"):
@@ -284,7 +299,7 @@ def update(
     metrics: dict[str, float] = {}
     for epoch in range(config.inner_epochs if batches else 0):
         parts = []
-        for batch in tqdm(batches, desc="training", leave=False):
+        for batch in tqdm(batches, desc="training", leave=False, disable=None):
             logp, entropy = grpo.token_logp(actor.model, batch, config.temperature)  # (N,), (N,)
             if epoch == 0:
                 batch.old_logp = logp.detach()
@@ -346,7 +361,7 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
     judge.check(examples)
     room = min(config.max_prompt_tokens, policy.window(actor) - config.max_new_tokens)
     fitting = []
-    for example in tqdm(examples, desc="reading questions", leave=False):
+    for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
         length = len(actor.encode(example))
         if length <= room:
             fitting.append(example)
@@ -369,8 +384,8 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
     return splits
 
 
-def train(config: Config, run: Run, resume: Path | None) -> None:
-    """The run from its start, or on from the checkpoint `resume`."""
+def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
+    """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     spec, why = judges.choose(config.judge)
     judge = judges.Judge(
@@ -386,6 +401,7 @@ def train(config: Config, run: Run, resume: Path | None) -> None:
         checkpoint.load_optimizer(resume, optimizer)
         first += checkpoint.check(resume)
     splits = questions(config, actor, judge)
+    run = run or Run.create(config.out, settings(config))  # now that nothing is left to be refused
     introduce(config, actor, splits, judge, why, run)
     before = after = score_before(config, actor, judge, splits, run, first)
 
@@ -583,8 +599,7 @@ def main(argv: list[str]) -> None:
     if any(word.split("=")[0] == "--resume" for word in argv):
         train(*reopen(argv))
     else:
-        config = parse(argv)
-        train(config, Run.create(config.out, settings(config)), None)
+        train(parse(argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ _STOP = frozenset(
     response answer question patient criterion address advise argue assert clarify claim compute conclude
     confirm correctly define derive describe discuss emphasise emphasize explain explicitly give highlight
     identify imply include indicate mention name note point present provide recognise recognize recommend
-    refer report say show specify state stress suggest treat""".split()
+    refer report say show specify state stress suggest treat
+
+    s t""".split()
 )
 _NEGATION = re.compile(
     r"\b(?:no|not|never|without|neither|nor|none|cannot|avoid\w*|contraindicated|withh[eo]ld)\b|n't\b|n’t\b",
@@ -54,14 +56,15 @@ def stem(word: str) -> str:
     return word
 
 
+_STOPPED = frozenset(map(stem, _STOP))
+
+
 @lru_cache(maxsize=4096)
 def content(text: str) -> frozenset[str]:
     """The stems of a text's words, without stop words and without the verbs that rubrics are written in."""
     stems = (stem(word) for word in _WORD.findall(text.lower()))
     return frozenset(found for found in stems if found not in _STOPPED)
 
-
-_STOPPED = frozenset(map(stem, _STOP)) | frozenset("bcdefghjklmnopqrstuvwxyz")
 
 
 def affirmed(text: str) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny random policy in the Hugging Face format, the real default, and a few questions."""
+"""What the tests share: a tiny random policy in Hugging Face's format, the real default, a few questions."""
 
 import json
 from pathlib import Path
@@ -60,12 +60,15 @@ def default() -> Path:
 
 
 def question(number: int, **changes: object) -> dict:
-    """A data row whose answers even a random byte model can be judged on."""
+    """A data row on which even a random byte model earns something: lone letters."""
     rubric = [
-        {"title": "Has letters", "description": "Essential Criteria: Mentions e and a.", "weight": 5},
-        {"title": "Names fever", "description": "Important Criteria: Names fever.", "weight": 3},
-        {"title": "No aspirin", "description": "Pitfall Criteria: Recommends aspirin.", "weight": -1},
+        {"title": f"Letter {c}", "description": f"Essential Criteria: Mentions {c}.", "weight": 5}
+        for c in "bcdefghjklmno"
     ]
+    rubric.append({"title": "Names fever", "description": "Important Criteria: Names fever.", "weight": 3})
+    rubric.append(
+        {"title": "No aspirin", "description": "Pitfall Criteria: Recommends aspirin.", "weight": -1}
+    )
     row = {
         "id": f"q{number}",
         "split": "train",

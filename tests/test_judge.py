@@ -62,7 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
         http.shutdown()
 
 
-YES, NO = ('{"reason": "r", "verdict": "%s"}' % word for word in ("yes", "no"))
+YES, NO = (json.dumps({"reason": "r", "verdict": word}) for word in ("yes", "no"))
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,11 @@ def test_a_section_of_thought_is_not_judged() -> None:
 
 def test_keyword_scores_have_the_rubrics_order_and_padding(tmp_path: Path) -> None:
     long = question(0)
+    long["rubric"] = long["rubric"][-3:]
     short = question(1, rubric=long["rubric"][1:2])
     zero = question(2, rubric=[{**long["rubric"][0], "weight": 0}, *long["rubric"][1:]])
     examples = data.read(write_rows(tmp_path / "rows.jsonl", [long, short, zero]))
-    scores = Judge("keyword", "rar-explicit").score(examples, [["Fever: e, a.", "Take aspirin."]] * 3)
+    scores = Judge("keyword", "rar-explicit").score(examples, [["Fever; o.", "Take aspirin."]] * 3)
     torch.testing.assert_close(scores.weight, torch.tensor([[1.0, 0.7, 0.9], [0.7, 0, 0], [0, 0.7, 0.9]]))
     assert scores.verdict[0, 1, 2] == 0 and scores.verdict[0, 0, 2] == 1
     assert scores.verdict[1, 0, 0] == 1 and scores.verdict[1, :, 1:].isnan().all()
@@ -149,7 +150,7 @@ def test_every_method_over_the_wire(server: Callable, examples: list[data.Exampl
     scores = Judge("chat:m", method).score(examples, [["one", "two"]] * 2)
     reward, _ = group_advantage(scores.verdict, scores.weight, scale="group")
     torch.testing.assert_close(reward, torch.full((2, 2), 1 / 3 if rated else 1.0))
-    assert len(seen) == 4 * {"rar-predefined": 4, "rar-explicit": 3}.get(method, 1)
+    assert len(seen) == 4 * {"rar-predefined": 4, "rar-explicit": 15}.get(method, 1)
     asked = [body["messages"][-1]["content"] for body in seen]
     assert all("What is" in text for text in asked)
     assert all(("That." in text) == (method == "reference-likert") for text in asked)
@@ -246,14 +247,15 @@ def run(*words: object) -> subprocess.CompletedProcess:
 
 
 def test_score_writes_one_line_an_answer_in_order(tmp_path: Path) -> None:
-    rows = [question(0, response="Fever, a, e."), question(0, response="Take aspirin.")]
+    rubric = question(0)["rubric"][-3:]
+    rows = [question(0, response=text, rubric=rubric) for text in ("Fever, o.", "Take aspirin.")]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     done = run("score", path, "--judge", "keyword", "--method", "rar-explicit", "--out", out)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["q0", "q0"]
     assert lines[0]["failed"] is False and lines[0]["rating"] is None
-    assert [v["title"] for v in lines[0]["verdicts"]] == ["Has letters", "Names fever", "No aspirin"]
+    assert [v["title"] for v in lines[0]["verdicts"]] == ["Letter o", "Names fever", "No aspirin"]
     weights = [v["weight"] for v in lines[0]["verdicts"]]
     for line in lines:
         points = sum(w * v["verdict"] for w, v in zip(weights, line["verdicts"], strict=True))

@@ -1,0 +1,281 @@
+"""The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import question, write_rows
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train
+from rar_mini import checkpoint, policy
+from rar_mini.kernels.advantage import group_advantage
+
+ROOT = Path(__file__).parents[1]
+
+
+def options(tiny: Path, questions: Path, out: Path, **changes: object) -> list[str]:
+    """A command line for a run of a second."""
+    settings = {
+        "policy": tiny,
+        "data": questions,
+        "out": out,
+        "judge": "keyword",
+        "steps": 3,
+        "prompts-per-step": 2,
+        "group-size": 4,
+        "max-new-tokens": 12,
+        "lr": 1e-3,
+        "save-every": 1,
+        "eval-samples": 1,
+    }
+    settings |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def records(run: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+
+
+def numbers(run: Path) -> list[dict]:
+    """The metrics of a run without what depends on the clock."""
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in records(run)]
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of three steps that several tests read."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
+    train.main(options(tiny, write_rows(folder / "questions.jsonl", rows), folder / "run"))
+    return folder / "run"
+
+
+def test_a_run_keeps_settings_versions_and_one_line_a_step(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["steps"] == 3 and config["versions"]["torch"] == torch.__version__
+    assert [row["step"] for row in records(run)] == [0, 1, 2, 3]
+    last = records(run)[-1]
+    for name in (
+        *("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "entropy", "grad_norm"),
+        *("completions/clipped_ratio", "sampling/sampling_logp_difference/mean", "loss", "learning_rate"),
+        *("eval/train_reward", "eval/held_out_reward", "perf/seconds_sample", "perf/tokens_per_second"),
+    ):
+        assert isinstance(last[name], float), name
+    assert last["sampling/sampling_logp_difference/max"] < 1e-4
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+
+
+def test_every_reward_can_be_recomputed_from_the_files(run: Path) -> None:
+    rollouts = records(run, "rollouts")
+    assert len(rollouts) == 3 * 2 * 4
+    for start in range(0, len(rollouts), 4):
+        group = rollouts[start : start + 4]
+        assert len({row["example_id"] for row in group}) == 1
+        verdict = torch.tensor([[[v["verdict"] for v in row["verdicts"]] for row in group]])
+        weight = torch.tensor([[v["weight"] for v in group[0]["verdicts"]]])
+        reward, adv = group_advantage(verdict, weight, scale="group")
+        torch.testing.assert_close(reward[0], torch.tensor([row["reward"] for row in group]))
+        torch.testing.assert_close(adv[0], torch.tensor([row["advantage"] for row in group]))
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(run: Path) -> None:
+    saved = run / "checkpoints" / "step-3"
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-2", "step-3"]  # --keep 2
+    ours = policy.load(str(saved), torch.float32, "cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(saved)
+    assert torch.equal(theirs.lm_head.weight, ours.model.head)
+    assert AutoTokenizer.from_pretrained(saved).chat_template == ours.tokenizer.chat_template
+    assert ours.ends == {256, 258}
+
+
+def test_every_parameter_moves(run: Path, tiny: Path) -> None:
+    """A default that zeroes the policy gradient looks normal in every metric."""
+    before = load_file(tiny / "model.safetensors")
+    after = load_file(run / "checkpoints" / "step-3" / "model.safetensors")
+    assert all(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_the_same_command_gives_the_same_numbers(
+    run: Path, tiny: Path, tmp_path: Path, questions: Path
+) -> None:
+    train.main(options(tiny, questions, tmp_path / "run"))
+    assert numbers(tmp_path / "run") == numbers(run)
+
+
+@pytest.mark.parametrize("changes", [{"tokens_per_batch": 60}, {"cache_mb": 1}])
+def test_budgets_change_no_number_beyond_rounding(
+    run: Path, tiny: Path, tmp_path: Path, questions: Path, changes: dict
+) -> None:
+    """Over one step: from the second on, rounding that differs may tip a token, and then all that follows."""
+    train.main(options(tiny, questions, tmp_path / "run", steps=1, **changes))
+    for got, truth in zip(numbers(tmp_path / "run"), numbers(run)[:2], strict=True):
+        for name, value in truth.items():
+            assert got[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+
+
+def test_resuming_gives_the_numbers_of_an_unbroken_run(
+    run: Path, tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Off by one, the last batch would be trained twice; without the moments, step 3 would differ."""
+    broken = tmp_path / "run"
+    train.main(options(tiny, questions, broken, steps=2, warmup=0.15))  # a share of 2 steps: rounds to 0
+    with open(broken / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "half a li')
+    with open(broken / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 3}\n')
+    train.main(["--resume", str(broken), "--steps", "3"])
+    got, truth = numbers(broken), numbers(run)
+    assert got[-1] == truth[-1]
+    assert [row["step"] for row in got] == [0, 1, 2, 3]
+    assert [row["step"] for row in records(broken, "rollouts")] == [s for s in (1, 2, 3) for _ in range(8)]
+    with pytest.raises(ValueError, match="finished after 3 steps"):
+        train.main(["--resume", str(broken)])
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
+    run: Path, tiny: Path, tmp_path: Path, questions: Path
+) -> None:
+    broken = tmp_path / "run"
+    command = [sys.executable, "train.py", *options(tiny, questions, broken)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoints" / "step-1").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    try:
+        train.main(["--resume", str(broken)])
+    except ValueError as error:  # it was quicker than the kill
+        assert "finished" in str(error)
+    assert numbers(broken) == numbers(run)
+
+
+def test_a_run_without_a_checkpoint_starts_over(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    folder = tmp_path / "run"
+    train.main(options(tiny, questions, folder, steps=1, save_every=0))
+    truth = numbers(folder)
+    assert not (folder / "checkpoints").exists()
+    train.main(["--resume", str(folder)])
+    assert numbers(folder) == truth
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "train.py", *options(tiny, questions, folder, steps=500, save_every=0)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (folder / "rollouts.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert f"--resume {folder}" in out
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert checkpoint.check(saved) == records(folder)[-1]["step"]
+
+
+def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "step-3"
+    shutil.copytree(run / "checkpoints" / "step-3", saved)
+    assert checkpoint.check(saved) == 3
+    with open(saved / "trainer" / "optimizer.pt", "r+b") as file:
+        file.seek(200)
+        file.write(b"\0\1\2")
+    with pytest.raises(ValueError, match=r"step-3 is damaged: trainer/optimizer.pt"):
+        checkpoint.check(saved)
+
+
+ARMS = [
+    ("sequence", "group"),
+    ("token", "group"),
+    ("constant", "group"),
+    ("sequence", "none"),
+    ("token", "none"),
+    ("constant", "none"),
+]
+
+
+@pytest.mark.parametrize(("loss_norm", "scale"), ARMS)
+def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_norm: str, scale: str) -> None:
+    """Answers of two bytes, in which a lone `e` or `o` is right. A gradient of the wrong sign would make it vanish."""
+    item = {"title": "Right arm", "description": "Essential Criteria: Mentions e or o.", "weight": 5}
+    rows = [question(i, rubric=[item]) for i in range(2)]
+    folder = tmp_path / "run"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = options(tiny, path, folder, steps=40, max_new_tokens=2, group_size=32, lr=1e-2, save_every=0)
+    words += ["--eval-every", "0", "--loss-norm", loss_norm, "--advantage-scale", scale, "--show-every", "0"]
+    train.main(words)
+    rewards = [row["reward"] for row in records(folder)]
+    assert sum(rewards[:5]) / 5 < 0.2
+    assert sum(rewards[-5:]) / 5 > 0.8
+
+
+REFUSED = {
+    "an option that does not exist": (["--learning-rate", "1"], "learning-rate"),
+    "a value that does not exist": (["--loss-norm", "tokens"], "loss-norm"),
+    "top-p in training": (["--top-p", "0.9"], "top-p"),
+    "a preset that does not exist": (["--preset", "gpu"], "preset"),
+    "a domain that does not exist": (["--domain", "law"], "medical"),
+    "data that does not exist": (["--data", "none.jsonl"], "none.jsonl"),
+    "a policy that does not exist": (["--policy", "nothing"], "smollm2-135m"),
+    "a judge that does not exist": (["--judge", "oracle"], "keyword"),
+    "a judge that cannot serve the method": (["--judge", "keyword", "--method", "direct-likert"], "keyword"),
+    "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
+    "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),
+    "no steps": (["--steps", "0"], "--steps"),
+    "a group of one": (["--group-size", "1"], "--group-size"),
+    "temperature 0": (["--temperature", "0"], "--temperature"),
+    "a run that does not exist": (["--resume", "nowhere"], "config.json"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_refused_in_words(
+    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    words, expected = REFUSED[name]
+    line = words if words[0] == "--resume" else [*options(tiny, questions, tmp_path / "run"), *words]
+    if words[0] == "--domain":
+        line = [*words, "--out", str(tmp_path / "run"), "--policy", str(tiny)]
+    with pytest.raises((ValueError, SystemExit)) as error:
+        train.main(line)
+    captured = capsys.readouterr()
+    said = str(error.value) + captured.err + captured.out
+    assert expected in said
+    if isinstance(error.value, SystemExit):
+        assert error.value.code != 0
+
+
+def test_an_existing_folder_is_refused_with_the_way_on(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="--resume"):
+        train.main(options(tiny, questions, tmp_path / "run"))
+
+
+def test_too_many_judge_failures_stop_the_run(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.judges.keyword_judge, "verdict", lambda criterion, response: float("nan"))
+    with pytest.raises(ValueError, match="--max-judge-failures"):
+        train.main(options(tiny, questions, tmp_path / "run", eval_every=0))
+
+
+def test_the_first_message_of_a_refusal_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "train.py", "--data", "none.jsonl", "--out", str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OPENAI_API_KEY": "", "OPENAI_BASE_URL": ""},
+    )
+    assert done.returncode == 1 and done.stderr.startswith("train.py: cannot read none.jsonl")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

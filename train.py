@@ -38,7 +38,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -234,25 +233,6 @@ class Rollouts:
         ]
 
 
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-
-    @contextmanager
-    def __call__(self, stage: str):
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - start
-
-    def metrics(self, tokens: int) -> dict[str, float]:
-        """Seconds by stage, and completion tokens per second of the whole step."""
-        return {f"perf/seconds_{stage}": seconds for stage, seconds in self.seconds.items()} | {
-            "perf/tokens_per_second": tokens / sum(self.seconds.values())
-        }
-
-
 def roll_out(
     config: Config,
     actor: Policy,
@@ -260,7 +240,7 @@ def roll_out(
     drawn: Sequence[tuple[Example, int]],
     G: int,
     key: int | str,
-    clock: Clock,
+    clock: report.Clock,
 ) -> Rollouts:
     """Sample G answers to each drawn question and have them judged. `key` names the random streams: a step,
     or "eval"."""
@@ -345,7 +325,7 @@ def evaluate(
     for split, examples in splits.items():
         if examples:
             drawn = [(example, 0) for example in examples]
-            rollouts = roll_out(config, actor, judge, drawn, config.eval_samples, "eval", Clock())
+            rollouts = roll_out(config, actor, judge, drawn, config.eval_samples, "eval", report.Clock())
             run.append("evaluations.jsonl", ({"split": split} | row for row in rollouts.rows(step)))
             means[split] = rollouts.reward.nanmean(-1).tolist()
     return means
@@ -402,12 +382,20 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         first += checkpoint.check(resume)
     splits = questions(config, actor, judge)
     run = run or Run.create(config.out, settings(config))  # now that nothing is left to be refused
-    introduce(config, actor, splits, judge, why, run)
+    calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
+    millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
+    print(f"policy   {config.policy}, {millions:.0f}M parameters, all trained, {config.dtype} on {device}")
+    print(f"judge    {spec} ({why})")
+    print(
+        report.opening(
+            config, {split: len(examples) for split, examples in splits.items()}, calls, run.folder
+        )
+    )
     before = after = score_before(config, actor, judge, splits, run, first)
 
     stop = stop_on_interrupt(run)
     for step in range(first, config.steps + 1):
-        clock, lr, last = Clock(), learning_rate(config, step), step == config.steps
+        clock, lr, last = report.Clock(), learning_rate(config, step), step == config.steps
         optimizer.param_groups[0]["lr"] = lr
         drawn = data.draw(splits["train"], config.prompts_per_step, step - 1, config.seed)
         rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
@@ -426,28 +414,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             run.save(step, actor, optimizer, config.keep)
         if stop:
             raise KeyboardInterrupt
-    conclude(config, run, before, after)
-
-
-def introduce(
-    config: Config, actor: Policy, splits: dict[str, list[Example]], judge: judges.Judge, why: str, run: Run
-) -> None:
-    """Say what is about to happen, and what it will cost."""
-    train_questions, weights = splits["train"], actor.model.parameters()
-    calls = sum(map(judge.calls, train_questions)) / len(train_questions)
-    answers = config.steps * config.prompts_per_step * config.group_size
-    print(
-        f"policy   {config.policy}, {sum(w.numel() for w in weights) / 1e6:.0f}M parameters, all trained, "
-        f"{config.dtype} on {actor.model.head.device}\n"
-        f"data     {config.data or config.domain}: {len(train_questions)} training questions, "
-        f"{len(splits['held_out'])} held out\n"
-        f"judge    {judge.spec} ({why})\n"
-        f"method   {config.method}: {answers} answers x {calls:.1f} = {round(answers * calls)} "
-        f"{'word checks' if judge.endpoint is None else 'requests to the judge'}, and those of the scores\n"
-        f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers x "
-        f"at most {config.max_new_tokens} tokens\n"
-        f"run      {run.folder}"
-    )
+    print(report.conclusion(before, after, run.folder, config.steps))
 
 
 def score_before(
@@ -500,32 +467,10 @@ def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts
     """The step's line, and now and then an answer with its verdicts: the best of the first group."""
     tqdm.write(report.line(step, config.steps, metrics))
     if step == 1 and metrics.get("loss") is not None:
-        tqdm.write(
-            "  The loss is about 0 and that is right: sampler and trainer share one policy, so every ratio\n"
-            "  is 1, and a group's advantages sum to 0. Its gradient is not (see grad): answers above their\n"
-            "  group's mean become likelier. Watch the reward, not the loss."
-        )
+        tqdm.write(report.FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
         rows = rollouts.rows(step)[: config.group_size]
         tqdm.write(report.rollout(max(rows, key=lambda row: row["advantage"])))
-
-
-def conclude(config: Config, run: Run, before: dict[str, list[float]], after: dict[str, list[float]]) -> None:
-    """The scores before and after, where the run lies, and what to try next."""
-    for split, scores in after.items():
-        change = report.paired(before[split], scores)
-        if change is not None:
-            low, high = report.mean(before[split]), report.mean(scores)
-            print(
-                f"{split:<9}reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
-                f"(standard error over {len(scores)} questions, fresh answers)"
-            )
-    print(f"run      {run.folder}: metrics.jsonl, rollouts.jsonl, checkpoints/")
-    print(
-        "next     other questions: --domain science, or --data YOURS.jsonl; a real judge: --judge chat:NAME\n"
-        "         with OPENAI_BASE_URL set; more steps:\n"
-        f"         python train.py --resume {run.folder} --steps {2 * config.steps}"
-    )
 
 
 # --- the command line ---------------------------------------------------------------------------------------

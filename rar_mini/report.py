@@ -3,7 +3,11 @@ metric."""
 
 import math
 import textwrap
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +15,30 @@ from torch import Tensor
 
 from rar_mini.kernels.advantage import TIE
 from rar_mini.sampler import Completion
+
+FIRST_LOSS = """\
+  The loss is about 0 and that is right: sampler and trainer share one policy, so every ratio is 1, and a
+  group's advantages sum to 0. Its gradient is not (see grad): answers above their group's mean become more
+  likely. Watch the reward, not the loss."""
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - start
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """Seconds by stage, and completion tokens per second of the whole step."""
+        return {f"perf/seconds_{stage}": seconds for stage, seconds in self.seconds.items()} | {
+            "perf/tokens_per_second": tokens / sum(self.seconds.values())
+        }
 
 
 def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dict[str, float | None]:
@@ -102,3 +130,38 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
 def printable(text: str) -> str:
     """A model's text for a terminal: one line, with whatever could command the terminal written out."""
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def opening(config: Any, questions: dict[str, int], calls: float, folder: Path) -> str:
+    """What a run is about to do and what it costs. `calls` is the judge's mean number of questions an answer."""
+    answers = config.steps * config.prompts_per_step * config.group_size
+    return (
+        f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "
+        "judge, and those of the scores\n"
+        f"data     {config.data or config.domain}: {questions['train']} training questions, "
+        f"{questions['held_out']} held out\n"
+        f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers of at "
+        f"most {config.max_new_tokens} tokens\n"
+        f"run      {folder}"
+    )
+
+
+def conclusion(
+    before: dict[str, list[float]], after: dict[str, list[float]], folder: Path, steps: int
+) -> str:
+    """The scores before and after, where the run lies, and what to try next."""
+    lines = []
+    for split, scores in after.items():
+        if (change := paired(before[split], scores)) is not None:
+            low, high = mean(before[split]), mean(scores)
+            lines.append(
+                f"{split:<9}reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
+                f"(standard error over {len(scores)} questions, fresh answers)"
+            )
+    lines += [
+        f"run      {folder}: metrics.jsonl, rollouts.jsonl, checkpoints/",
+        "next     other questions: --domain science, or --data YOURS.jsonl",
+        "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
+        f"         more steps:      python train.py --resume {folder} --steps {2 * steps}",
+    ]
+    return "\n".join(lines)

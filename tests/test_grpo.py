@@ -120,9 +120,15 @@ def one(adv: float, logp: float, old: float, **fields: float) -> tuple[float, fl
     """Loss and its derivative in logp for a single token."""
     numbers = {name: torch.tensor([value]) for name, value in fields.items() if name.endswith("logp")}
     batch = grpo.MicroBatch(
-        None, None, None, torch.tensor([adv]), torch.ones(1), numbers.get("sampler_logp", torch.tensor([old])),
-        torch.tensor([old]), numbers.get("ref_logp"),
-    )  # fmt: skip
+        packed=None,
+        row=None,
+        target=None,
+        adv=torch.tensor([adv]),
+        weight=torch.ones(1),
+        sampler_logp=numbers.get("sampler_logp", torch.tensor([old])),
+        old_logp=torch.tensor([old]),
+        ref_logp=numbers.get("ref_logp"),
+    )
     x = torch.tensor([logp], requires_grad=True)
     options = {name: value for name, value in fields.items() if not name.endswith("logp")}
     loss, _ = grpo.policy_loss(x, batch, **{"clip_low": 0.2, "clip_high": 0.3} | options)

@@ -43,7 +43,7 @@ def test_packed_equals_separate(tiny: Path, tree: Tree) -> None:
     together = torch.autograd.grad((hidden * torch.cat(weights)).sum(), list(decoder.parameters()))
 
     assert (hidden.detach() - torch.cat(alone)).norm() <= 1e-5 * torch.cat(alone).norm()
-    # As one vector: a single query's softmax over one key has a gradient of 0, and rounding is all there is of it.
+    # As one vector: a softmax over one key has a gradient of 0, of which rounding is all there is.
     a, b = (torch.cat([g.flatten() for g in grads]) for grads in (together, truth))
     assert (a - b).norm() <= 1e-5 * b.norm()
 

@@ -37,7 +37,7 @@ def full_logp(decoder: Decoder, prompt: list[int], ids: list[int], temperature: 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_cached_decoding_equals_the_full_forward(decoder: Decoder, temperature: float) -> None:
-    """Also the defect of sampling at one temperature and scoring at another: at step 0 the ratio must be 1."""
+    """Also against sampling at one temperature and scoring at another: at step 0 the ratio must be 1."""
     for request, group in zip(
         requests(), sample(decoder, requests(), ENDS, Settings(24, temperature)), strict=True
     ):

@@ -205,7 +205,7 @@ ARMS = [
 
 @pytest.mark.parametrize(("loss_norm", "scale"), ARMS)
 def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_norm: str, scale: str) -> None:
-    """Answers of two bytes, in which a lone `e` or `o` is right. A gradient of the wrong sign would make it vanish."""
+    """Answers of two bytes, in which a lone `e` or `o` is right; the wrong sign would make it vanish."""
     item = {"title": "Right arm", "description": "Essential Criteria: Mentions e or o.", "weight": 5}
     rows = [question(i, rubric=[item]) for i in range(2)]
     folder = tmp_path / "run"

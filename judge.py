@@ -90,7 +90,7 @@ class Judge:
     does not go together.
     """
 
-    def __init__(self, spec: str, method: str, *, concurrency: int = 32, timeout: float = 120.0) -> None:
+    def __init__(self, spec: str, method: str, concurrency: int = 32, timeout: float = 120.0) -> None:
         kind, _, name = spec.partition(":")
         if method not in METHODS:
             raise ValueError(f"no method {method!r}: expected one of {', '.join(METHODS)}")

@@ -366,15 +366,12 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
 
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    spec, why = judges.choose(config.judge)
-    judge = judges.Judge(
-        spec, config.method, concurrency=config.judge_concurrency, timeout=config.judge_timeout
-    )
+    config, why = settle(config)
+    judge = judges.Judge(config.judge, config.method, config.judge_concurrency, config.judge_timeout)
     dtype = getattr(torch, config.dtype)
-    actor = policy.load(str(resume or config.policy), dtype, device)
+    actor = policy.load(str(resume or config.policy), dtype, config.device)
     actor.model.checkpointing = config.recompute
-    reference = policy.load(config.policy, dtype, device) if config.beta else None
+    reference = policy.load(config.policy, dtype, config.device) if config.beta else None
     optimizer = AdamW(actor.model.parameters(), config.lr, weight_decay=config.weight_decay, seed=config.seed)
     first = 1
     if resume is not None:
@@ -384,16 +381,14 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     run = run or Run.create(config.out, settings(config))  # now that nothing is left to be refused
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
     millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
-    print(f"policy   {config.policy}, {millions:.0f}M parameters, all trained, {config.dtype} on {device}")
-    print(f"judge    {spec} ({why})")
     print(
-        report.opening(
-            config, {split: len(examples) for split, examples in splits.items()}, calls, run.folder
-        )
+    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
     )
+    print(f"judge    {judge.spec} ({why})")
+    print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
     before = after = score_before(config, actor, judge, splits, run, first)
+    stop = stop_on_interrupt(run.folder)
 
-    stop = stop_on_interrupt(run)
     for step in range(first, config.steps + 1):
         clock, lr, last = report.Clock(), learning_rate(config, step), step == config.steps
         optimizer.param_groups[0]["lr"] = lr
@@ -412,7 +407,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         say(config, step, first, metrics, rollouts)
         if stop or (config.save_every and (last or step % config.save_every == 0)):
             run.save(step, actor, optimizer, config.keep)
-        if stop:
+        if stop and not last:
             raise KeyboardInterrupt
     print(report.conclusion(before, after, run.folder, config.steps))
 
@@ -434,18 +429,23 @@ def score_before(
     return scores
 
 
-def stop_on_interrupt(run: Run) -> list[int]:
-    """Let the first Ctrl-C finish the step and save; the second stops at once. The list fills when it
-    comes."""
+def settle(config: Config) -> tuple[Config, str]:
+    """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
+    judge, why = judges.choose(config.judge)
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return dataclasses.replace(config, judge=judge, device=device), why
+
+
+def stop_on_interrupt(folder: Path) -> list[int]:
+    """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
     asked: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         asked.append(number)
         tqdm.write(
             "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
-            f"          Go on later with: python train.py --resume {run.folder}"
+            f"          Go on later with: python train.py --resume {folder}"
         )
 
     signal.signal(signal.SIGINT, handle)
@@ -504,9 +504,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--steps", type=int, help="go on to this many steps")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
-    paths = {
-        name: Path(value) for name, value in written["settings"].items() if name in ("data", "out") and value
-    }
+    paths = {name: Path(path) for name in ("data", "out") if (path := written["settings"][name])}
     config = dataclasses.replace(PRESETS["cpu"], **written["settings"] | paths)
     for name, (then, now) in checkpoint.differences(written).items():
         print(
@@ -514,14 +512,10 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
             file=sys.stderr,
         )
     found = run.checkpoints()
-    done = (
-        checkpoint.check(found[-1]) if found else -1
-    )  # without a checkpoint, not even the score before is kept
+    done = checkpoint.check(found[-1]) if found else -1  # with none, not even the score before is kept
     if options.steps is not None:
         if options.steps < max(config.steps, done):
-            raise ValueError(
-                f"--steps {options.steps} is less than the run has: expected more than {config.steps}"
-            )
+            raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
         config = dataclasses.replace(
             config, steps=options.steps, warmup=config.warmup * config.steps / options.steps
@@ -535,12 +529,13 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
 
 
 def settings(config: Config) -> dict:
-    """The configuration as it stands in config.json."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+    """The configuration as it stands in config.json; paths hold from wherever the run is resumed."""
+    written = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in vars(config).items()}
+    local = Path(config.policy).is_dir()
+    return written | {"policy": str(Path(config.policy).absolute()) if local else config.policy}
 
 
 def main(argv: list[str]) -> None:
-    torch.use_deterministic_algorithms(True)  # a resumed run has to give the same numbers
     if any(word.split("=")[0] == "--resume" for word in argv):
         train(*reopen(argv))
     else:

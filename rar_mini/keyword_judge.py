@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from rar_mini.rubric import Criterion, Rubric
 
-THRESHOLD = 0.5
+THRESHOLD = 0.4
 """The share of a criterion's content words that a response has to use."""
 
 _STOP = frozenset(

@@ -257,7 +257,9 @@ def roll_out(
     responses = [[actor.decode(completion.ids) for completion in group] for group in completions]
     with clock("judge"):
         scores = judge.score(examples, responses, progress="judging")
-    reward, adv = group_advantage(scores.verdict, scores.weight, scale=config.advantage_scale)  # (P, G)
+    device = actor.model.head.device
+    verdict, weight = scores.verdict.to(device), scores.weight.to(device)  # (P, G, K), (P, K)
+    reward, adv = (x.cpu() for x in group_advantage(verdict, weight, scale=config.advantage_scale))  # (P, G)
     return Rollouts(examples, [r.prompt for r in requests], completions, responses, scores, reward, adv)
 
 
@@ -382,7 +384,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
     millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
     print(
-    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
+        print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
     )
     print(f"judge    {judge.spec} ({why})")
     print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
@@ -543,6 +545,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # a log file grows with the run
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:

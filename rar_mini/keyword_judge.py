@@ -66,7 +66,6 @@ def content(text: str) -> frozenset[str]:
     return frozenset(found for found in stems if found not in _STOPPED)
 
 
-
 def affirmed(text: str) -> frozenset[str]:
     """The content of those clauses of a text that hold no negation."""
     return content(". ".join(clause for clause in _CLAUSE.split(text) if not _NEGATION.search(clause)))

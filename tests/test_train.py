@@ -193,6 +193,18 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
         checkpoint.check(saved)
 
 
+def test_bfloat16_trains_and_its_weights_move(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    """Rounded to nearest at the paper's rate nothing would: `--dtype` must not be a way to learn nothing."""
+    folder = tmp_path / "run"
+    train.main(options(tiny, questions, folder, dtype="bfloat16", lr=5e-6, warmup=0))
+    before = load_file(tiny / "model.safetensors")
+    after = load_file(folder / "checkpoints" / "step-3" / "model.safetensors")
+    for name, weight in after.items():
+        assert weight.dtype == torch.bfloat16
+        if weight.numel() > 100:
+            assert not torch.equal(weight, before[name].bfloat16()), name
+
+
 ARMS = [
     ("sequence", "group"),
     ("token", "group"),

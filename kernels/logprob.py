@@ -1,73 +1,78 @@
 """The log-probability and the entropy of each token, from hidden states, without ever holding (N, V) logits.
 
-    x = hidden W^T / temperature      (V,) a row
-    lse = log sum exp x               logp = x[target] - lse              entropy = lse - sum softmax(x) x
+    x = (hidden W^T + bias) / temperature      (V,) a row
+    lse = log sum exp x          logp = x[target] - lse          entropy = lse - sum softmax(x) x
 
-With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their softmax as much again, and a
-policy loss keeps both for the backward pass. Here rows go in chunks of a byte budget. Forward, a chunk's
-logits come from one matrix product and a kernel reads each of them once: a running maximum, the sum below it,
-and the entropy's sum are carried together. Backward, the logits are computed again and the kernel overwrites
-them with their own gradient,
+With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their logarithmic softmax as much
+again, and a policy loss keeps both for the backward pass. Here rows go in chunks of a byte budget, through one
+buffer. Forward, a chunk's logits come from one matrix product, and a kernel reads each of them once: the
+maximum, the sum below it and the entropy's sum are carried together. Backward, the logits are computed again,
+and the kernel overwrites them with the gradient of the loss,
 
-    d x_i = d logp ([i = target] - p_i) - d entropy p_i (log p_i + entropy),
+    dx_i = dlogp ([i = target] - p_i) - dentropy p_i (log p_i + entropy),
 
-which two more products turn into the gradients of hidden and W. So the work is 8 N V D instead of 6 N V D and
-the memory one chunk instead of several N V. Where a single chunk holds all rows, its logits are kept and
-nothing is done twice.
+which two more products turn into the gradients of hidden and W. That is 8 N V D operations where the plain
+path has 6, a third more at worst. Where one chunk holds all rows, its logits are kept and nothing is done
+twice.
 
-Bytes a chunk of n rows in s-byte numbers: the kernel reads n V s forward, reads and writes 2 n V s backward;
-plain torch moves about 5 n V s and 6 n V s (a float32 copy, log_softmax, its exponential, their product, the
-gradient). Weight gradients add up in float32 across chunks: V D 4 bytes, 2.2 GB at V = 152,064 and D = 3,584,
-which is less than the logits it saves from N = 3,600 on.
+Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes (V_16: V rounded up to 16):
+
+    n V_16 s        one chunk; n = chunk_bytes / (V_16 s), so at most CHUNK_BYTES
+    V D (4 + s)     only where there is more than one chunk of bfloat16 or float16: the weight's gradient adds
+                    up in float32, and each chunk's product stands beside it for a moment. At V = 152,064 and
+                    D = 3,584 that is 2.2 + 1.1 GB, less than the plain path's logits from N = 3,600 on.
+                    Below that, raise chunk_bytes until one chunk holds all rows. (In float32 this sum is the
+                    gradient itself.)
+
+Bytes moved over the logits, after the products: n V s forward; 2 n V s backward. Plain torch moves about 5 and
+6 n V s (a division, log_softmax, its exponential, their product, and the way back).
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rar_mini.kernels import bench
 from rar_mini.kernels.backend import jit, tl, triton, use_kernel
 
-CHUNK_BYTES = 256 * 2**20
-"""How much one chunk of logits may take, in float32: 1,365 rows at V = 49,152."""
+CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
+"""The budget of one chunk of logits: 1,365 rows of 49,152 in float32, 3,533 rows of 151,936 in bfloat16. On a
+GPU each further chunk reads and writes the weight's gradient once more, so chunks are larger there."""
+
+SLICE = 2**19  # numbers a temporary of the reference holds: 2 MB, so that it stays in a core's cache
 
 
 # --- reference ----------------------------------------------------------------------------------------------
 
 
 def reference(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, entropy, lse), each (N,), of logits (N, V) times `scale`, in float32 or the dtype of float64
-    logits."""
+    """(logp, entropy, lse), each (N,), of logits (N, V) times `scale`; in float32, or float64 for float64."""
     x = _widen(logits) * scale
-    lse = x.logsumexp(-1)
-    log_p = x.sub_(lse[:, None])
-    logp = log_p.gather(-1, target[:, None])[:, 0]
-    log_p.clamp_min_(
-        torch.finfo(x.dtype).min
-    )  # a logit of -inf has no probability: 0 * -inf must not become NaN
-    return logp, -torch.linalg.vecdot(log_p.exp(), log_p), lse
+    top = x.amax(-1)
+    x.sub_(top[:, None])
+    chosen = x.gather(-1, target[:, None])[:, 0]
+    e = x.exp()
+    log_total = e.sum(-1).log()
+    moment = torch.linalg.vecdot(e, x.clamp_min_(-1e4))  # of a logit of -inf, 0 * -inf would be NaN
+    return chosen - log_total, log_total - moment / log_total.exp(), top + log_total
 
 
 def reference_gradient(
-    logits: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    dlogp: Tensor,
-    dentropy: Tensor,
-    scale: float,
+    logits: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, dlogp: Tensor, dentropy: Tensor, scale: float
 ) -> None:
-    """Overwrite logits (N, V) with the gradient of the loss with respect to them."""
+    """Overwrite logits (N, V) with the gradient of the loss; everything else is (N,)."""
     log_p = (_widen(logits) * scale).sub_(lse[:, None])
     p = log_p.exp()
     if dentropy.any():
-        log_p.clamp_min_(torch.finfo(log_p.dtype).min)
-        slope = log_p.add_(entropy[:, None]).mul_(-dentropy[:, None]).sub_(dlogp[:, None])
-        p.mul_(slope)
-    else:
-        p.mul_(-dlogp[:, None])
-    p.scatter_add_(-1, target[:, None], dlogp[:, None].to(p.dtype))
-    logits.copy_(p.mul_(scale))
+        slope = log_p.clamp_min_(-1e4).add_(entropy[:, None]).mul_(dentropy[:, None])
+        p.mul_(slope.add_(dlogp[:, None]))
+    else:  # the usual case, where entropy is only looked at: two passes less
+        p.mul_(dlogp[:, None])
+    p.scatter_add_(-1, target[:, None], -dlogp[:, None])
+    logits.copy_(p.mul_(-scale))
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -77,30 +82,56 @@ def _widen(x: Tensor) -> Tensor:
 # --- kernels ------------------------------------------------------------------------------------------------
 
 
+@jit
+def _absorb(x, top, total, moment):
+    """Take one more logit into each lane's running (maximum, sum of e^(x - max), sum of e^(x - max)(x - max)).
+
+    Whichever of x and the maximum is lower, one exponential of their distance serves all three.
+    """
+    gap = -tl.abs(x - top)
+    e = tl.exp(gap)
+    higher = x > top
+    moment = tl.where(higher, e * (moment + total * gap), moment + tl.where(e > 0.0, e * gap, 0.0))
+    total = tl.where(higher, e * total + 1.0, total + e)
+    return tl.maximum(top, x), total, moment
+
+
+# V is not specialised on, and N stands in the grid only: any length and vocabulary run the same two binaries,
+# one for strides that are a multiple of 16 and one for the rest.
 @jit(do_not_specialize=["V"])
 def _statistics(logits, target, logp, entropy, lse, stride, V, scale, BLOCK: tl.constexpr):
-    """One row a program; each logit is read once."""
+    """One row a program. Nothing crosses lanes before the row ends, so the loop has no barrier."""
     row = tl.program_id(0).to(tl.int64)  # N * V passes 2^31 at 14,134 rows of 151,936
     x_row = logits + row * stride
-    top = -3.0e38  # finite: a first tile of nothing but -inf must not give -inf - -inf
-    total = 0.0  # sum of exp(x - top)
-    moment = 0.0  # sum of exp(x - top) * (x - top): relative to the maximum, so that nothing large cancels
-    for start in range(0, V, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        x = tl.load(x_row + i, mask=i < V, other=float("-inf")).to(tl.float32) * scale
-        higher = tl.maximum(top, tl.max(x, 0))
-        shrink = tl.exp(top - higher)
-        e = tl.exp(x - higher)
-        moment = shrink * (moment + total * (top - higher)) + tl.sum(
-            tl.where(e > 0.0, e * (x - higher), 0.0), 0
-        )
-        total = shrink * total + tl.sum(e, 0)
-        top = higher
-    log_total = top + tl.log(total)
-    chosen = tl.load(x_row + tl.load(target + row)).to(tl.float32) * scale
-    tl.store(lse + row, log_total)
-    tl.store(logp + row, chosen - log_total)
+    lane = tl.arange(0, BLOCK)
+    wide = lse.dtype.element_ty
+    top = tl.full([BLOCK], -3.0e38, wide)  # finite: -inf - -inf would be NaN
+    total = tl.zeros([BLOCK], wide)
+    moment = tl.zeros([BLOCK], wide)
+    whole = V // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        x = tl.load(x_row + start + lane).to(wide) * scale
+        top, total, moment = _absorb(x, top, total, moment)
+    # The tail is peeled off: a mask of an odd V inside the loop would cut every load into single numbers.
+    i = whole + lane
+    x = tl.load(x_row + i, mask=i < V, other=float("-inf")).to(wide) * scale
+    top, total, moment = _absorb(x, top, total, moment)
+    highest = tl.max(top, 0)
+    shrink = tl.exp(top - highest)
+    moment = tl.sum(shrink * (moment + total * (top - highest)), 0)
+    total = tl.sum(shrink * total, 0)
+    chosen = tl.load(x_row + tl.load(target + row)).to(wide) * scale
+    tl.store(lse + row, highest + tl.log(total))
+    tl.store(logp + row, chosen - highest - tl.log(total))
     tl.store(entropy + row, tl.log(total) - moment / total)
+
+
+@jit
+def _slope(x, hit, lse, entropy, dlogp, dentropy, scale):
+    log_p = x.to(lse.dtype) * scale - lse
+    p = tl.exp(log_p)
+    spread = tl.where(p > 0.0, p * (log_p + entropy), 0.0)
+    return (tl.where(hit, dlogp, 0.0) - dlogp * p - dentropy * spread) * scale
 
 
 @jit(do_not_specialize=["V"])
@@ -108,106 +139,125 @@ def _gradient(logits, target, lse, entropy, dlogp, dentropy, stride, V, scale, B
     """One tile of one row a program; the gradient takes the logits' place."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    place = logits + row * stride + i
-    log_p = tl.load(place, mask=i < V, other=float("-inf")).to(tl.float32) * scale - tl.load(lse + row)
-    p = tl.exp(log_p)
-    d_logp = tl.load(dlogp + row)
-    hit = tl.where(i == tl.load(target + row), d_logp, 0.0)
-    spread = tl.where(p > 0.0, p * (log_p + tl.load(entropy + row)), 0.0)
-    grad = (hit - d_logp * p - tl.load(dentropy + row) * spread) * scale
-    tl.store(place, grad.to(logits.dtype.element_ty), mask=i < V)
+    x = logits + row * stride + i
+    hit = i == tl.load(target + row)
+    lse, entropy = tl.load(lse + row), tl.load(entropy + row)
+    dlogp, dentropy = tl.load(dlogp + row), tl.load(dentropy + row)
+    if (tl.program_id(1) + 1) * BLOCK <= V:
+        tl.store(x, _slope(tl.load(x), hit, lse, entropy, dlogp, dentropy, scale).to(x.dtype.element_ty))
+    else:
+        inside = i < V
+        tail = tl.load(x, mask=inside, other=float("-inf"))
+        tail = _slope(tail, hit, lse, entropy, dlogp, dentropy, scale)
+        tl.store(x, tail.to(x.dtype.element_ty), mask=inside)
 
 
-def tile(V: int) -> tuple[int, int]:
-    """(BLOCK, warps): wide tiles keep many loads in flight, and a row of 4,096 or less is one tile."""
-    block = min(4096, triton.next_power_of_2(V))
-    return block, 8 if block >= 2048 else 4
+# --- launcher -----------------------------------------------------------------------------------------------
+
+BLOCK, WARPS = 2048, 8
+"""Each of 256 threads has 8 logits of a tile, which is one load of 16 bytes in bfloat16. Smaller vocabularies
+leave lanes idle; no other tile is ever compiled."""
 
 
-def _launch_statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """(logp, entropy, lse), each (N,), by the path that the tensor takes."""
     N, V = logits.shape
-    assert logits.stride(1) == 1, "rows of logits lie together"
-    logp, entropy, lse = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(3))
-    block, warps = tile(V)
-    _statistics[(N,)](logits, target, logp, entropy, lse, logits.stride(0), V, scale, block, num_warps=warps)
+    if not use_kernel(logits):
+        pieces = zip(*(x.split(max(1, SLICE // V)) for x in (logits, target)), strict=True)
+        return tuple(torch.cat(x) for x in zip(*(reference(*p, scale) for p in pieces), strict=True))
+    assert logits.stride(1) == 1 and target.is_contiguous() and target.dtype == torch.int64
+    wide = _widen(logits[:0]).dtype
+    logp, entropy, lse = (torch.empty(N, dtype=wide, device=logits.device) for _ in range(3))
+    sizes = (logits.stride(0), V, scale, BLOCK)
+    _statistics[(N,)](logits, target, logp, entropy, lse, *sizes, num_warps=WARPS, enable_fp_fusion=True)
     return logp, entropy, lse
 
 
-def _launch_gradient(
-    logits: Tensor,
-    target: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    dlogp: Tensor,
-    dentropy: Tensor,
-    scale: float,
-) -> None:
+def gradient_(logits: Tensor, *columns: Tensor, scale: float) -> None:
+    """Overwrite logits (N, V) with the gradient; columns: target, lse, entropy, dlogp, dentropy, each (N,)."""
     N, V = logits.shape
-    block, warps = tile(V)
-    rows = (target, lse, entropy, dlogp.float().contiguous(), dentropy.float().contiguous())
-    grid = (N, triton.cdiv(V, block))
-    _gradient[grid](logits, *rows, logits.stride(0), V, scale, block, num_warps=warps)
-
-
-def _statistics_of(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    return (_launch_statistics if use_kernel(logits) else reference)(logits, target, scale)
-
-
-def _gradient_into(logits: Tensor, *rest: Tensor, scale: float) -> None:
-    (_launch_gradient if use_kernel(logits) else reference_gradient)(logits, *rest, scale)
+    if not use_kernel(logits):
+        for piece in zip(*(x.split(max(1, SLICE // V)) for x in (logits, *columns)), strict=True):
+            reference_gradient(*piece, scale)
+        return
+    assert logits.stride(1) == 1 and all(x.is_contiguous() for x in columns)
+    grid = (N, triton.cdiv(V, BLOCK))
+    sizes = (logits.stride(0), V, scale, BLOCK)
+    _gradient[grid](logits, *columns, *sizes, num_warps=WARPS, enable_fp_fusion=True)
 
 
 # --- autograd -----------------------------------------------------------------------------------------------
 
 
+def _chunks(N: int, rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + rows, N)) for start in range(0, N, rows))
+
+
+def _buffer(rows: int, weight: Tensor) -> Tensor:
+    """(rows, V), each row beginning at a multiple of 16 numbers so that it can be read 16 bytes at a time."""
+    V = len(weight)
+    return weight.new_empty(rows, -(-V // 16) * 16)[:, :V]
+
+
+def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(hidden, weight.T, out=logits)
+    return torch.addmm(bias, hidden, weight.T, out=logits)
+
+
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, scale, rows):  # noqa: ANN001
-        parts = []
-        for chunk, aim in zip(hidden.split(rows), target.split(rows), strict=True):
-            logits = F.linear(chunk, weight, bias)  # (rows, V)
-            parts.append(_statistics_of(logits, aim, scale))
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        buffer, parts = _buffer(rows, weight), []
+        for part in _chunks(len(hidden), rows):
+            logits = _project(hidden[part], weight, bias, buffer[: part.stop - part.start])  # (n, V)
+            parts.append(statistics(logits, target[part], scale))
         logp, entropy, lse = (torch.cat(column) for column in zip(*parts, strict=True))
-        # One chunk that holds all rows is worth keeping. It is not among the saved tensors because the
-        # backward pass writes into it.
-        ctx.logits = logits if len(parts) == 1 and any(ctx.needs_input_grad[:3]) else None
+        # Not among the saved tensors, because the backward pass writes into it.
+        ctx.logits = buffer if len(parts) == 1 and any(ctx.needs_input_grad[:3]) else None
         ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
-        ctx.scale, ctx.rows, ctx.spent = scale, rows, False
+        ctx.scale, ctx.rows = scale, rows
         return logp, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dlogp, dentropy):  # noqa: ANN001
-        if ctx.spent:
-            raise RuntimeError(
-                "linear_logprob was already differentiated; call it again instead of retain_graph"
-            )
+    def backward(ctx: Any, dlogp: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
+        # Kept logits serve once; a second backward pass (retain_graph) computes them again like chunks do.
         kept, ctx.logits = ctx.logits, None
-        ctx.spent = kept is not None
-        columns = (x.split(ctx.rows) for x in (hidden, target, lse, entropy, dlogp, dentropy))
-        dhidden, dweight, dbias = [], None, None
-        for chunk, *column in zip(*columns, strict=True):
-            logits = kept if kept is not None else F.linear(chunk, weight, bias)
-            _gradient_into(logits, *column, scale=ctx.scale)  # logits is its own gradient from here on
+        buffer = kept if kept is not None else _buffer(ctx.rows, weight)
+        columns = [x.contiguous() for x in (target, lse, entropy, dlogp, dentropy)]
+        dhidden, dweight, dbias = torch.empty_like(hidden), None, None
+        for part in _chunks(len(hidden), ctx.rows):
+            logits = buffer[: part.stop - part.start]
+            if kept is None:
+                _project(hidden[part], weight, bias, logits)
+            gradient_(logits, *(x[part] for x in columns), scale=ctx.scale)
             if ctx.needs_input_grad[0]:
-                dhidden.append(logits @ weight)
+                torch.mm(logits, weight, out=dhidden[part])
             if ctx.needs_input_grad[1]:
-                dweight = _add(dweight, logits.T, chunk)
-            if bias is not None and ctx.needs_input_grad[2]:
-                part = _widen(logits).sum(0)
-                dbias = part if dbias is None else dbias + part
-        dhidden = torch.cat(dhidden) if dhidden else None
-        dweight = None if dweight is None else dweight.to(weight.dtype)
-        dbias = None if dbias is None else dbias.to(bias.dtype)
-        return dhidden, dweight, dbias, None, None, None
+                dweight = _add_product(dweight, logits.T, hidden[part], last=part.stop == len(hidden))
+            if ctx.needs_input_grad[2]:
+                column = logits.sum(0, dtype=lse.dtype)
+                dbias = column if dbias is None else dbias.add_(column)
+        return (
+            dhidden if ctx.needs_input_grad[0] else None,
+            dweight,
+            None if dbias is None else dbias.to(bias.dtype),
+            *(None, None, None),
+        )
 
 
-def _add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b, in float32 (or float64) and in place once there is a total."""
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, *, last: bool) -> Tensor:
+    """total + a @ b: in float32 while there are chunks to come, in the inputs' dtype after the last."""
     if total is None:
-        return _widen(a @ b)
-    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
+        return a @ b if last else _widen(a @ b)
+    # A product of bfloat16 is summed in float32 by the hardware and rounded once; what must not be rounded
+    # at every chunk is the total.
+    total = total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
+    return total.to(a.dtype) if last else total
 
 
 # --- public -------------------------------------------------------------------------------------------------
@@ -220,49 +270,49 @@ def linear_logprob(
     *,
     temperature: float = 1.0,
     bias: Tensor | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each row under softmax((hidden weight^T + bias) /
-    temperature).
+    """Log-probability of each target and entropy of each row of softmax((hidden W^T + bias) / temperature).
 
     hidden (N, D), weight (V, D), target (N,) int64, bias (V,) -> logp (N,), entropy (N,) in nats, float32
-    (float64 for float64 inputs). Differentiable once in hidden, weight and bias, through both outputs. Peak
-    memory beyond inputs and gradients is one chunk: at most `chunk_bytes` of logits counted as float32, at
-    least one row. Raises ValueError for shapes that do not fit, a temperature that is not positive, or a
-    target outside [0, V).
+    (float64 for float64 inputs). Differentiable once in hidden, weight and bias, through both outputs; inputs
+    are only read. Peak memory beyond inputs and gradients is one chunk, see above. In float16 the gradient of
+    a logit underflows below 6e-8: scale the loss. Raises ValueError for shapes or dtypes that do not fit, a
+    temperature that is not positive, or a target outside [0, V).
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(hidden):
-        raise ValueError(
-            f"expected hidden (N, D) with N >= 1 and weight (V, D), got {hidden.shape} and {weight.shape}"
-        )
-    _check(target, len(hidden), len(weight), temperature)
-    rows = max(1, chunk_bytes // (4 * len(weight)))
-    rows = -(-len(hidden) // -(-len(hidden) // rows))  # chunks of equal size: no short last one
+        shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
+        raise ValueError(f"expected hidden (N, D) with N >= 1 and weight (V, D), got {shapes}")
+    if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
+        raise ValueError(f"expected one dtype, got {hidden.dtype} for hidden and {weight.dtype} for weight")
+    target = _checked(target, len(hidden), len(weight), temperature)
+    budget = chunk_bytes or CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
+    chunks = -(-_buffer(len(hidden), weight.to("meta")).nbytes // budget)
+    rows = -(-len(hidden) // min(chunks, len(hidden)))  # chunks of equal size: no short last one
     return _LinearLogprob.apply(hidden, weight, bias, target, 1 / temperature, rows)
 
 
 def logprob(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, entropy, lse), each (N,), of logits (N, V) that already exist. Not differentiable; logits are
-    only read.
+    """(logp, entropy, lse), each (N,), of logits (N, V) that exist already: read once, not differentiable.
 
     Raises ValueError as `linear_logprob` does.
     """
     if logits.ndim != 2 or not len(logits):
-        raise ValueError(f"expected logits (N, V) with N >= 1, got {logits.shape}")
-    _check(target, *logits.shape, temperature)
+        raise ValueError(f"expected logits (N, V) with N >= 1, got {tuple(logits.shape)}")
+    target = _checked(target, *logits.shape, temperature)
     with torch.no_grad():
-        return _statistics_of(
-            logits if logits.stride(1) == 1 else logits.contiguous(), target, 1 / temperature
-        )
+        rows = logits if logits.stride(1) == 1 else logits.contiguous()
+        logp, entropy, lse = statistics(rows, target, 1 / temperature)
+    return logp, entropy, lse
 
 
-def _check(target: Tensor, N: int, V: int, temperature: float) -> None:
+def _checked(target: Tensor, N: int, V: int, temperature: float) -> Tensor:
     if target.shape != (N,) or target.dtype != torch.int64:
         raise ValueError(f"expected target ({N},) of int64, got {tuple(target.shape)} of {target.dtype}")
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0, got {temperature}")
-    low, high = torch.aminmax(
-        target
-    )  # on a GPU this waits for it once: the price of an error where it happens
+    # On a GPU this waits for it once: the price of an error where it happens.
+    low, high = (int(x) for x in torch.aminmax(target))
     if low < 0 or high >= V:
-        raise ValueError(f"expected targets in [0, {V}), got {int(low)} to {int(high)}")
+        raise ValueError(f"expected targets in [0, {V}), got {low} to {high}")
+    return target.contiguous()

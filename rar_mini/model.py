@@ -2,9 +2,8 @@
 
 Three decisions:
 
-- Tokens come as one flat row, ids (T,) with positions (T,), and attention is a function brought by the
-  caller. Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py,
-  sampler.py).
+- Tokens come as one flat row, ids (T,) with positions (T,), and the caller brings attention, as a function.
+  Which token sees which, and where keys and values are kept, is the caller's affair (prefix.py, sampler.py).
 - Parameters bear the names of Hugging Face's checkpoints, so that reading and writing need no translation.
 - Float32 where the families compute in float32 (the mean square of RMSNorm, the angles of RoPE), the weights'
   dtype elsewhere. tests/test_model.py holds every variant against transformers, gradients included.
@@ -57,8 +56,7 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
 
     Rotary embedding is arXiv 2104.09864. The type `llama3` stretches it to longer texts, as the configs of
     Llama 3.1 do: waves that fit fewer than `low_freq_factor` times into the old context are slowed by
-    `factor`, those that fit more than `high_freq_factor` times stay, and between the two the frequencies are
-    blended.
+    `factor`, those that fit more than `high_freq_factor` times stay, and between the two they are blended.
     """
     rope, width = config.rope_parameters, head_width(config)
     # The device is named because `load` builds under torch.device("meta"), which would swallow the values.
@@ -68,7 +66,7 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
         return frequency
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     waves = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)  # in the old context
-    keep = ((waves - low) / (high - low)).clamp(0, 1)
+    keep = ((waves - low) / (high - low)).clamp(0, 1)  # (d / 2,), 0 slows down and 1 leaves alone
     return keep * frequency + (1 - keep) * frequency / rope["factor"]
 
 
@@ -115,7 +113,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (T, D)
 
 
 class Layer(nn.Module):
@@ -147,12 +145,10 @@ class Decoder(nn.Module):
         self.checkpointing = False
         V, D, eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
         self.model = nn.ModuleDict()
-        # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding. That
-        # is the end token's, where the two are one, and every conversation really reads it.
+        # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding.
+        # Where pad and end are one, that is a token which every conversation really reads.
         self.model["embed_tokens"] = nn.Embedding(V, D)
-        self.model["layers"] = nn.ModuleList(
-            Layer(config, layer) for layer in range(config.num_hidden_layers)
-        )
+        self.model["layers"] = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.model["norm"] = RMSNorm(D, eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(D, V, bias=False)
@@ -166,15 +162,12 @@ class Decoder(nn.Module):
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (T, D) after the final norm, of token ids (T,) at positions (T,) in their own
-        sequences.
+        """Hidden states (T, D) after the final norm, of ids (T,) at positions (T,) in their own sequences.
 
         `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k
         and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
-        assert ids.ndim == 1 and ids.shape == positions.shape, (
-            "one flat row of tokens, and a position for each"
-        )
+        assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row, and a position for each token"
         x = self.model["embed_tokens"](ids)  # (T, D)
         if self._frequencies.device != x.device:  # once: a copy to the GPU would stall every pass
             self._frequencies = self._frequencies.to(x.device)
@@ -208,19 +201,18 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     activation, dropout = config.hidden_act, config.attention_dropout
+    quantised = getattr(config, "quantization_config", None) is not None
     checks = [  # what has to hold, what came, what is supported
         (rope["rope_type"] in ROPE_TYPES, f"rope_type {rope['rope_type']!r}", " and ".join(ROPE_TYPES)),
         (rope.get("partial_rotary_factor", 1) == 1, "partial_rotary_factor", "rotation of whole heads"),
         (layer_types == {"full_attention"}, f"layer_types {sorted(layer_types)}", "full_attention only"),
         (activation == "silu", f"hidden_act {activation!r}", "silu"),
         (not dropout, f"attention_dropout {dropout}", "none"),
-        (not hasattr(config, "quantization_config"), "quantization_config", "plain float weights"),
+        (not quantised, "quantization_config", "plain float weights"),
         (heads % groups == 0, f"{heads} heads for {groups} key/value heads", "a multiple"),
     ]
     if refused := [f"{came} (supported: {supported})" for holds, came, supported in checks if not holds]:
-        raise ValueError(
-            f"this {config.model_type} model is not supported: its config has {', '.join(refused)}"
-        )
+        raise ValueError(f"this {config.model_type} model is not supported: it has {', '.join(refused)}")
 
 
 def refuse_family(model_type: str | None) -> None:
@@ -297,15 +289,13 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
             expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
         found = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
         refuse_misfits(directory, expected, found)
-        # copy=True: safetensors returns views of a mapped file, at any address. Matrix products may round
-        # differently with the alignment of their operands, and a resumed run has to repeat its numbers.
+        # copy=True: safetensors returns views of a mapped file, at odd addresses, where the product with one
+        # row rounds differently (on CPU, at 12 of 16 offsets). A resumed run has to repeat its numbers.
         weights = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in source.items()}
     if config.tie_word_embeddings:
         twin = weights.pop("lm_head.weight", None)
         if twin is not None and not torch.equal(twin, weights["model.embed_tokens.weight"]):
-            raise ValueError(
-                f"{directory}: lm_head.weight differs from the embedding, yet the config ties them"
-            )
+            raise ValueError(f"{directory}: lm_head.weight is not the embedding, yet the config ties them")
     decoder.load_state_dict(weights, assign=True)
     return decoder
 
@@ -313,15 +303,19 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
 def save(decoder: Decoder, directory: Path) -> None:
     """Write config.json and model.safetensors, which transformers and `load` read, in the weights' own dtype.
 
-    Makes the directory if need be. Not atomic: checkpoint.py writes into a partial directory and renames it.
+    Makes the directory if need be. Not atomic: callers write into a partial directory and rename it. Raises
+    OSError where the disk does not take it.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = deepcopy(decoder.config)
+    config = deepcopy(decoder.config)  # a frozen reference may share it, in another dtype
     config.dtype = decoder.head.dtype
     config.architectures = [ARCHITECTURES[config.model_type]]
     config.save_pretrained(directory)
     weights = {name: parameter.detach().contiguous() for name, parameter in decoder.named_parameters()}
     path = directory / "model.safetensors"
-    save_file(weights, path, metadata={"format": "pt"})  # transformers refuses a file that does not say so
+    try:
+        save_file(weights, path, metadata={"format": "pt"})  # older readers ask for it
+    except SafetensorError as error:  # what a full disk is to safetensors is no OSError
+        raise OSError(f"could not write {path}: {error}") from error
     path.chmod((directory / "config.json").stat().st_mode)  # safetensors lets nobody but the owner read it

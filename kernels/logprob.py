@@ -3,11 +3,11 @@
     x = (hidden W^T + bias) / temperature      (V,) a row
     lse = log sum exp x          logp = x[target] - lse          entropy = lse - sum softmax(x) x
 
-With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their logarithmic softmax as much
-again, and a policy loss keeps both for the backward pass. Here rows go in chunks of a byte budget, through one
-buffer. Forward, a chunk's logits come from one matrix product, and a kernel reads each of them once: the
-maximum, the sum below it and the entropy's sum are carried together. Backward, the logits are computed again,
-and the kernel overwrites them with the gradient of the loss,
+With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their log-softmax as much again, and
+a policy loss keeps that for the backward pass. Here rows go in chunks of a byte budget, through one buffer.
+Forward, a chunk's logits come from one matrix product, and a kernel reads each of them once: the maximum, the
+sum below it and the entropy's sum are carried together. Backward, the logits are computed again, and the
+kernel overwrites them with the gradient of the loss,
 
     dx_i = dlogp ([i = target] - p_i) - dentropy p_i (log p_i + entropy),
 
@@ -15,20 +15,22 @@ which two more products turn into the gradients of hidden and W. That is 8 N V D
 path has 6, a third more at worst. Where one chunk holds all rows, its logits are kept and nothing is done
 twice.
 
-Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes (V_16: V rounded up to 16):
+Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes (V_16 is V rounded up to 16):
 
-    n V_16 s        one chunk; n = chunk_bytes / (V_16 s), so at most CHUNK_BYTES
+    n V_16 s        one chunk: at most CHUNK_BYTES, and at least one row
     V D (4 + s)     only where there is more than one chunk of bfloat16 or float16: the weight's gradient adds
                     up in float32, and each chunk's product stands beside it for a moment. At V = 152,064 and
-                    D = 3,584 that is 2.2 + 1.1 GB, less than the plain path's logits from N = 3,600 on.
-                    Below that, raise chunk_bytes until one chunk holds all rows. (In float32 this sum is the
-                    gradient itself.)
+                    D = 3,584 that is 2.2 + 1.1 GB, less than the plain path's logits and log-softmax in
+                    bfloat16 from N = 5,400 on. Below that, raise chunk_bytes until one chunk holds all rows,
+                    and there is no such sum. (In float32 the sum is the gradient itself.)
 
-Bytes moved over the logits, after the products: n V s forward; 2 n V s backward. Plain torch moves about 5 and
-6 n V s (a division, log_softmax, its exponential, their product, and the way back).
+Bytes moved over the logits, after the products: n V s forward, 2 n V s backward. Plain torch moves about 3
+and 5 n V s without the entropy, and 3 more with it.
 """
 
+import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rar_mini.kernels import bench
-from rar_mini.kernels.backend import jit, tl, triton, use_kernel
+from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
 
 CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
 """The budget of one chunk of logits: 1,365 rows of 49,152 in float32, 3,533 rows of 151,936 in bfloat16. On a
@@ -56,14 +58,13 @@ def reference(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, Ten
     chosen = x.gather(-1, target[:, None])[:, 0]
     e = x.exp()
     log_total = e.sum(-1).log()
-    moment = torch.linalg.vecdot(e, x.clamp_min_(-1e4))  # of a logit of -inf, 0 * -inf would be NaN
+    moment = e.mul_(x.clamp_min_(-1e4)).sum(-1)  # of a logit of -inf, 0 * -inf would be NaN
     return chosen - log_total, log_total - moment / log_total.exp(), top + log_total
 
 
-def reference_gradient(
-    logits: Tensor, target: Tensor, lse: Tensor, entropy: Tensor, dlogp: Tensor, dentropy: Tensor, scale: float
-) -> None:
-    """Overwrite logits (N, V) with the gradient of the loss; everything else is (N,)."""
+def reference_gradient(logits: Tensor, target: Tensor, *columns: Tensor, scale: float) -> None:
+    """Overwrite logits (N, V) with the gradient of the loss; columns: lse, entropy, dlogp, dentropy (N,)."""
+    lse, entropy, dlogp, dentropy = columns
     log_p = (_widen(logits) * scale).sub_(lse[:, None])
     p = log_p.exp()
     if dentropy.any():
@@ -84,37 +85,37 @@ def _widen(x: Tensor) -> Tensor:
 
 @jit
 def _absorb(x, top, total, moment):
-    """Take one more logit into each lane's running (maximum, sum of e^(x - max), sum of e^(x - max)(x - max)).
-
-    Whichever of x and the maximum is lower, one exponential of their distance serves all three.
-    """
-    gap = -tl.abs(x - top)
+    """Take a tile (lanes, LANE) into what each lane knows: its maximum, sum of e^gap, sum of gap e^gap."""
+    higher = tl.maximum(top, tl.max(x, 1))
+    # e^-200 is 0. The bound keeps a logit of -inf from giving 0 * -inf = NaN; one that is NaN has to stay so.
+    gap = tl.maximum(x - higher[:, None], -200.0, propagate_nan=tl.PropagateNan.ALL)
     e = tl.exp(gap)
-    higher = x > top
-    moment = tl.where(higher, e * (moment + total * gap), moment + tl.where(e > 0.0, e * gap, 0.0))
-    total = tl.where(higher, e * total + 1.0, total + e)
-    return tl.maximum(top, x), total, moment
+    shrink = tl.exp(top - higher)
+    moment = shrink * (moment + total * (top - higher)) + tl.sum(e * gap, 1)
+    return higher, shrink * total + tl.sum(e, 1), moment
 
 
 # V is not specialised on, and N stands in the grid only: any length and vocabulary run the same two binaries,
 # one for strides that are a multiple of 16 and one for the rest.
 @jit(do_not_specialize=["V"])
-def _statistics(logits, target, logp, entropy, lse, stride, V, scale, BLOCK: tl.constexpr):
-    """One row a program. Nothing crosses lanes before the row ends, so the loop has no barrier."""
+def _statistics(logits, target, logp, entropy, lse, stride, V, scale,
+                BLOCK: tl.constexpr, LANE: tl.constexpr):  # fmt: skip
+    """One row a program. A tile lies so that each thread has LANE neighbours, one load of 16 bytes: nothing
+    crosses threads before the row ends, and the loop has no barrier."""
     row = tl.program_id(0).to(tl.int64)  # N * V passes 2^31 at 14,134 rows of 151,936
     x_row = logits + row * stride
-    lane = tl.arange(0, BLOCK)
+    lanes: tl.constexpr = BLOCK // LANE
+    i = tl.arange(0, lanes)[:, None] * LANE + tl.arange(0, LANE)[None, :]
     wide = lse.dtype.element_ty
-    top = tl.full([BLOCK], -3.0e38, wide)  # finite: -inf - -inf would be NaN
-    total = tl.zeros([BLOCK], wide)
-    moment = tl.zeros([BLOCK], wide)
+    top = tl.full([lanes], -3.0e38, wide)  # finite: -inf - -inf would be NaN
+    total = tl.zeros([lanes], wide)
+    moment = tl.zeros([lanes], wide)
     whole = V // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        x = tl.load(x_row + start + lane).to(wide) * scale
+        x = tl.load(x_row + start + i).to(wide) * scale
         top, total, moment = _absorb(x, top, total, moment)
     # The tail is peeled off: a mask of an odd V inside the loop would cut every load into single numbers.
-    i = whole + lane
-    x = tl.load(x_row + i, mask=i < V, other=float("-inf")).to(wide) * scale
+    x = tl.load(x_row + whole + i, mask=whole + i < V, other=float("-inf")).to(wide) * scale
     top, total, moment = _absorb(x, top, total, moment)
     highest = tl.max(top, 0)
     shrink = tl.exp(top - highest)
@@ -128,10 +129,9 @@ def _statistics(logits, target, logp, entropy, lse, stride, V, scale, BLOCK: tl.
 
 @jit
 def _slope(x, hit, lse, entropy, dlogp, dentropy, scale):
-    log_p = x.to(lse.dtype) * scale - lse
+    log_p = tl.maximum(x.to(lse.dtype) * scale - lse, -200.0, propagate_nan=tl.PropagateNan.ALL)
     p = tl.exp(log_p)
-    spread = tl.where(p > 0.0, p * (log_p + entropy), 0.0)
-    return (tl.where(hit, dlogp, 0.0) - dlogp * p - dentropy * spread) * scale
+    return (tl.where(hit, dlogp, 0.0) - p * (dlogp + dentropy * (log_p + entropy))) * scale
 
 
 @jit(do_not_specialize=["V"])
@@ -154,9 +154,9 @@ def _gradient(logits, target, lse, entropy, dlogp, dentropy, stride, V, scale, B
 
 # --- launcher -----------------------------------------------------------------------------------------------
 
-BLOCK, WARPS = 2048, 8
-"""Each of 256 threads has 8 logits of a tile, which is one load of 16 bytes in bfloat16. Smaller vocabularies
-leave lanes idle; no other tile is ever compiled."""
+BLOCK, THREADS = 2048, 256
+"""Each thread has 8 logits of a tile. Smaller vocabularies leave lanes idle; no other tile is ever compiled.
+At up to 40 registers a thread, six programs or more fit on an SM and keep 24 KB in flight in bfloat16."""
 
 
 def statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, ...]:
@@ -168,22 +168,23 @@ def statistics(logits: Tensor, target: Tensor, scale: float) -> tuple[Tensor, ..
     assert logits.stride(1) == 1 and target.is_contiguous() and target.dtype == torch.int64
     wide = _widen(logits[:0]).dtype
     logp, entropy, lse = (torch.empty(N, dtype=wide, device=logits.device) for _ in range(3))
-    sizes = (logits.stride(0), V, scale, BLOCK)
-    _statistics[(N,)](logits, target, logp, entropy, lse, *sizes, num_warps=WARPS, enable_fp_fusion=True)
+    sizes = (logits.stride(0), V, scale, BLOCK, 16 // logits.element_size())
+    options = {"num_warps": THREADS // WARP, "enable_fp_fusion": True}
+    _statistics[(N,)](logits, target, logp, entropy, lse, *sizes, **options)
     return logp, entropy, lse
 
 
 def gradient_(logits: Tensor, *columns: Tensor, scale: float) -> None:
-    """Overwrite logits (N, V) with the gradient; columns: target, lse, entropy, dlogp, dentropy, each (N,)."""
+    """Overwrite logits (N, V) with the gradient; columns: target, lse, entropy, dlogp, dentropy (N,)."""
     N, V = logits.shape
     if not use_kernel(logits):
         for piece in zip(*(x.split(max(1, SLICE // V)) for x in (logits, *columns)), strict=True):
-            reference_gradient(*piece, scale)
+            reference_gradient(*piece, scale=scale)
         return
     assert logits.stride(1) == 1 and all(x.is_contiguous() for x in columns)
     grid = (N, triton.cdiv(V, BLOCK))
     sizes = (logits.stride(0), V, scale, BLOCK)
-    _gradient[grid](logits, *columns, *sizes, num_warps=WARPS, enable_fp_fusion=True)
+    _gradient[grid](logits, *columns, *sizes, num_warps=THREADS // WARP, enable_fp_fusion=True)
 
 
 # --- autograd -----------------------------------------------------------------------------------------------
@@ -193,10 +194,13 @@ def _chunks(N: int, rows: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, N)) for start in range(0, N, rows))
 
 
+def _padded(V: int) -> int:
+    """The stride of a row of logits: a multiple of 16, so that any V can be read 16 bytes at a time."""
+    return -(-V // 16) * 16
+
+
 def _buffer(rows: int, weight: Tensor) -> Tensor:
-    """(rows, V), each row beginning at a multiple of 16 numbers so that it can be read 16 bytes at a time."""
-    V = len(weight)
-    return weight.new_empty(rows, -(-V // 16) * 16)[:, :V]
+    return weight.new_empty(rows, _padded(len(weight)))[:, : len(weight)]  # (rows, V)
 
 
 def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> Tensor:
@@ -287,8 +291,8 @@ def linear_logprob(
         raise ValueError(f"expected one dtype, got {hidden.dtype} for hidden and {weight.dtype} for weight")
     target = _checked(target, len(hidden), len(weight), temperature)
     budget = chunk_bytes or CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
-    chunks = -(-_buffer(len(hidden), weight.to("meta")).nbytes // budget)
-    rows = -(-len(hidden) // min(chunks, len(hidden)))  # chunks of equal size: no short last one
+    fit = max(1, budget // (_padded(len(weight)) * weight.element_size()))
+    rows = -(-len(hidden) // -(-len(hidden) // fit))  # chunks of equal size: no short last one
     return _LinearLogprob.apply(hidden, weight, bias, target, 1 / temperature, rows)
 
 
@@ -316,3 +320,50 @@ def _checked(target: Tensor, N: int, V: int, temperature: float) -> Tensor:
     if low < 0 or high >= V:
         raise ValueError(f"expected targets in [0, {V}), got {low} to {high}")
     return target.contiguous()
+
+
+# --- benchmark ----------------------------------------------------------------------------------------------
+
+
+def plain(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What one would write, with the entropy as a metric only."""
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    return log_p.gather(-1, target[:, None])[:, 0], entropy
+
+
+def _rivals() -> Iterator[tuple[str, Any]]:
+    yield "linear_logprob", linear_logprob
+    yield "torch", plain
+    yield "torch.compile", torch.compile(plain)
+    with contextlib.suppress(ImportError):
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as liger
+
+        yield "Liger, no entropy", lambda h, w, t: (-liger(h, w, t, reduction="none"), None)
+
+
+def benchmark(on: str) -> Iterator[bench.Row]:
+    """Forward and backward of a policy loss; then the reading of logits that exist."""
+    dtype = torch.bfloat16 if on == "cuda" else torch.float32
+    sizes = [(4096, 3584, 151_936), (4096, 576, 49_152)] if on == "cuda" else [(512, 576, 49_152)]
+    multiplying, copying = bench.multiplying(on, dtype), bench.copying(on)
+    for N, D, V in sizes:
+        leaves = [(torch.randn(n, D, device=on, dtype=dtype) / D**0.5).requires_grad_() for n in (N, V)]
+        target, adv = torch.randint(V, (N,), device=on), torch.randn(N, device=on) / N
+        case = f"N {N}, D {D}, V {V}, {str(dtype)[6:]}"
+
+        def run(fn: Any, leaves: Any = leaves, target: Tensor = target, adv: Tensor = adv) -> None:
+            torch.autograd.grad((adv * fn(*leaves, target)[0]).sum(), leaves)
+
+        for path, fn in _rivals():
+            yield bench.row(case, path, partial(run, fn), on, 6 * N * D * V, multiplying)
+        with torch.no_grad():
+            logits = leaves[0] @ leaves[1].T
+        yield bench.row(case, "logprob", partial(logprob, logits, target), on, logits.nbytes, copying)
+        alone = partial(logits.log_softmax, -1)
+        yield bench.row(case, "log_softmax alone", alone, on, logits.nbytes, copying)
+
+
+if __name__ == "__main__":
+    bench.show("logprob", benchmark)

@@ -1,0 +1,89 @@
+"""What the tests of the kernels share: three ways to run each of them, and a meter for memory traffic.
+
+A test runs on the torch path as it is, under Triton's interpreter in a process that `under_the_interpreter`
+starts (Triton reads TRITON_INTERPRET when a kernel is decorated), and with `pytest -m gpu` on a GPU.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rar_mini.kernels import backend
+
+NAN = float("nan")
+
+on_every_device = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+only_interpreted = pytest.mark.skipif(not backend.INTERPRET, reason="only under the interpreter")
+not_interpreted = pytest.mark.skipif(backend.INTERPRET, reason="not under the interpreter")
+needs_triton = pytest.mark.skipif(backend.triton is None, reason="no triton on this system")
+
+
+def under_the_interpreter(file: str) -> None:
+    """Run a file's tests again, through the Triton kernels."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(file).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def poisoned() -> Any:
+    """Within it, memory that torch allocates holds NaN: an output that a kernel leaves out is seen."""
+
+    @contextlib.contextmanager
+    def fill() -> Iterator[None]:
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        try:
+            assert torch.empty(3).isnan().all()
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+    return fill()
+
+
+@contextlib.contextmanager
+def traffic() -> Iterator[list[int]]:
+    """Count the bytes that interpreted kernels load and store, lane by lane; the first item is the sum."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    moved = [0]
+    real_load, real_store = builder.create_masked_load, builder.create_masked_store
+
+    def load(pointers: Any, mask: Any, *rest: Any) -> Any:
+        moved[0] += int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8
+        return real_load(pointers, mask, *rest)
+
+    def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        moved[0] += int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8
+        return real_store(pointers, value, mask, *rest)
+
+    builder.create_masked_load, builder.create_masked_store = load, store
+    try:
+        yield moved
+    finally:
+        builder.create_masked_load, builder.create_masked_store = real_load, real_store

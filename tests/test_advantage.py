@@ -1,0 +1,171 @@
+"""Verdicts to rewards to advantages: the rule's laws on every path, against float64, at awkward shapes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import (
+    NAN,
+    needs_triton,
+    not_interpreted,
+    on_every_device,
+    only_interpreted,
+    poisoned,
+    traffic,
+    under_the_interpreter,
+)
+from torch import Tensor
+
+from rar_mini.kernels import advantage
+from rar_mini.kernels.advantage import group_advantage
+
+# One rollout, a prime number of them, one above a tile, the largest; a rubric with one item, with one item
+# above a tile of criteria, with 512.
+SHAPES = [(1, 1, 1), (1, 2, 1), (3, 7, 5), (2, 13, 65), (1, 17, 33), (1, 130, 3), (1, 1024, 2), (1, 3, 512)]
+
+
+def of_rewards(rows: list[list[float]], scale: str = "group", device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Groups whose rewards are given: one criterion of weight 1."""
+    verdict = torch.tensor(rows, device=device)[..., None]
+    return group_advantage(verdict, torch.ones(len(rows), 1, device=device), scale=scale)
+
+
+@on_every_device
+@pytest.mark.parametrize("scale", advantage.SCALES)
+@pytest.mark.parametrize(("P", "G", "K"), SHAPES)
+def test_against_float64(P: int, G: int, K: int, scale: str, device: str) -> None:
+    """Every third item does not exist, some have negative weight, one rollout of the first group failed."""
+    generator = torch.Generator().manual_seed(P * G * K)
+    verdict = torch.rand(P, G, K, generator=generator)
+    weight = torch.randn(P, K, generator=generator) + 0.5
+    weight[:, 1::3] = 0
+    verdict[:, :, 1::3] = NAN
+    weight[:, -1] = 1
+    verdict[:, :, -1] = torch.linspace(0, 1, G)
+    verdict[0, -1, 0] = NAN
+    given = [x.to(device) for x in (verdict, weight)]
+    with poisoned():
+        reward, adv = group_advantage(*given, scale=scale)
+    right = advantage.reference(verdict.double(), weight.double(), scale)
+    torch.testing.assert_close(reward.double().cpu(), right[0], atol=2e-6, rtol=2e-6, equal_nan=True)
+    torch.testing.assert_close(adv.double().cpu(), right[1], atol=2e-5, rtol=2e-4)
+    assert reward.isnan().nonzero().tolist() == [[0, G - 1]] and not adv.isnan().any()
+    for now, before in zip(given, (verdict, weight), strict=True):
+        assert torch.equal(now.cpu().nan_to_num(9), before.nan_to_num(9)), "inputs are only read"
+
+
+@on_every_device
+def test_twelve_equal_rewards_are_exactly_zero(device: str) -> None:
+    """(r - mean) / (std + 1e-8) on twelve rewards of 0.99 gives 0.909 in float32, out of rounding residue."""
+    reward, adv = of_rewards([[0.99] * 12], device=device)
+    assert torch.equal(adv.cpu(), torch.zeros(1, 12)) and torch.equal(reward.cpu(), torch.full((1, 12), 0.99))
+
+
+@on_every_device
+def test_rewards_that_are_equal_on_paper_tie(device: str) -> None:
+    """The same weights added up in another order: up to 1.2e-7 apart, +-1 once over the deviation."""
+    verdict = torch.tensor([[[1.0] * 3 + [0.0] * 7, [0.0] * 7 + [1.0] * 3]])
+    weight = torch.tensor([[0.7, 0.3, 0.9, 1.0, 1.0, 0.7, 0.3, 0.9, 0.3, 0.7]])
+    for scale in advantage.SCALES:
+        _, adv = group_advantage(verdict.to(device), weight.to(device), scale=scale)
+        assert torch.equal(adv.cpu(), torch.zeros(1, 2))
+
+
+@on_every_device
+def test_a_tie_ends_just_above_one_in_a_million(device: str) -> None:
+    _, adv = of_rewards([[0.0, 0.9e-6], [0.0, 1.1e-6]], device=device)
+    assert adv[0].tolist() == [0.0, 0.0] and adv[1, 0] < 0 < adv[1, 1]
+
+
+@on_every_device
+def test_a_reward_that_could_not_be_had_leaves_its_group(device: str) -> None:
+    """Scored as 0 it would drag the mean down and praise every other rollout."""
+    reward, adv = of_rewards([[0.2, NAN, 0.6], [NAN, 0.5, NAN], [NAN, NAN, NAN]], device=device)
+    assert reward.isnan().tolist() == [[False, True, False], [True, False, True], [True] * 3]
+    right = torch.tensor([[-1.0, 0.0, 1.0], [0.0] * 3, [0.0] * 3])
+    torch.testing.assert_close(adv.cpu(), right, atol=1e-4, rtol=0)
+
+
+@on_every_device
+def test_items_of_weight_zero_do_not_exist_and_negative_ones_take_away(device: str) -> None:
+    verdict = torch.tensor([[[1.0, NAN, 0.0], [1.0, 0.3, 1.0]]], device=device)
+    reward, _ = group_advantage(verdict, torch.tensor([[2.0, 0.0, -1.0]], device=device), scale="none")
+    torch.testing.assert_close(reward.cpu(), torch.tensor([[1.0, 0.5]]))
+
+
+@on_every_device
+def test_a_rubric_of_penalties_rewards_their_absence(device: str) -> None:
+    """Divided by its positive weights, a perfect answer would earn 0 / 0."""
+    verdict = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]], device=device)
+    reward, _ = group_advantage(verdict, torch.tensor([[-3.0, -1.0]], device=device), scale="none")
+    torch.testing.assert_close(reward.cpu(), torch.tensor([[1.0, 0.25, 0.0]]))
+
+
+@on_every_device
+def test_where_nothing_was_asked_there_is_no_reward(device: str) -> None:
+    reward, adv = group_advantage(torch.rand(1, 4, 3, device=device), torch.zeros(1, 3, device=device))
+    assert reward.isnan().all() and torch.equal(adv.cpu(), torch.zeros(1, 4))
+
+
+VERDICTS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, NAN]), min_size=3, max_size=3)
+WEIGHTS = st.lists(st.sampled_from([-0.9, 0.0, 0.3, 1.0]), min_size=3, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(VERDICTS, min_size=2, max_size=9), weight=WEIGHTS, seed=st.integers(0, 99))
+def test_advantages_of_a_group(rows: list[list[float]], weight: list[float], seed: int) -> None:
+    """They sum to 0, keep the rewards' order, have deviation 1 (or are all 0), and do not know their places."""
+    verdict, w = torch.tensor([rows]), torch.tensor([weight])
+    reward, adv = group_advantage(verdict, w)
+    known = ~reward[0].isnan()
+    assert (adv[0][~known] == 0).all()
+    a, r = adv[0][known], reward[0][known]
+    if known.sum() < 2 or r.max() - r.min() <= 1e-6:
+        assert (adv == 0).all()
+    else:
+        std = r.std(correction=0)
+        assert abs(a.sum()) < 1e-4 and abs(a.std(correction=0) - std / (std + advantage.EPS)) < 1e-4
+        assert ((r[:, None] < r[None, :]) <= (a[:, None] < a[None, :])).all()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(group_advantage(verdict[:, order], w)[1], adv[:, order], atol=1e-6, rtol=1e-5)
+
+
+def test_strided_and_whole_number_inputs_are_taken() -> None:
+    verdict = torch.tensor([[[1, 0], [1, 1], [0, 0]]])
+    reward, _ = group_advantage(verdict, torch.tensor([[1, 3]]), scale="none")
+    assert reward.tolist() == [[0.25, 1.0, 0.0]]
+    turned = verdict.mT.contiguous().mT
+    assert torch.equal(group_advantage(turned, torch.tensor([[1, 3]]), scale="none")[0], reward)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected verdict"):
+        group_advantage(torch.zeros(2, 3, 4), torch.zeros(2, 3), scale="group")
+    with pytest.raises(ValueError, match="no advantage scale 'batch'"):
+        group_advantage(torch.zeros(2, 3, 4), torch.zeros(2, 4), scale="batch")
+    with pytest.raises(ValueError, match="at most 1024"):
+        group_advantage(torch.zeros(1, 1025, 1), torch.ones(1, 1), scale="none")
+    assert [x.shape for x in group_advantage(torch.zeros(0, 3, 4), torch.zeros(0, 4))] == [(0, 3), (0, 3)]
+
+
+# --- the same again, in Triton ---
+
+
+@only_interpreted
+def test_that_one_kernel_was_launched_and_read_each_verdict_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run under the interpreter would prove nothing."""
+    launched = []
+    real = advantage._launch
+    monkeypatch.setattr(advantage, "_launch", lambda *x: launched.append(1) or real(*x))
+    assert type(advantage._advantage).__name__ == "InterpretedFunction"
+    P, G, K = 2, 13, 65
+    with traffic() as moved:
+        group_advantage(torch.rand(P, G, K), torch.ones(P, K))
+    assert launched == [1]
+    assert moved == [4 * (P * G * K + P * K + 2 * P * G)]
+
+
+@not_interpreted
+@needs_triton
+def test_all_of_this_under_the_interpreter() -> None:
+    under_the_interpreter(__file__)

@@ -1,0 +1,333 @@
+"""Log-probabilities and entropies from hidden states, on every path, against float64 truth.
+
+The yardstick is the error of the naive form in the same dtype. A relative tolerance of a half would pass a
+kernel that is half wrong.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import (
+    NAN,
+    needs_triton,
+    not_interpreted,
+    on_every_device,
+    only_interpreted,
+    poisoned,
+    traffic,
+    under_the_interpreter,
+)
+from torch import Tensor
+
+from rar_mini.kernels import bench, report
+from rar_mini.kernels import logprob as module
+from rar_mini.kernels.logprob import linear_logprob, logprob, plain
+
+# One row, a prime number of rows, tiny and odd vocabularies, one below, at and above a tile, several tiles.
+SHAPES = [(1, 8, 5), (3, 4, 1), (7, 16, 97), (2, 8, 2047), (2, 8, 2048), (13, 8, 2049), (5, 8, 8191)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def inputs(N: int, D: int, V: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden, weight, and targets that include the first and the last token of the vocabulary."""
+    generator = torch.Generator().manual_seed(N * V + D)
+    hidden = torch.randn(N, D, generator=generator).to(dtype)
+    weight = torch.randn(V, D, generator=generator).to(dtype)
+    target = torch.randint(V, (N,), generator=generator)
+    target[0], target[-1] = 0, V - 1
+    return hidden, weight, target
+
+
+def of_logits(logits: Tensor, target: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """What one would write, in the dtype of the logits; in float64 it is the truth."""
+    log_p = (logits / temperature).log_softmax(-1)
+    return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    return (a.double().cpu() - b.double().cpu()).abs().max().item()
+
+
+# --- forward ---
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "D", "V"), SHAPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_linear_logprob_errs_no_more_than_the_naive_form(
+    N: int, D: int, V: int, temperature: float, dtype: torch.dtype, device: str
+) -> None:
+    """To the naive error comes half a unit in the last place of the largest logit: a product in that dtype
+    cannot avoid it, and where there is one row alone the naive form may have had luck."""
+    hidden, weight, target = (x.to(device) for x in inputs(N, D, V, dtype))
+    exact = of_logits(hidden.double() @ weight.double().T, target, temperature)
+    naive = of_logits(hidden @ weight.T, target, temperature)
+    with poisoned():
+        got = linear_logprob(hidden, weight, target, temperature=temperature)
+    rounding = torch.finfo(dtype).eps / 2 * (hidden @ weight.T).abs().max().item() / temperature
+    for ours, theirs, right in zip(got, naive, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert gap(ours, right) <= gap(theirs, right) + rounding
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_that_exist_are_read_in_float32(dtype: torch.dtype, device: str) -> None:
+    """A log-softmax in bfloat16 errs by 3e-2. Reading bfloat16 logits need err no more than float32 does."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (8 * torch.randn(6, 4099, generator=generator)).to(dtype).to(device)
+    target = torch.tensor([0, 4098, 1, 2, 3, 4], device=device)
+    before = logits.clone()
+    with poisoned():
+        got = logprob(logits, target, temperature=0.5)
+    right = (*of_logits(logits.double(), target, 0.5), (logits.double() / 0.5).logsumexp(-1))
+    for ours, truth in zip(got, right, strict=True):
+        assert gap(ours, truth) <= 1e-5  # logits reach 60: two units in the last place
+    assert torch.equal(logits, before)
+
+
+@on_every_device
+def test_forbidden_tokens_weigh_nothing(device: str) -> None:
+    """Of a logit of -inf, p log p is 0, not 0 * -inf."""
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0), device="cpu")
+    logits[0, 5:4990] = -torch.inf
+    logits[1, :4999] = -torch.inf
+    target = torch.tensor([4999, 4999, 0])
+    logp, entropy, _ = logprob(logits.to(device), target.to(device))
+    log_p = logits.double().log_softmax(-1)
+    right = -(log_p.exp() * log_p).nan_to_num(0.0).sum(-1)
+    assert gap(logp, log_p.gather(-1, target[:, None])[:, 0]) <= 1e-5 and gap(entropy, right) <= 1e-5
+
+
+@on_every_device
+def test_a_logit_that_is_nan_spoils_its_own_row_only(device: str) -> None:
+    """Maxima ignore NaN on a GPU, so that a broken model could look healthy."""
+    logits = torch.zeros(3, 3000, device=device)
+    logits[1, 2500] = NAN
+    for column in logprob(logits, torch.zeros(3, dtype=torch.int64, device=device)):
+        assert column.isnan().tolist() == [False, True, False]
+
+
+@on_every_device
+def test_rows_may_lie_beyond_two_to_the_31(device: str) -> None:
+    """14,134 rows of 151,936 do. Here three rows of a buffer of which hardly a page is ever touched."""
+    V, stride = 100, 2**30 + 16
+    logits = torch.empty(3 * stride, dtype=torch.bfloat16, device=device).as_strided((3, V), (stride, 1))
+    logits.copy_(torch.randn(3, V, generator=torch.Generator().manual_seed(0)))
+    target = torch.tensor([0, 50, 99], device=device)
+    for ours, right in zip(logprob(logits, target), of_logits(logits.double(), target), strict=False):
+        assert gap(ours, right) <= 1e-5
+
+
+# --- backward ---
+
+
+def gradients(fn: Any, leaves: list[Tensor], seed: int = 0) -> tuple[Tensor, ...]:
+    """Of a random mix of both outputs."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    logp, entropy = fn(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(len(logp), generator=generator).to(logp) for _ in range(2))
+    return torch.autograd.grad((a * logp).sum() + (0.5 * b * entropy).sum(), leaves)
+
+
+@on_every_device
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1], ids=["one chunk", "a row a chunk"])
+@pytest.mark.parametrize(("N", "D", "V"), [s for s in SHAPES if s[2] > 1])
+def test_gradients_through_both_outputs(N: int, D: int, V: int, chunk_bytes: int, device: str) -> None:
+    """Of hidden, weight and bias; with kept logits and with logits that are computed again."""
+    hidden, weight, target = (x.to(device) for x in inputs(N, D, V))
+    leaves = [hidden, weight, torch.linspace(-1, 1, V, device=device)]
+    before = [x.clone() for x in leaves]
+    exact = gradients(lambda h, w, b: of_logits(h @ w.T + b, target, 0.7), [x.double() for x in leaves])
+    with poisoned():
+        got = gradients(
+            lambda h, w, b: linear_logprob(h, w, target, bias=b, temperature=0.7, chunk_bytes=chunk_bytes),
+            leaves,
+        )
+    for ours, right in zip(got, exact, strict=True):
+        assert (ours - right).norm() <= 3e-6 * right.norm() + 1e-7
+    for now, then in zip(leaves, before, strict=True):
+        assert torch.equal(now, then), "inputs are only read"
+
+
+@on_every_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk_bytes", [2**28, 2**13], ids=["one chunk", "two rows a chunk"])
+def test_gradients_in_half_precision_err_no_more_than_the_naive_form(
+    chunk_bytes: int, dtype: torch.dtype, device: str
+) -> None:
+    """Added up in half precision, chunk by chunk, the weight's gradient would drown in rounding."""
+    hidden, weight, target = (x.to(device) for x in inputs(37, 16, 1999, dtype))
+    exact = gradients(lambda h, w: of_logits(h @ w.T, target), [hidden.double(), weight.double()])
+    naive = gradients(lambda h, w: of_logits(h @ w.T, target), [hidden, weight])
+    got = gradients(lambda h, w: linear_logprob(h, w, target, chunk_bytes=chunk_bytes), [hidden, weight])
+    for ours, theirs, right in zip(got, naive, exact, strict=True):
+        assert ours.dtype == dtype
+        unit = torch.finfo(dtype).eps * right.norm()
+        assert (ours - right).norm() <= (theirs - right).norm() + unit
+
+
+@on_every_device
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1])
+def test_gradients_by_finite_differences(chunk_bytes: int, device: str) -> None:
+    """In float64, which the kernels take too; the temperature is one that float32 holds exactly."""
+    hidden, weight, target = (x.to(device) for x in inputs(3, 4, 11))
+    leaves = [x.double().requires_grad_() for x in (hidden, weight, torch.linspace(-1, 1, 11, device=device))]
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: linear_logprob(h, w, target, bias=b, temperature=0.5, chunk_bytes=chunk_bytes), leaves
+    )
+
+
+@on_every_device
+def test_only_what_is_asked_for_is_differentiated(device: str) -> None:
+    hidden, weight, target = (x.to(device) for x in inputs(4, 8, 33))
+    both = gradients(lambda h, w: linear_logprob(h, w, target), [hidden, weight])
+    (alone,) = gradients(lambda h: linear_logprob(h, weight, target), [hidden])
+    (other,) = gradients(lambda w: linear_logprob(hidden, w, target), [weight])
+    assert torch.equal(both[0], alone) and torch.equal(both[1], other)
+    assert not any(x.requires_grad for x in linear_logprob(hidden, weight, target))
+
+
+@on_every_device
+def test_a_graph_can_be_differentiated_twice(device: str) -> None:
+    """The backward pass overwrites the logits that were kept: a second one must not read what they became."""
+    hidden, weight, target = (x.to(device) for x in inputs(5, 8, 33))
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    loss = linear_logprob(*leaves, target)[0].sum()
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    second = torch.autograd.grad(loss, leaves)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# --- memory and time ---
+
+
+@pytest.mark.parametrize(
+    ("N", "V", "chunk_bytes", "rows"), [(13, 50, 1280, 5), (16, 64, 256 * 16, 16), (3, 9, 1, 1)]
+)
+def test_a_chunk_keeps_to_its_budget(
+    N: int, V: int, chunk_bytes: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """13 rows of 50, which stand 64 apart: 5 fit into 1,280 bytes, and three chunks of them hold all."""
+    seen = []
+    real = module._buffer
+    monkeypatch.setattr(module, "_buffer", lambda *x: seen.append(real(*x)) or seen[-1])
+    hidden, weight, target = inputs(N, 4, V)
+    linear_logprob(hidden, weight, target, chunk_bytes=chunk_bytes)
+    assert [len(x) for x in seen] == [rows]
+
+
+def policy_loss(fn: Any, leaves: list[Tensor], target: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(fn(*leaves, target)[0].sum(), leaves)
+
+
+@not_interpreted
+def test_peak_memory_is_one_chunk_and_the_gradients() -> None:
+    N, D, V = 512, 16, 20_000
+    hidden, weight, target = inputs(N, D, V)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    ours = bench.peak_bytes(
+        partial(policy_loss, partial(linear_logprob, chunk_bytes=2**22), leaves, target), "cpu"
+    )
+    held = 2**22 + hidden.nbytes + weight.nbytes
+    # Beside the chunk, two temporaries of the torch path, each the size of a slice.
+    assert held <= ours <= held + 2 * 4 * module.SLICE + 2**18
+    naive = bench.peak_bytes(partial(policy_loss, plain, leaves, target), "cpu")
+    assert naive >= 3 * N * V * 4
+
+
+@not_interpreted
+@pytest.mark.slow
+def test_at_full_size_memory_is_an_eighth_and_time_at_most_a_third_more() -> None:
+    """N = 4,096, D = 576, V = 49,152, float32. Needs 4 GB for the plain path."""
+    D, V = 576, 49_152
+    weight = (torch.randn(V, D) / D**0.5).requires_grad_()
+    for N in (4096, 1024):  # several chunks, whose logits are computed twice; one, whose logits are kept
+        leaves = [torch.randn(N, D).requires_grad_(), weight]
+        target = torch.randint(V, (N,))
+        paths = {fn: partial(policy_loss, fn, leaves, target) for fn in (linear_logprob, plain)}
+        taken: dict[Any, list[float]] = {fn: [] for fn in paths}
+        for _ in range(4):  # by turns, because machines drift
+            for fn, run in paths.items():
+                start = time.perf_counter()
+                run()
+                taken[fn].append(time.perf_counter() - start)
+        ours, naive = (min(taken[fn][1:]) for fn in paths)
+        print(f"N {N}: {ours:.2f} s, plain {naive:.2f} s")
+        assert ours <= (1.35 if N == 4096 else 1.1) * naive
+        if N == 4096:
+            grads = sum(x.nbytes for x in leaves)
+            ours, naive = (bench.peak_bytes(run, "cpu") - grads for run in paths.values())
+            print(f"beyond inputs and gradients {ours / 2**20:.0f} MiB, plain {naive / 2**20:.0f} MiB")
+            assert 8 * ours <= naive
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("bad", [[-1, 0], [0, 9]])
+def test_targets_outside_the_vocabulary_are_refused(bad: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"targets in \[0, 9\), got"):
+        logprob(torch.zeros(2, 9), torch.tensor(bad))
+    with pytest.raises(ValueError, match=r"targets in \[0, 9\), got"):
+        linear_logprob(torch.zeros(2, 4), torch.zeros(9, 4), torch.tensor(bad))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    hidden, weight, target = inputs(2, 4, 9)
+    for wrong, message in (
+        ((hidden, weight[:, :3], target), r"expected hidden \(N, D\) with N >= 1 and weight \(V, D\)"),
+        ((hidden[:0], weight, target[:0]), "N >= 1"),
+        ((hidden, weight.bfloat16(), target), "one dtype, got torch.float32 for hidden"),
+        ((hidden, weight, target[:1]), r"expected target \(2,\)"),
+        ((hidden, weight, target.int()), "int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            linear_logprob(*wrong)
+    for temperature in (0.0, -1.0, NAN):
+        with pytest.raises(ValueError, match="temperature"):
+            linear_logprob(hidden, weight, target, temperature=temperature)
+
+
+# --- the same again, in Triton ---
+
+
+@only_interpreted
+@pytest.mark.parametrize("V", [1, 2048, 5000])
+def test_that_kernels_were_launched_and_read_each_logit_once(V: int) -> None:
+    """Else the run under the interpreter would prove nothing. Forward, the target's logit is read twice."""
+    assert type(module._statistics).__name__ == "InterpretedFunction"
+    logits, target = torch.randn(3, V), torch.zeros(3, dtype=torch.int64)
+    with traffic() as moved:
+        logprob(logits, target)
+    assert moved == [3 * (4 * V + 8 + 4 + 3 * 4)]
+    columns = [torch.zeros(3) for _ in range(4)]
+    with traffic() as moved:
+        module.gradient_(logits, target, *columns, scale=1.0)
+    assert moved == [3 * (8 * V + -(-V // module.BLOCK) * (8 + 4 * 4))]
+
+
+@only_interpreted
+def test_that_the_table_of_resources_counts_bytes_alike() -> None:
+    excess = {case.name: case.excess for case in report.cases()}
+    V = 151_936
+    target = torch.zeros(1, dtype=torch.int64)
+    logits = torch.zeros(1, V, dtype=torch.bfloat16)
+    with traffic() as moved:
+        logprob(logits, target)
+    assert moved[0] / (2 * V + 20) == pytest.approx(excess["logprob forward bf16"], abs=1e-9)
+    with traffic() as moved:
+        module.gradient_(logits, target, *[torch.zeros(1) for _ in range(4)], scale=1.0)
+    assert moved[0] / (4 * V + 24) == pytest.approx(excess["logprob backward bf16"], abs=1e-9)
+
+
+@not_interpreted
+@needs_triton
+def test_all_of_this_under_the_interpreter() -> None:
+    under_the_interpreter(__file__)

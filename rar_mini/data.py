@@ -2,12 +2,14 @@
 
 A row in rar-mini's form has `question`, `reference_answer` and `rubric` (title, description, weight); a row
 in HealthBench's form has `prompt` (chat messages) and `rubrics` (criterion, points). Every error names the
-file, the line, the field, what was expected and what came.
+file, the line, the field, what was expected and what came, and nothing that a row holds is shown raw.
 """
 
 import hashlib
 import json
 import random
+import re
+import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from rar_mini.rubric import Rubric
 
 SAMPLE = Path(__file__).parent / "sample_data"
 DOMAINS = tuple(sorted(path.stem for path in SAMPLE.glob("*.jsonl")))
+
+_HALF = re.compile("[\ud800-\udfff]")  # JSON may escape half a character, which no file or tokenizer takes
 
 
 @dataclass(frozen=True)
@@ -63,99 +67,119 @@ def read(
     """
     notes = Counter() if notes is None else notes
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # splitlines() would also cut at U+2028 in a text
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ValueError(f"cannot read {path}: expected a JSONL file in UTF-8, got {error}") from error
+    if b"\0" in content[:512]:  # gzip, zip, Parquet and UTF-16 have one there, JSON nowhere
+        raise ValueError(
+            f"cannot read {path}: expected a JSONL file in UTF-8, got one with zero bytes that begins with "
+            f"{content[:8]!r}; unpack or convert it first"
+        )
     examples: list[Example] = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    bad: list[str] = []
+    # Bytes are cut at line feeds and carriage returns alone, a text would also be at U+2028.
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip(b"\xef\xbb\xbf \t"):
             continue
+        found: Counter[str] = Counter()
         try:
-            example = _example(line, number, notes)
-            if unique and example.id in lines_of:
-                raise BadRow(
-                    f"field id: expected a new name, got {example.id!r} as in line {lines_of[example.id]}"
-                )
-            lines_of[example.id] = number
-            examples.append(example)
+            example = _example(line, number, lines_of, found)
         except BadRow as error:
+            bad.append(f"{path}, line {number}: {error}")
             if not skip_bad:
                 hint = "mend the row, or pass --skip-bad-rows to go on without it"
-                raise BadRow(f"{path}, line {number}: {error}; {hint}") from None
-            notes["rows left out as bad"] += 1
+                raise BadRow(f"{bad[0]}; {hint}") from None
+            continue
+        if unique:
+            lines_of[example.id] = number
+        examples.append(example)
+        notes.update(found)
+    if bad:
+        notes["rows left out as bad"] += len(bad)
     if not examples:
         raise ValueError(
-            f"{path} has no usable row: expected one JSON object a line, see README for the fields"
+            f"{path} has no usable row: expected one JSON object a line, see README for the fields, got "
+            + (f"bad ones only ({len(bad)}), the first: {bad[0]}" if bad else "an empty file")
         )
     return examples
 
 
-def _example(line: str, number: int, notes: Counter[str]) -> Example:
+def _example(line: bytes, number: int, taken: dict[str, int], notes: Counter[str]) -> Example:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"expected a JSON object, got {line[:40]!r} ({error})") from None
+        row = json.loads(line.decode("utf-8-sig"))  # Windows puts a byte-order mark in front
+    except (ValueError, RecursionError) as error:
+        came = line[:40].decode("utf-8", "replace")
+        reason = getattr(error, "msg", error)
+        raise BadRow(f"expected a JSON object on one line, in UTF-8, got {came!r} ({reason})") from None
     if not isinstance(row, dict):
-        raise BadRow(f"expected a JSON object, got {type(row).__name__}")
-    if "rubrics" in row and "rubric" not in row:
-        return _healthbench(row, number)
-    question = _text(row, "question", required=True)
-    items = _items(row, "rubric", {"title": str, "description": str, "weight": (int, float)})
-    split = row.get("split", "train")
-    if split not in ("train", "held_out"):
-        raise BadRow(f"field split: expected 'train' or 'held_out', got {split!r}")
-    rubric = rubrics.from_categories(items, notes)
-    messages = ({"role": "user", "content": question},)
-    return Example(
-        str(row.get("id", f"line-{number}")), split, messages, _text(row, "reference_answer"), rubric, row
-    )
+        raise BadRow(f"expected a JSON object on one line, got a {type(row).__name__}")
+    literal = "rubrics" in row and "rubric" not in row  # HealthBench's form
+    key = "prompt_id" if literal else "id"
+    name = f"line-{number}" if row.get(key) in (None, "") else row[key]
+    name = str(name) if type(name) is int else _text(name, key)
+    _need(name not in taken, key, f"another name than in line {taken.get(name)}", name)
+    split = "train" if row.get("split") is None else row["split"]
+    _need(split in ("train", "held_out"), "split", "'train' or 'held_out'", split)
+    if literal:
+        messages, ideal = _turns(row.get("prompt")), row.get("ideal_completions_data") or {}
+        rubric = rubrics.from_points(_items(row, "rubrics", ("criterion",), "points"))
+        _need(isinstance(ideal, dict), "ideal_completions_data", "an object", ideal)
+        reference = _text(ideal.get("ideal_completion"), "ideal_completion", optional=True)
+    else:
+        messages = ({"role": "user", "content": _text(row.get("question"), "question")},)
+        rubric = rubrics.from_categories(_items(row, "rubric", ("title", "description"), "weight"), notes)
+        for index, criterion in enumerate(rubric.criteria):
+            _need(criterion.description != "", f"rubric[{index}].description", "more than a category", None)
+        reference = _text(row.get("reference_answer"), "reference_answer", optional=True)
+    return Example(name, split, messages, reference, rubric, row)
 
 
-def _healthbench(row: dict[str, Any], number: int) -> Example:
-    turns = row.get("prompt")
-    if not isinstance(turns, list) or not turns:
-        raise BadRow(f"field prompt: expected a list of messages, got {str(turns)[:40]!r}")
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict) or not all(
-            isinstance(turn.get(key), str) for key in ("role", "content")
-        ):
-            raise BadRow(f"field prompt[{index}]: expected role and content as text, got {str(turn)[:40]!r}")
-    rubric = rubrics.from_points(_items(row, "rubrics", {"criterion": str, "points": (int, float)}))
-    messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
-    ideal = (row.get("ideal_completions_data") or {}).get("ideal_completion") or ""
-    return Example(
-        str(row.get("prompt_id", f"line-{number}")), row.get("split", "train"), messages, ideal, rubric, row
-    )
+def _need(ok: bool, name: str, wanted: str, came: Any) -> None:
+    """Raise `BadRow` for a field that is not as wanted."""
+    if not ok:
+        shown = "nothing" if came is None else reprlib.repr(came)  # short, however long or deep it is
+        raise BadRow(f"field {name}: expected {wanted}, got {shown}")
 
 
-def _text(row: dict[str, Any], name: str, *, required: bool = False) -> str:
-    value = row.get(name)
-    if (value is None or value == "") and not required:
+def _text(value: Any, name: str, *, optional: bool = False) -> str:
+    if optional and (value is None or value == ""):
         return ""  # 9.5 % of the released science rows have no reference answer
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"field {name}: expected text, got {str(value)[:40]!r}")
+    _need(isinstance(value, str) and value.strip() != "", name, "text", value)
+    half = _HALF.search(value)
+    _need(half is None, name, "whole characters", half and half.group())
     return value
 
 
-def _items(row: dict[str, Any], name: str, form: dict[str, Any]) -> list[dict[str, Any]]:
-    items = row.get(name)
-    if not isinstance(items, list) or not items:
-        raise BadRow(f"field {name}: expected a list with at least one item, got {str(items)[:40]!r}")
+def _turns(turns: Any) -> tuple[dict[str, str], ...]:
+    """A conversation that the policy can answer: known roles, the user's word last."""
+    _need(isinstance(turns, list) and bool(turns), "prompt", "a list of messages", turns)
+    messages = []
+    for index, turn in enumerate(turns):
+        name = f"prompt[{index}]"
+        _need(isinstance(turn, dict), name, "an object", turn)
+        role = turn.get("role")
+        _need(role in ("system", "user", "assistant"), f"{name}.role", "system, user or assistant", role)
+        messages.append({"role": role, "content": _text(turn.get("content"), f"{name}.content")})
+    _need(role == "user", f"{name}.role", "user in the last message", role)
+    return tuple(messages)
+
+
+def _items(row: dict[str, Any], field: str, texts: Sequence[str], number: str) -> list[dict[str, Any]]:
+    """The items of a rubric, each with its texts and with a number that float32 can add to the others."""
+    items = row.get(field)
+    _need(isinstance(items, list) and bool(items), field, "a list with at least one item", items)
     for index, item in enumerate(items):
-        for key, kind in form.items():
-            value = item.get(key) if isinstance(item, dict) else None
-            if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = "text" if kind is str else "a number"
-                raise BadRow(f"field {name}[{index}].{key}: expected {wanted}, got {str(value)[:40]!r}")
-            if (
-                kind is not str and not abs(value) < 1e6
-            ):  # false for NaN too, which Python's JSON lets through
-                raise BadRow(f"field {name}[{index}].{key}: expected a finite number, got {value}")
-    if not any(item[key] for item in items for key, kind in form.items() if kind is not str):
-        raise BadRow(f"field {name}: expected an item that weighs something, got only weights of 0")
+        name = f"{field}[{index}]"
+        _need(isinstance(item, dict), name, "an object", item)
+        for key in texts:
+            _text(item.get(key), f"{name}.{key}")
+        size = item.get(number)
+        _need(type(size) in (int, float), f"{name}.{number}", "a number", size)
+        fits = size == 0 or 1e-6 <= abs(size) <= 1e6  # false for NaN, which Python's JSON lets through
+        _need(fits, f"{name}.{number}", "0 or a finite number from 1e-6 to 1e6 in size", size)
+    sizes = [item[number] for item in items]
+    _need(any(sizes), field, "an item that weighs something", sizes)
     return items
 
 

@@ -18,8 +18,11 @@ from dataclasses import dataclass
 CATEGORY_WEIGHT = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """What an item weighs in RaR-Explicit (the paper, section 2 and appendix; v1 gave pitfalls 0.8)."""
 
+# Not any word before "criteria": an item may open with "Ranson criteria: ...", and that is what it asks for.
 _PREFIX = re.compile(
-    r"^\s*(?:(\w+)\s+criteri(?:a|on|um)\s*:|(essential|important|optional|pitfall)\s*:)\s*", re.I
+    r"^\s*(?:((?:es+en|impor|option|pitf|universal|mandat)\w*)\s+criteri(?:a|on|um)\s*:"
+    r"|(essential|important|optional|pitfall)\s*:)\s*",
+    re.I,
 )
 
 
@@ -77,7 +80,8 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
 
 
 def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
-    """Make a RaR rubric of {title, description, weight} rows. Odd or missing prefixes are counted in `notes`.
+    """Make a RaR rubric of {title, description, weight} rows. Odd or missing prefixes are counted in `notes`,
+    and so are clean ones that the sign of the weight contradicts: there the prefix is believed.
 
     An item keeps its place even where its data weight is 0; such an item weighs nothing.
     """
@@ -86,6 +90,8 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
         category, text, clean = category_of(item["description"], item["weight"])
         if not clean:
             notes["items whose category was read from the weight"] += 1
+        elif item["weight"] and (category == "pitfall") != (item["weight"] < 0):
+            notes["items whose weight has the wrong sign for their category"] += 1
         weight = CATEGORY_WEIGHT[category] if item["weight"] else 0.0
         criteria.append(Criterion(item["title"], text, category, weight))
     return Rubric(tuple(criteria))

@@ -31,6 +31,9 @@ def test_a_clean_prefix_is_the_category(description: str, weight: int, category:
         ("Mandatory Criteria: X.", 5, "essential", "X."),
         ("Names the cause: iron deficiency.", 1, "optional", "Names the cause: iron deficiency."),
         ("Recommends aspirin.", -1, "pitfall", "Recommends aspirin."),
+        ("Option Criteria: X.", -1, "pitfall", "X."),
+        ("Ranson criteria: gives the score.", 4, "important", "Ranson criteria: gives the score."),
+        ("Essential Criteria X.", 2.5, "optional", "Essential Criteria X."),
     ],
 )
 def test_where_the_prefix_is_odd_the_weight_tells(

@@ -114,7 +114,7 @@ def _example(line: bytes, number: int, taken: dict[str, int], notes: Counter[str
         raise BadRow(f"expected a JSON object on one line, in UTF-8, got {came!r} ({reason})") from None
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object on one line, got a {type(row).__name__}")
-    literal = "rubrics" in row and "rubric" not in row  # HealthBench's form
+    literal = row.get("rubrics") is not None and row.get("rubric") is None  # HealthBench's form
     key = "prompt_id" if literal else "id"
     name = f"line-{number}" if row.get(key) in (None, "") else row[key]
     name = str(name) if type(name) is int else _text(name, key)

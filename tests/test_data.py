@@ -188,7 +188,8 @@ def test_healthbench_rows_keep_their_turns_and_signed_points(tmp_path: Path) -> 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     turns.append({"role": "user", "content": "c"})
     row = POINTS | {"prompt": turns, "ideal_completions_data": {"ideal_completion": "d"}}
-    example, bare = data.read(write_rows(tmp_path / "rows.jsonl", [row, POINTS | {"prompt_id": "y"}]))
+    other = POINTS | {"prompt_id": "y", "rubric": None}  # as a table of both forms writes it
+    example, bare = data.read(write_rows(tmp_path / "rows.jsonl", [row, other]))
     assert example.id == "x" and list(example.messages) == turns
     assert example.question == "user: a\n\nassistant: b\n\nuser: c"
     assert example.rubric.weights == [-3.0] and not example.rubric.criteria[0].asks_avoidance

@@ -1,0 +1,93 @@
+"""The rollouts of a step for a person to read: the best and the worst answer of each group side by side, and
+the verdicts that told them apart."""
+
+import json
+import shutil
+import textwrap
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from rar_mini.checkpoint import Run
+from rar_mini.report import printable
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of one of a run's records, none where there is no such file.
+
+    What comes after the last line feed is left out: half a line, of a run that is at work or was killed.
+    """
+    path = folder / name
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["step"]
+        except (ValueError, TypeError, KeyError):
+            came = line[:40].decode("utf-8", "replace")
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with a step, got {came!r}"
+            ) from None
+    return rows
+
+
+def show(folder: Path, step: int | None = None, width: int | None = None) -> str:
+    """The rollouts of one step of a run, of the last one if none is named.
+
+    `width` is the terminal's unless given. Raises ValueError where there is no run or no such step.
+    """
+    width = max(60, width or shutil.get_terminal_size((100, 24)).columns)
+    run, config = Run.reopen(folder)
+    rows = records(run.folder, "rollouts.jsonl")
+    steps = sorted({row["step"] for row in rows})
+    if not steps:
+        raise ValueError(f"{folder} has no rollouts yet: expected the lines of a step in rollouts.jsonl")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise ValueError(f"{folder} has no step {step}: expected one from {steps[0]} to {steps[-1]}")
+    rows = [row for row in rows if row["step"] == step]
+    size = config["settings"]["group_size"]  # by place: the turn of an epoch can draw a question twice
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
+    return "\n\n".join([head, *(_group(group, width) for group in groups)])
+
+
+def _group(rows: list[dict[str, Any]], width: int) -> str:
+    """One question and two of its answers. With fewer than two rewards, one without is shown."""
+    ranked = sorted(rows, key=lambda row: (row["reward"] is not None, row["reward"] or 0.0))
+    known = [row for row in ranked if row["reward"] is not None]
+    worst, best = (known if len(known) > 1 else ranked)[0], ranked[-1]
+    rewards = f"rewards {known[0]['reward']:.3f} to {known[-1]['reward']:.3f}" if known else "no reward"
+    failed = f", the judge failed on {len(rows) - len(known)}" if len(known) < len(rows) else ""
+    lines = [f"== {printable(best['example_id'])}: {len(rows)} answers, {rewards}{failed}"]
+    lines += [*textwrap.wrap(printable(best["prompt"]), width), ""]
+    lines += _beside(f"best: {_reward(best)}", f"worst: {_reward(worst)}", width)
+    lines += _beside(_length(best), _length(worst), width) + [""]
+    answers = [printable(row["response"]) or "(nothing)" for row in (best, worst)]
+    lines += _beside(*answers, width) + [""]
+    for a, b in zip(best["verdicts"], worst["verdicts"], strict=True):
+        mark = "*" if a["verdict"] != b["verdict"] else " "
+        weight = f"weight {a['weight']:<4g} {a['category']:<10}"
+        lines.append(f"{mark} {_verdict(a):>4} {_verdict(b):>4}  {weight} {printable(a['title'])}")
+    return "\n".join(lines)
+
+
+def _reward(row: dict[str, Any]) -> str:
+    reward = "none" if row["reward"] is None else f"{row['reward']:.3f}"
+    return f"reward {reward}, advantage {row['advantage']:+.2f}"
+
+
+def _length(row: dict[str, Any]) -> str:
+    rating = "" if row["rating"] is None else f", rated {row['rating']:g}"
+    return f"{row['tokens']} tokens, {'ended' if row['finished'] else 'cut'}{rating}"
+
+
+def _verdict(item: dict[str, Any]) -> str:
+    return "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
+
+
+def _beside(left: str, right: str, width: int) -> list[str]:
+    """Two texts in two columns."""
+    column = (width - 3) // 2
+    pairs = zip_longest(*(textwrap.wrap(text, column) for text in (left, right)), fillvalue="")
+    return [f"{a:<{column}} | {b}".rstrip() for a, b in pairs]

@@ -52,20 +52,22 @@ class Packed:
     ids: Tensor  # (T,)
     positions: Tensor  # (T,) the place in its own sequence
     spans: list[tuple[int, int]]  # where each segment lies in the row
-    context: list[list[tuple[int, int]]]  # the spans of each segment's ancestors
+    paths: list[list[int]]  # each segment's ancestors, the root first, and itself
+    masks: list[Tensor | None]  # (own length, path's length), True where a token sees another; None at roots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d).
 
-        One call of scaled_dot_product_attention a segment, over its ancestors' keys and its own. Nothing is
-        copied for a root; a child copies its ancestors' keys, n x KV x d numbers, which is small beside its
-        matrix products.
+        One call of scaled_dot_product_attention a segment, over its path's keys. A child copies its
+        ancestors' keys, n x KV x d numbers, which is small beside its matrix products.
         """
+        lengths = [end - start for start, end in self.spans]
+        # Split, not sliced: each slice's gradient would be a whole (T, KV, d) of zeros, to be added up.
+        q, k, v = (x.split(lengths) for x in (q, k, v))
         out = []
-        for (start, end), context in zip(self.spans, self.context, strict=True):
-            keys = torch.cat([k[a:b] for a, b in context] + [k[start:end]])  # (S, KV, d)
-            values = torch.cat([v[a:b] for a, b in context] + [v[start:end]])
-            out.append(_causal(q[start:end], keys, values))
+        for own, path, mask in zip(q, self.paths, self.masks, strict=True):
+            keys, values = (torch.cat([x[segment] for segment in path]) for x in (k, v))  # (S, KV, d)
+            out.append(_masked(own, keys, values, mask))
         return torch.cat(out)
 
     def last(self, segment: int) -> int:
@@ -73,11 +75,8 @@ class Packed:
         return self.spans[segment][1] - 1
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q (L, H, d) against k, v (S, KV, d) with S >= L: the queries are the last L of the S positions."""
-    L, S = q.shape[0], k.shape[0]
-    # is_causal aligns the mask at the top left, which is right for a root alone; others bring their own mask.
-    mask = None if L == S else torch.ones(L, S, dtype=torch.bool, device=q.device).tril(S - L)
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (L, H, d) against k, v (S, KV, d) under a mask (L, S); without one, causally, and L = S."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, length, d)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
@@ -87,11 +86,15 @@ def pack(tree: Tree, device: torch.device | str = "cpu") -> Packed:
     """Lay a tree out as one row of tokens. Empty segments are refused: they have no place to be read from."""
     assert tree.segments and all(len(segment) for segment in tree.segments), "an empty segment"
     spans = list(pairwise(accumulate(map(len, tree.segments), initial=0)))
-    ids, positions, context = [], [], []
-    for segment, tokens in enumerate(tree.segments):
-        above = tree.ancestors(segment)
-        first = sum(len(tree.segments[a]) for a in above)
+    paths = [[*tree.ancestors(segment), segment] for segment in range(len(spans))]
+    ids, positions, masks = [], [], []
+    for tokens, path in zip(tree.segments, paths, strict=True):
+        length = sum(len(tree.segments[segment]) for segment in path)
+        first = length - len(tokens)
         ids.extend(tokens)
-        positions.extend(range(first, first + len(tokens)))
-        context.append([spans[a] for a in above])
-    return Packed(torch.tensor(ids, device=device), torch.tensor(positions, device=device), spans, context)
+        positions.extend(range(first, length))
+        # is_causal aligns its triangle at the top left, which is right for a root alone.
+        whole = torch.ones(len(tokens), length, dtype=torch.bool, device=device)
+        masks.append(whole.tril(first) if first else None)
+    ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
+    return Packed(ids, positions, spans, paths, masks)

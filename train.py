@@ -86,9 +86,9 @@ class Config:
     max_judge_failures: float = 0.5
     """stop when a larger share of a step's responses has no reward"""
 
-    steps: int = 24
+    steps: int = 28
     """optimizer batches to train for"""
-    prompts_per_step: int = 4
+    prompts_per_step: int = 2
     """P, questions in a step"""
     group_size: int = 8
     """G, rollouts of each question"""
@@ -102,7 +102,7 @@ class Config:
     temperature: float = 1.0
     """of sampling, and of the log-probabilities that are trained"""
 
-    lr: float = 2e-5
+    lr: float = 4e-5
     """learning rate after the warm-up; constant from there"""
     warmup: float = 0.1
     """share of the steps over which the learning rate rises linearly"""
@@ -140,7 +140,7 @@ class Config:
     """of the order of the questions and of all sampling"""
     eval_every: int = 100
     """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
-    eval_samples: int = 2
+    eval_samples: int = 4
     """answers to each question in a score"""
     save_every: int = 8
     """write a checkpoint every n steps and at the end; 0 never"""
@@ -383,9 +383,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     run = run or Run.create(config.out, settings(config))  # now that nothing is left to be refused
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
     millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
-    print(
-        print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
-    )
+    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
     print(f"judge    {judge.spec} ({why})")
     print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
     before = after = score_before(config, actor, judge, splits, run, first)
@@ -425,9 +423,8 @@ def score_before(
     scores = evaluate(config, actor, judge, splits, 0, run)
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
     run.append("metrics.jsonl", [{"step": 0} | means])
-    print(
-        "before   " + ", ".join(f"{name} {value:.3f}" for name, value in means.items() if value is not None)
-    )
+    known = [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
+    print("before   " + ", ".join(known))
     return scores
 
 

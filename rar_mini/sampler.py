@@ -17,13 +17,14 @@ and `top_p` are for evaluation; `logp` ignores them.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from rar_mini.model import Decoder, head_width
 from rar_mini.prefix import Ids, Tree, pack
@@ -97,18 +98,48 @@ def sample(
     """Complete every request, in waves under the cache budget. Returns completions[request][rollout]."""
     done: list[list[Completion | None]] = [[None] * len(request.uniforms) for request in requests]
     prefilled: dict[int, _Prompt] = {}
-    for wave in _waves(model, requests, settings):
-        here = sorted({r for r, _ in wave})
-        # A group that is split over waves keeps its prompt: nothing is read twice.
-        prefilled = {r: prompt for r, prompt in prefilled.items() if r in here}
-        missing = [r for r in here if r not in prefilled]
-        prefilled.update(zip(missing, _prefill(model, [requests[r].prompt for r in missing]), strict=True))
-        counts = [sum(r == row for row, _ in wave) for r in here]
-        draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in wave]))  # (R, max_new_tokens)
-        finished = _decode(model, [prefilled[r] for r in here], counts, draws, ends, settings, progress)
-        for (r, g), completion in zip(wave, finished, strict=True):
-            done[r][g] = completion
+    with _blocked(model) as head:
+        for wave in _waves(model, requests, settings):
+            here = sorted({r for r, _ in wave})
+            # A group that is split over waves keeps its prompt: nothing is read twice.
+            prefilled = {r: prompt for r, prompt in prefilled.items() if r in here}
+            missing = [r for r in here if r not in prefilled]
+            read = _prefill(model, [requests[r].prompt for r in missing])
+            prefilled.update(zip(missing, read, strict=True))
+            counts = [sum(r == row for row, _ in wave) for r in here]
+            draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in wave]))
+            prompts = [prefilled[r] for r in here]
+            written = _decode(model, head, prompts, counts, draws, ends, settings, progress)
+            for (r, g), completion in zip(wave, written, strict=True):
+                done[r][g] = completion
     return done  # type: ignore[return-value]
+
+
+@contextmanager
+def _blocked(model: Decoder) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Within it, float32 weights on a CPU lie as oneDNN likes them for few rows. Yields the head's product.
+
+    At 16 rows a head of 49,152 x 576 then takes 12 ms instead of 25 on two cores, and the layers a quarter
+    less. Cost: a second copy of the weights while sampling, and a quarter of a second each time, because
+    training moves the weights in between.
+    """
+    head, layers = model.head, [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if head.device.type != "cpu" or head.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        yield lambda x: x @ head.T
+        return
+    try:
+        for layer in layers:
+            layer.forward = _blocked_product(layer.weight, layer.bias)
+        yield _blocked_product(head, None)
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)  # and the class's own is back
+
+
+def _blocked_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x (R, I) -> x weight^T + bias (R, O), by the operators that torch.compile uses to freeze models."""
+    blocked = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
 
 
 @dataclass(frozen=True)
@@ -212,6 +243,7 @@ class _Rows:
 
 def _decode(
     model: Decoder,
+    head: Callable[[Tensor], Tensor],
     prompts: list[_Prompt],
     counts: list[int],
     draws: Tensor,
@@ -229,7 +261,7 @@ def _decode(
     hidden = torch.stack([prompt.last for prompt in prompts])
     hidden = hidden.repeat_interleave(torch.tensor(counts, device=hidden.device), 0)  # (R, D)
     for position in range(settings.max_new_tokens):
-        tokens, logp = draw(hidden @ model.head.T, draws[running, position], settings)  # (R,), (R,)
+        tokens, logp = draw(head(hidden), draws[running, position], settings)  # (R,), (R,)
         for row, token, value in zip(running, tokens.tolist(), logp.tolist(), strict=True):
             ids[row].append(token)
             logps[row].append(value)

@@ -114,7 +114,7 @@ WEIGHTS = st.lists(st.sampled_from([-0.9, 0.0, 0.3, 1.0]), min_size=3, max_size=
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(VERDICTS, min_size=2, max_size=9), weight=WEIGHTS, seed=st.integers(0, 99))
 def test_advantages_of_a_group(rows: list[list[float]], weight: list[float], seed: int) -> None:
-    """They sum to 0, keep the rewards' order, have deviation 1 (or are all 0), and do not know their places."""
+    """They sum to 0, keep the rewards' order, deviate by 1 (or are all 0), and do not know their places."""
     verdict, w = torch.tensor([rows]), torch.tensor([weight])
     reward, adv = group_advantage(verdict, w)
     known = ~reward[0].isnan()

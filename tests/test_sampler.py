@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rar_mini import model
+from rar_mini import model, sampler
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
 
@@ -140,6 +140,18 @@ def test_random_numbers_are_a_rows_own() -> None:
     others = [uniforms(1, 1, "q", 2, 8), uniforms(0, 2, "q", 2, 8), uniforms(0, 1, "p", 2, 8)]
     others.append(uniforms(0, 1, "q", 3, 8))
     assert all(not np.array_equal(first, other) for other in others)
+
+
+def test_blocked_weights_are_the_same_weights_and_go_away(decoder: Decoder) -> None:
+    x = torch.randn(9, 32)
+    layer = decoder.model["layers"][0].mlp.gate_proj
+    truth = [layer(x), x @ decoder.head.T]
+    with pytest.raises(KeyError), torch.inference_mode(), sampler._blocked(decoder) as head:
+        for got, right in zip([layer(x), head(x)], truth, strict=True):
+            torch.testing.assert_close(got, right.detach(), atol=1e-5, rtol=1e-5)
+        raise KeyError
+    assert torch.equal(layer(x), truth[0]) and layer(x).requires_grad
+    assert not any("forward" in vars(module) for module in decoder.modules())
 
 
 def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:

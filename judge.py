@@ -15,33 +15,95 @@ takes that response out of its group.
 | rar-predefined | four generic criteria, each on its own | their mean |
 | rar-explicit | the question's own criteria, each on its own (Eq. 1) | sum w v / sum w |
 | rar-implicit | the question's own criteria, all in one question (Eq. 2) | (rating - 1) / 9 |
+
+| judge | how it is asked | what it returns |
+|---|---|---|
+| chat:NAME | a server's chat completions; JSON by schema, or in plain text where there is none | 0 or 1 |
+| systemone:NAME | a server's POST /systemone, up to 64 criteria at once | probabilities |
+| decisions:NAME | the Decisions API, up to 400 criteria at once | probabilities, or a refusal |
+| local:NAME | weights in this process, all criteria of a response in one pass | probabilities |
+| keyword | no model; a stand-in that matches words | 0 or 1 |
 """
 
+import hashlib
+import hmac
 import json
+import logging
 import math
 import os
-import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import data, keyword_judge, prompts
+from rar_mini import data, keyword_judge, prompts, wires
 from rar_mini.data import Example
-from rar_mini.endpoint import Endpoint
+from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.ledger import Ledger
+from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Rubric, rating_to_unit
+from rar_mini.wires import MOST, Asked
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
 NAN = float("nan")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a judge is asked. The text under a field is its help."""
+
+    concurrency: int = 32
+    """requests to a server that are under way at once"""
+    timeout: float = 120.0
+    """seconds that one try of a request may take, counted from its sending"""
+    base_url: str | None = None
+    """where the server stands, with its /v1; OPENAI_BASE_URL if not given"""
+    criteria_per_call: int | Literal["all"] | None = None
+    """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
+    threshold: float | None = None
+    """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
+    prompts: Path | None = None
+    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
+    max_tokens: int = 512
+    """tokens of a chat model's reply; each criterion after the first adds 128"""
+    rpm: float | None = None
+    """requests a minute, at most"""
+    tpm: float | None = None
+    """tokens a minute, at most"""
+    retries: int = 6
+    """tries after the first where a fault may pass: timeouts, lost connections, HTTP 408, 409, 429, 5xx"""
+    parse_retries: int = 2
+    """times that a malformed reply is asked for again before it counts as a failure"""
+    cache: bool = True
+    """remember replies on disk, in RAR_MINI_CACHE or ~/.cache/rar-mini, for this run and others"""
+    prices: Path | None = None
+    """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
+    tokens"""
+    max_usd: float | None = None
+    """stop before the judge has cost more dollars than this"""
+    device: str = "auto"
+    """of local:NAME: cpu, cuda, or auto"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no judge could use, by the option's name."""
+        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
+        bounds |= {"threshold": 0, "rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
+        for name, low in bounds.items():
+            value = getattr(self, name)
+            if value not in (None, "all") and not low <= value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {low:g} up")
 
 
 @dataclass(frozen=True)
@@ -86,23 +148,59 @@ def choose(spec: str) -> tuple[str, str]:
 class Judge:
     """A judge and the method by which it is asked.
 
-    `spec` is `keyword` or `chat:NAME`; `method` one of METHODS. Raises ValueError for what does not exist or
-    does not go together.
+    `spec` is `keyword`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name; `method` one
+    of METHODS; the rest are Options. Raises ValueError for what does not exist or does not go together.
+    `ledger` counts what happened.
     """
 
-    def __init__(self, spec: str, method: str, concurrency: int = 32, timeout: float = 120.0) -> None:
+    def __init__(
+        self, spec: str, method: str, concurrency: int = 32, timeout: float = 120.0, **options: Any
+    ) -> None:
         kind, _, name = spec.partition(":")
         if method not in METHODS:
             raise ValueError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
-        if kind not in ("keyword", "chat") or bool(name) != (kind == "chat"):
-            raise ValueError(f"no judge {spec!r}: expected auto, keyword, or chat:NAME with a model's name")
+        if kind not in MOST or bool(name) != (kind != "keyword"):
+            raise ValueError(
+                f"no judge {spec!r}: expected auto, keyword, or chat:NAME, systemone:NAME, decisions:NAME or "
+                "local:NAME with a model's name"
+            )
         if kind == "keyword" and method not in ("rar-explicit", "rar-implicit"):
             raise ValueError(
                 f"the keyword judge cannot serve {method}: it only matches the words of a question's own "
                 "criteria; use --method rar-explicit or rar-implicit, or a model with --judge chat:NAME"
             )
-        self.spec, self.method = spec, method
-        self.endpoint = Endpoint(name, concurrency=concurrency, timeout=timeout) if kind == "chat" else None
+        self.options = o = Options(concurrency=concurrency, timeout=timeout, **options)
+        self.spec, self.method, self.kind = spec, method, kind
+        self.per_call = MOST[kind] if o.criteria_per_call == "all" else o.criteria_per_call
+        self.per_call = self.per_call or (1 if kind == "chat" else MOST[kind])
+        if kind != "keyword" and self.per_call > MOST[kind]:
+            raise ValueError(
+                f"--criteria-per-call {self.per_call}: expected at most {MOST[kind]} for {kind}:NAME"
+            )
+        self.prompts = prompts.from_file(o.prompts) if o.prompts else prompts.JudgePrompts()
+        self.endpoint = self.local = None
+        self.mass: list[float] = []  # of local:NAME, the probability of the offered answers in the last score
+        self.ledger = Ledger()
+        if kind == "local":
+            from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
+
+            self.local = LocalJudge(name, o.device)
+        elif kind != "keyword":
+            self.endpoint = Endpoint(
+                name,
+                base_url=o.base_url,
+                concurrency=o.concurrency,
+                rpm=o.rpm,
+                tpm=o.tpm,
+                timeout=o.timeout,
+                retries=o.retries,
+                parse_retries=o.parse_retries,
+                cache=cache_folder() / "judge.sqlite" if o.cache else None,
+                price=read_price(o.prices, name) if o.prices else None,
+                max_usd=o.max_usd,
+            )
+            self.ledger = self.endpoint.ledger
+        self._secret = fence_secret(cache_folder())
 
     def rubric(self, example: Example) -> Rubric:
         """The criteria whose verdicts make the reward of this example's responses."""
@@ -114,7 +212,12 @@ class Judge:
 
     def calls(self, example: Example) -> int:
         """How many questions one response to this example costs."""
-        return sum(weight != 0 for weight in self.rubric(example).weights)
+        return len(self._portions(self.rubric(example)))
+
+    def _portions(self, rubric: Rubric) -> list[list[int]]:
+        """Which items are asked about together. Those of weight 0 are never: they change no reward."""
+        items = [k for k, weight in enumerate(rubric.weights) if weight]
+        return [items[start : start + self.per_call] for start in range(0, len(items), self.per_call)]
 
     def check(self, examples: Sequence[Example]) -> None:
         """Refuse examples that the method has no question for."""
@@ -126,99 +229,178 @@ class Judge:
             )
 
     def score(
-        self, examples: Sequence[Example], responses: Sequence[Sequence[str]], *, progress: str | None = None
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[Sequence[str]],
+        *,
+        progress: str | None = None,
+        repeat: int = 0,
     ) -> Scores:
-        """Ask about responses[p][g], G to each of P examples. `progress` names a progress bar, None shows
-        none."""
+        """Ask about responses[p][g], G to each of P examples.
+
+        `progress` names a progress bar, None shows none; another `repeat` asks the same anew. Raises
+        ConnectionError if a server never answered, OverBudget before --max-usd is passed.
+        """
         self.check(examples)
         rubrics = [self.rubric(example) for example in examples]
         P, G, K = len(examples), len(responses[0]), max(map(len, rubrics))
         verdict = torch.full((P, G, K), NAN)
         weight = torch.tensor([r.weights + [0.0] * (K - len(r)) for r in rubrics])  # (P, K)
         rating = torch.full((P, G), NAN)
-        places = [  # items of weight 0 are never asked about: they cost a call and change no reward
-            (p, g, k) for p in range(P) for g in range(G) for k, w in enumerate(rubrics[p].weights) if w
+        places = [(p, g, ks) for p in range(P) for g in range(G) for ks in self._portions(rubrics[p])]
+        visible = [
+            [wires.inert(wires.without_thoughts(response)) for response in group] for group in responses
         ]
-        visible = [[without_thoughts(response) for response in group] for group in responses]
+        asked = ((examples[p], visible[p][g], [rubrics[p].criteria[k] for k in ks]) for p, g, ks in places)
         with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
-            if self.endpoint is None:
-                answers = self._by_keyword(places, examples, visible, bar)
+            if self.endpoint is not None:
+                requests = (self._request(self._asked(*item), repeat) for item in asked)
+                answers = self.endpoint.ask(requests, bar.update)
             else:
-                answers = self._by_chat(places, examples, visible, bar)
-        for (p, g, k), answer in zip(places, answers, strict=True):
-            if self.method in RATED:
-                rating[p, g] = answer
-                answer = rating_to_unit(answer)
-            verdict[p, g, k] = answer
+                answers = [self._here(*item, bar.update) for item in asked]
+        for (p, g, ks), answer in zip(places, answers, strict=True):
+            if isinstance(answer, Failure):
+                continue  # counted where it happened; NaN stays
+            for k, value in zip(ks, answer, strict=True):
+                if math.isnan(value):
+                    self.ledger.fail("refused")
+                elif self.method in RATED:
+                    rating[p, g], value = value, rating_to_unit(value)
+                elif self.options.threshold is not None:
+                    value = float(value >= self.options.threshold)
+                verdict[p, g, k] = value
         return Scores(verdict, weight, rating, rubrics)
 
-    def _by_keyword(
-        self, places: list, examples: Sequence[Example], responses: list, bar: tqdm
-    ) -> list[float]:
-        answers = []
-        for p, g, k in places:
-            rubric = examples[p].rubric
-            if self.method in RATED:
-                answers.append(keyword_judge.rating(rubric, responses[p][g]))
-            else:
-                answers.append(keyword_judge.verdict(rubric.criteria[k], responses[p][g]))
-            bar.update()
-        return answers
+    def metrics(self) -> dict[str, float]:
+        """What judging came to since this was last called, for metrics.jsonl."""
+        mass = {"judge/mass": sum(self.mass) / len(self.mass)} if self.mass else {}
+        return self.ledger.metrics() | mass
 
-    def _by_chat(self, places: list, examples: Sequence[Example], responses: list, bar: tqdm) -> list[float]:
-        asked = [
-            (prompts.JUDGE_SYSTEM, self._question(examples[p], responses[p][g], k, secrets.token_hex(8)))
-            for p, g, k in places
+    def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
+        """What it will cost to judge so many answers, of so many tokens each, to examples like these: in
+        words, from a quarter of a token a character; "" where nothing is sent."""
+        if self.endpoint is None or not examples:
+            return ""
+        requests = [
+            self._request(
+                self._asked(example, "four" * tokens, [self.rubric(example).criteria[k] for k in ks])
+            )
+            for example in examples
+            for ks in self._portions(self.rubric(example))
         ]
-        assert self.endpoint is not None
-        replies = self.endpoint.chat(asked, max_tokens=512, done=bar.update)
-        parse = parse_rating if self.method in RATED else parse_verdict
-        return [NAN if reply is None else parse(reply) for reply in replies]
+        share = answers / len(examples)
+        read = share * sum(len(json.dumps(request.body)) for request in requests) / 4
+        items = sum(len(self._portions(self.rubric(e))) * self.per_call for e in examples)
+        written = share * 50 * min(items, sum(len(self.rubric(e)) for e in examples))
+        written = written if self.kind == "chat" else 0.0
+        text = f"about {share * len(requests):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
+        price = self.endpoint.price
+        return text + (f", ${(read * price[0] + written * price[2]) / 1e6:.2f}" if price else "")
 
-    def _question(self, example: Example, response: str, k: int, fence: str) -> str:
-        if self.method == "direct-likert":
-            return prompts.ask_rating(example.question, response, fence)
+    def digest(self, example: Example, response: str) -> str:
+        """16 hexadecimal digits that change with anything that this judge is told about a response, or is set
+        to."""
+        told = {"spec": self.spec, "method": self.method, "criteria": repr(self.rubric(example))}
+        told |= {"question": example.question, "reference": example.reference, "response": response}
+        told |= {"per_call": self.per_call, "threshold": self.options.threshold}
+        told |= {"prompts": self.prompts.digest, "server": self.endpoint and self.endpoint.address}
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def close(self) -> None:
+        """End the connections to a server, if there are any."""
+        if self.endpoint is not None:
+            self.endpoint.close()
+
+    def _asked(self, example: Example, response: str, criteria: Sequence[Criterion]) -> Asked:
+        p, question, reference = self.prompts, example.question, example.reference
+        fence = self._fence(question, reference, response)
         if self.method == "reference-likert":
-            return prompts.ask_rating(example.question, response, fence, reference=example.reference)
-        if self.method == "rar-implicit":
-            return prompts.ask_rating(example.question, response, fence, rubric=example.rubric)
-        return prompts.ask_criterion(example.question, response, self.rubric(example).criteria[k], fence)
+            shared = prompts.fill(
+                p.shared_reference, question=question, reference=reference, response=response, fence=fence
+            )
+        else:
+            shared = prompts.fill(p.shared, question=question, response=response, fence=fence)
+        if self.method in RATED:
+            task = {"direct-likert": p.rate, "reference-likert": p.rate_reference}.get(
+                self.method, p.rate_rubric
+            )
+            items = "\n".join(prompts.item_line(c) for c in example.rubric.criteria if c.weight)
+            return Asked(shared, fence, [prompts.fill(task, items=items, fence=fence)], True)
+        return Asked(shared, fence, [prompts.closed_question(p, c) for c in criteria], False)
+
+    def _fence(self, *texts: str) -> str:
+        """A boundary that the author of the texts cannot guess, the same for every question about them and
+        in every run, so that equal requests are equal; 64 bits that none of the texts holds."""
+        mac = hmac.new(self._secret, "\0".join(texts).encode(), "sha256").hexdigest()
+        found = (mac[i : i + 16] for i in range(48))
+        return next(fence for fence in found if not any(fence in text for text in texts))
+
+    def _here(self, example: Example, response: str, criteria: Sequence[Criterion], done: Callable) -> Any:
+        """The answer of a judge in this process."""
+        self.ledger.counts["questions"] += 1
+        try:
+            if self.local is not None:
+                return self._by_weights(self._asked(example, response, criteria))
+            if self.method in RATED:
+                return [keyword_judge.rating(example.rubric, response)]
+            return [keyword_judge.verdict(criterion, response) for criterion in criteria]
+        except Failure as failure:
+            self.ledger.fail(failure.kind, failure.words)
+            return failure
+        finally:
+            done()
+
+    def _by_weights(self, asked: Asked) -> list[float]:
+        from rar_mini.local_judge import LETTERS, YES_NO
+
+        closing, offered = (self.prompts.letter, LETTERS) if asked.rated else (self.prompts.yes_no, YES_NO)
+        users = [f"{asked.shared}{question}\n{closing}" for question in asked.questions]
+        share, mass = self.local.ask(self.prompts.system, users, offered)  # (Q, A), (Q,)
+        self.mass.extend(mass.tolist())
+        if asked.rated:
+            return (share @ torch.arange(1.0, 11.0)).tolist()
+        return share[:, 0].tolist()
+
+    def _request(self, asked: Asked, repeat: int = 0) -> Request:
+        name = self.spec.partition(":")[2]
+        return wires.request(self.kind, name, asked, self.prompts, self.options.max_tokens, repeat)
 
 
-def without_thoughts(response: str) -> str:
-    """A response without its reasoning section; nothing where that section was cut before it ended."""
-    if "</think>" in response:
-        return response.rpartition("</think>")[2].lstrip()
-    return "" if response.lstrip().startswith("<think>") else response
-
-
-def _object(reply: str, keys: set[str]) -> dict:
-    """The one JSON object that a reply consists of (a code fence around it is allowed), or {}.
-
-    Nothing is searched for inside a reply: an object somewhere in a longer text may be a quotation of the
-    response.
-    """
-    text = without_thoughts(reply).strip()
-    if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n```", text, re.S):
-        text = fenced.group(1)
+def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
+    """A model's price in a file of prices."""
     try:
-        found = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) and found.keys() == keys else {}
+        price = json.loads(path.read_text(encoding="utf-8")).get(name)
+        ok = price is None or (len(price) == 3 and all(0 <= number < math.inf for number in price))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read the prices in {path}: expected a JSON object, got {error}") from error
+    if not ok:
+        raise ValueError(f"{path}: expected three numbers of dollars for {name}, got {price}")
+    return price and tuple(price)
 
 
-def parse_verdict(reply: str) -> float:
-    """1.0 for yes, 0.0 for no, NaN for anything but the object that was asked for."""
-    answer = _object(reply, {"reason", "verdict"}).get("verdict")
-    return {"yes": 1.0, "no": 0.0}.get(answer.strip().lower(), NAN) if isinstance(answer, str) else NAN
+def fence_secret(folder: Path) -> bytes:
+    """32 random bytes that are kept in a folder, for its owner alone; made there at the first use."""
+    path, fresh = folder / "fence.key", secrets.token_bytes(32)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"fence.key.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_bytes(fresh)
+        with suppress(FileExistsError):
+            os.link(draft, path)  # whole or not at all, and the first process wins
+        draft.unlink()
+        if len(kept := path.read_bytes()) == 32:
+            return kept
+        log.warning(f"{path} is damaged: fences of this run are new ones, and no cached reply will fit")
+    except OSError as error:
+        log.warning(
+            f"no secret can be kept in {folder} ({error}): no cached reply will fit this run's fences"
+        )
+    return fresh
 
 
-def parse_rating(reply: str) -> float:
-    """The rating as a float from 1 to 10, NaN for anything but the object that was asked for."""
-    answer = _object(reply, {"rating"}).get("rating")
-    whole = isinstance(answer, int) and not isinstance(answer, bool)
-    return float(answer) if whole and 1 <= answer <= 10 else NAN
+CHUNK = 256
+"""Rows that are judged and written at a time."""
 
 
 def score(
@@ -227,18 +409,15 @@ def score(
     out: Path,
     judge: str = "auto",
     method: str = "rar-explicit",
-    concurrency: int = 32,
-    timeout: float = 120.0,
+    options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
 ) -> None:
-    """Score a file of answered questions.
+    """Score a file of answered questions. Rows that OUT already has, from the same judge, are kept.
 
     Args:
         file: data rows with a `response` each, one JSON object a line
         out: where the scores go, one JSON object a line in the same order
-        judge: keyword, chat:NAME, or auto
+        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
-        concurrency: requests to a server that are under way at once
-        timeout: seconds that one request may take
     """
     spec, why = choose(judge)
     print(f"judge: {spec} ({why})", file=sys.stderr)
@@ -248,21 +427,53 @@ def score(
             raise ValueError(
                 f"{file}: the row {example.id!r} has no `response`: expected the text to be scored"
             )
-    scores = Judge(spec, method, concurrency=concurrency, timeout=timeout).score(
-        examples, [[example.row["response"]] for example in examples], progress="judging"
-    )
-    reward = group_advantage(scores.verdict, scores.weight, scale="none")[0][:, 0].tolist()  # (P,)
-    rating = scores.rating[:, 0].tolist()
-    partial = out.with_name(out.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file_out:
-        for p, example in enumerate(examples):
-            row = {"id": example.id, "reward": finite(reward[p]), "rating": finite(rating[p])}
-            row |= {"failed": not math.isfinite(reward[p]), "verdicts": scores.rows(p, 0)}
-            file_out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, out)
-    scored = [r for r in reward if math.isfinite(r)]
+    asker = Judge(spec, method, **vars(options))
+    asker.check(examples)
+    asked = [asker.digest(example, example.row["response"]) for example in examples]
+    rows = kept_rows(out, asked)
+    if rows:
+        print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
+    for start in range(len(rows), len(examples), CHUNK):
+        chunk = examples[start : start + CHUNK]
+        progress = f"judging {start + len(chunk)}/{len(examples)}"
+        scores = asker.score(chunk, [[example.row["response"]] for example in chunk], progress=progress)
+        rewards = group_advantage(scores.verdict, scores.weight, scale="none")[0][:, 0].tolist()  # (P,)
+        new = [
+            {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
+            | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0), "asked": asked[start + p]}
+            for p, (example, reward) in enumerate(zip(chunk, rewards, strict=True))
+        ]
+        with open(out, "a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+        rows += new
+    scored = [row["reward"] for row in rows if not row["failed"]]
     mean = f"{sum(scored) / len(scored):.4f}" if scored else "none"
-    print(f"{len(reward)} responses, mean reward {mean}, {len(reward) - len(scored)} failed; scores in {out}")
+    print(f"judge: {asker.ledger.line()}", file=sys.stderr)
+    print(f"{len(rows)} responses, mean reward {mean}, {len(rows) - len(scored)} failed; scores in {out}")
+    asker.close()
+
+
+def kept_rows(out: Path, asked: Sequence[str]) -> list[dict]:
+    """The rows that a file of scores already has, without a last line that was cut. Raises ValueError where
+    they do not answer what is asked now, row by row."""
+    if not out.exists():
+        return []
+    whole = out.read_bytes().rpartition(b"\n")
+    rows = []
+    for number, line in enumerate(whole[0].splitlines(), 1):
+        try:
+            row = json.loads(line)
+            fits = number <= len(asked) and row["asked"] == asked[number - 1]
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{out}, line {number}: expected the score of row {number} by this judge with these options, "
+                "got another; name another file with --out, or delete this one (the cache remembers replies)"
+            )
+        rows.append(row)
+    os.truncate(out, len(whole[0]) + len(whole[1]))
+    return rows
 
 
 if __name__ == "__main__":
@@ -270,3 +481,5 @@ if __name__ == "__main__":
         tyro.extras.subcommand_cli_from_dict({"score": score}, prog="judge.py", description=__doc__)
     except (ValueError, OSError) as error:
         sys.exit(f"judge.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

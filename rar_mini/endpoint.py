@@ -1,103 +1,428 @@
-"""Talking to a model server over the chat-completions wire: many requests at once, each with a deadline of
-its own.
+"""Talking to a model server: JSON requests, many at once, each with a deadline of its own, none asked twice.
 
-All requests of the process run on one event loop in one background thread: an async client that is shared
-between threads or loops can hang a run for hours. A request's deadline starts when it is sent, not when it
-starts to wait for its turn. What failed comes back as None and is counted; the caller decides what a failure
-means.
+What this file decided:
+
+- **One event loop**, owned by the endpoint, in a background thread: an async client that is shared between
+  threads or loops can hang a run for hours. Callers are synchronous, in a script or in a notebook.
+- **A deadline starts when a request is sent**, not while it waits for its turn; else load becomes failures.
+- **A request that waits for its next try holds no place** among those under way.
+- **The very first request goes alone.** A wrong address, key or name costs one request and says so at once,
+  and what the server refuses (structured output, a seed) is found out once.
+- **Only answers are remembered.** A failure is never stored, so that a later run can mend it.
+- **No secret leaves.** Errors and logs carry the server's words without the key; the cache holds digests and
+  replies.
+
+What failed comes back as a `Failure` in its place, and is counted; the caller decides what it means.
 """
 
 import asyncio
+import email.utils
+import hashlib
+import json
+import logging
+import math
 import os
+import random
+import re
 import threading
-from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
+from rar_mini.ledger import PRICES, Cache, Ledger
+from rar_mini.pretrained import SECRET
+
+log = logging.getLogger(__name__)
+
+OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
+"""Fields that some servers refuse, in the order in which they are given up."""
+
+LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
+
+
+class Failure(Exception):
+    """Why a question has no answer: a short `kind` to be counted by, and words to read, without secrets."""
+
+    def __init__(self, kind: str, words: str = "", *, transient: bool = False, wait: float = 0.0) -> None:
+        super().__init__(f"{kind}: {words}" if words else kind)
+        self.kind, self.words = kind, words
+        self.transient, self.wait = transient, wait  # whether to try again, after so many seconds at least
+
+
+class OverBudget(ValueError):
+    """The next request might pass `max_usd`. Those under way were waited for, and their answers are kept."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a server.
+
+    `read` turns the server's JSON into an answer, or raises Failure where it is not of the form asked for;
+    `again` then makes the body of the next try. `repeat` tells equal questions apart that want answers of
+    their own.
+    """
+
+    path: str  # below the base URL, such as /chat/completions
+    body: dict[str, Any]
+    read: Callable[[dict[str, Any]], Any]
+    again: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
+    repeat: int = 0
+
+
+class Pace:
+    """At most `limit` units a minute, evenly: a burst would be refused by a server that counts in seconds."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit, self._free = limit, 0.0  # the clock's time at which the next unit may go
+
+    async def take(self, units: float) -> None:
+        """Wait for one's turn."""
+        if self.limit:
+            start = max(time.monotonic(), self._free)
+            self._free = start + 60 * units / self.limit
+            await asyncio.sleep(start - time.monotonic())
+
 
 class Endpoint:
-    """A chat model behind a URL. The URL and the key come from OPENAI_BASE_URL and OPENAI_API_KEY.
+    """A model behind a URL: `base_url` (with its /v1), else OPENAI_BASE_URL, else OpenAI's own.
 
-    `concurrency` requests are under way at once; each is tried `1 + retries` times (the client backs off and
-    honours Retry-After) for at most `timeout` seconds a try.
+    `concurrency` requests are under way at once, `rpm` requests and `tpm` tokens go out a minute; a try may
+    take `timeout` seconds; what is transient is tried `1 + retries` times, after a pause of `backoff` seconds
+    that doubles each time; a reply that its reader refuses is asked for `parse_retries` times more. With
+    `cache`, replies are kept in that file. `price` is in dollars for a million tokens, as in PRICES, and
+    `max_usd` the sum that is not passed. The key is OPENAI_API_KEY; a server of one's own needs none.
     """
 
     def __init__(
-        self, model: str, *, concurrency: int = 32, timeout: float = 120.0, retries: int = 4
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        concurrency: int = 32,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        timeout: float = 120.0,
+        retries: int = 6,
+        backoff: float = 0.5,
+        parse_retries: int = 2,
+        cache: Path | None = None,
+        price: tuple[float, float, float] | None = None,
+        max_usd: float | None = None,
     ) -> None:
-        self.model, self.concurrency, self.timeout, self.retries = model, concurrency, timeout, retries
-        self.failures: Counter[str] = Counter()
-        self._client: openai.AsyncOpenAI | None = None
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
-
-    def chat(
-        self, prompts: Sequence[tuple[str, str]], *, max_tokens: int, done: Callable[[], Any] = lambda: None
-    ) -> list[str | None]:
-        """Send each (system, user) prompt at temperature 0 and return the replies in order.
-
-        A reply is None where the request failed, or where the reply was cut by `max_tokens` (a cut reply may
-        still look like a verdict). Raises ConnectionError if every request failed, with the first error's
-        text.
-        """
-        replies = self._run(self._chat_all(prompts, max_tokens, done))
-        if prompts and all(isinstance(reply, Exception) for reply in replies):
-            raise ConnectionError(
-                f"the judge's server answered none of {len(prompts)} requests for model {self.model!r}: "
-                f"expected chat completions at {self._address()}, got {_kind(replies[0])}; check that the "
-                "server runs and that OPENAI_BASE_URL, OPENAI_API_KEY and the model's name are right"
+        self.model, self.concurrency, self.timeout, self.backoff = model, concurrency, timeout, backoff
+        self.retries, self.parse_retries = retries, parse_retries
+        self.price, self.max_usd = price or PRICES.get(model), max_usd
+        if max_usd is not None and self.price is None:
+            raise ValueError(
+                f"--max-usd {max_usd} needs a price for {model!r}, which has none; pass --prices FILE"
             )
-        self.failures.update(_kind(reply) for reply in replies if isinstance(reply, Exception))
-        return [None if isinstance(reply, Exception) else reply for reply in replies]
+        self._key = os.environ.get("OPENAI_API_KEY", "")
+        if not re.fullmatch(r"[!-~]*", self._key):
+            raise ValueError(
+                "OPENAI_API_KEY: expected visible ASCII, got blanks or other characters; set it anew"
+            )
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the base URL is not one: expected a form like http://localhost:8000/v1")
+        if base_url and "@" in parts.netloc:
+            raise ValueError(
+                "--base-url holds a password: options are written to files, OPENAI_BASE_URL is not"
+            )
+        self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        self.ledger, self.cache = Ledger(), Cache(cache)
+        self.refused: set[str] = set()  # of OPTIONAL, what this server does not take
+        self._met = False  # whether the first request is over
+        self._answered = False  # whether any reply ever came
+        self._reserved = 0.0  # dollars that requests under way may cost
+        self._under_way: dict[str, asyncio.Future] = {}
+        self._requests, self._tokens = Pace(rpm), Pace(tpm)
+        self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
+        # A server of one's own asks for no key, but the client insists on one. Retries are ours: they are
+        # counted, and wait without a place. So is the deadline: httpx starts it anew with every byte.
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=url, timeout=None, max_retries=0
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+        self.close = weakref.finalize(self, _close, self._loop, self._thread, self._client, self.cache)
 
-    def _address(self) -> str:
-        # Scheme and host alone: the rest of a URL may carry a password or a key.
-        assert self._client is not None
-        return f"{self._client.base_url.scheme}://{self._client.base_url.netloc.decode()}"
+    def ask(self, requests: Iterable[Request], done: Callable[[], Any] = lambda: None) -> list[Any]:
+        """Ask all, and return the answers in order, a Failure where there is none; `done` is called after
+        each.
 
-    def _run(self, work: Coroutine[Any, Any, list[Any]]) -> list[Any]:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        Requests may come from a generator: no more than a few times `concurrency` are held. Raises
+        ConnectionError, in the server's words, if it has never answered anything; OverBudget.
+        """
+        future = asyncio.run_coroutine_threadsafe(self._ask_all(requests, done), self._loop)
         try:
             return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C must not leave requests running that cost money
+        except BaseException:  # Ctrl-C must not leave requests running that cost money
+            future.cancel()
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(timeout=10)
             raise
 
-    async def _chat_all(
-        self, prompts: Sequence[tuple[str, str]], max_tokens: int, done: Callable[[], Any]
-    ) -> list:
-        if self._client is None:
-            # A server of one's own asks for no key, but the client insists on one.
-            key = os.environ.get("OPENAI_API_KEY") or "none"
-            self._client = openai.AsyncOpenAI(api_key=key, timeout=self.timeout, max_retries=self.retries)
-        turn = asyncio.Semaphore(self.concurrency)
+    async def _ask_all(self, requests: Iterable[Request], done: Callable[[], Any]) -> list[Any]:
+        held = asyncio.Semaphore(
+            4 * self.concurrency
+        )  # more than places, for those that wait for another try
+        tasks: list[asyncio.Task] = []
+        spent: list[OverBudget] = []
 
-        async def one(system: str, user: str) -> str | Exception:
-            async with turn:
-                try:
-                    reply = await self._client.chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
-                        temperature=0.0,
-                        max_tokens=max_tokens,
-                    )
-                    choice = reply.choices[0]
-                    if choice.finish_reason == "length":
-                        return RuntimeError("reply cut by the token limit")
-                    return choice.message.content or ""
-                except (openai.OpenAIError, IndexError, AttributeError) as error:
-                    return error
-                finally:
-                    done()
+        async def one(request: Request) -> Any:
+            try:
+                return await self._answer(request)
+            except OverBudget as error:
+                spent.append(error)
+            finally:
+                held.release()
+                done()
 
-        return await asyncio.gather(*(one(system, user) for system, user in prompts))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for request in requests:
+                    await held.acquire()
+                    if spent:
+                        break
+                    tasks.append(group.create_task(one(request)))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        if spent:
+            raise spent[0]
+        answers = [task.result() for task in tasks]
+        if answers and not self._answered and all(isinstance(answer, Failure) for answer in answers):
+            raise self._unreachable(answers[0])
+        return answers
+
+    async def _answer(self, request: Request) -> Any:
+        """From the cache, from an equal request that is under way, or from the server."""
+        self.ledger.counts["questions"] += 1
+        # Not the body as it is sent: what this server refuses is not known yet when a second run looks here.
+        text = json.dumps([self.address, request.path, request.body, request.repeat], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        task = self._under_way.get(key)
+        if task is None:
+            with suppress(Failure):  # stored under a reader that took what this one refuses
+                if (stored := self.cache.get(key)) is not None:
+                    answer = request.read(stored)
+                    self.ledger.counts["cache_hits"] += 1
+                    return answer
+            task = self._under_way[key] = asyncio.create_task(self._ask(request, key))
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+        else:
+            self.ledger.counts["cache_hits"] += 1
+        try:
+            return await task
+        except Failure as failure:
+            self.ledger.fail(failure.kind, failure.words)
+            return failure
+
+    async def _ask(self, request: Request, key: str) -> Any:
+        """Ask until the reply can be read, and keep it."""
+        body = request.body
+        for left in range(self.parse_retries, -1, -1):
+            reply = await self._exchange(request.path, body)
+            plain = "response_format" not in body or "response_format" in self.refused
+            self.ledger.counts["plain_text"] += plain and "response_format" in request.body
+            try:
+                answer = request.read(reply)
+            except Failure:
+                if not left:
+                    raise
+                self.ledger.counts["asked_again"] += 1
+                body = request.again(body)
+            else:
+                self.cache.put(key, self._clean(json.dumps(reply)))
+                return answer
+
+    async def _exchange(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The server's JSON. The endpoint's first request goes alone."""
+        if not self._met:
+            async with self._first:
+                if not self._met:
+                    try:
+                        reply = await self._tried(path, body)
+                    except Failure as failure:
+                        # These may be about this one prompt; anything else is about the server.
+                        if failure.kind not in ("HTTP 400", "HTTP 413", "HTTP 422"):
+                            raise self._unreachable(failure) from None
+                        self._met = True
+                        raise
+                    self._met = True
+                    return reply
+        return await self._tried(path, body)
+
+    async def _tried(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send until there is JSON: again after a pause where the fault may pass, and again without a field
+        that the server refuses."""
+        tries = 0
+        without: set[str] = set()
+        while True:
+            sent = _fields(body, self.refused | without)
+            try:
+                reply = await self._send(path, sent)
+            except Failure as failure:
+                if blamed := _blamed(failure, sent):
+                    without.add(blamed)
+                elif failure.transient and tries < self.retries:
+                    pause = min(60.0, self.backoff * 2**tries) * random.uniform(0.5, 1.5)
+                    tries += 1
+                    self.ledger.counts["retries"] += 1
+                    await asyncio.sleep(failure.wait + pause)
+                else:
+                    raise
+                continue
+            for name in sorted(without - self.refused):  # only now is it known that this was the reason
+                log.warning(f"the judge's server does not take {name}: asking without it from here on")
+            self.refused |= without
+            return reply
+
+    async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One try: a place, a turn, the money, and only then the deadline."""
+        count = self.ledger.counts
+        size = len(json.dumps(body))  # no token is shorter than a byte: a bound on what is read
+        most = body.get("max_tokens", body.get("max_completion_tokens", 0))
+        bound = self._cost(size, 0, most)
+        async with self._places:
+            await self._requests.take(1)
+            await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
+            if self.max_usd is not None and count["dollars"] + self._reserved + bound > self.max_usd:
+                raise OverBudget(
+                    f"the judge has cost ${count['dollars']:.4f}, and the next request might pass --max-usd "
+                    f"{self.max_usd:g}; raise it to go on"
+                )
+            self._reserved += bound
+            count["calls"] += 1
+            cost, start = bound, time.monotonic()  # what comes too late may have to be paid for all the same
+            try:
+                async with asyncio.timeout(self.timeout):
+                    raw = await self._client.post(path, cast_to=bytes, body=body)
+                reply = json.loads(raw)
+                if not isinstance(reply, dict):
+                    raise ValueError
+                cost = self._book(reply.get("usage"), bound)
+            except (TimeoutError, openai.APITimeoutError):
+                raise Failure("timeout", f"no reply in {self.timeout:g} s", transient=True) from None
+            except (ValueError, RecursionError):  # cut in the middle, not UTF-8, not JSON, not an object
+                raise Failure("unreadable", "the reply was not JSON", transient=True) from None
+            except openai.APIStatusError as error:
+                cost = 0.0
+                raise self._refusal(error) from None
+            except openai.OpenAIError as error:
+                cost, lost = 0.0, isinstance(error, openai.APIConnectionError)
+                kind = "connection" if lost else type(error).__name__
+                raise Failure(kind, "" if lost else self._words(str(error)), transient=lost) from None
+            finally:
+                self._reserved -= bound
+                count["dollars"] += cost
+                self.ledger.latencies.append(time.monotonic() - start)
+        self._answered = True
+        return reply
+
+    def _cost(self, read: int, cached: int, written: int) -> float:
+        """Dollars for so many tokens, the cached ones among those that are read; 0 without a price."""
+        full, again, out = self.price or (0.0, 0.0, 0.0)
+        return ((read - cached) * full + cached * again + written * out) / 1e6
+
+    def _book(self, usage: Any, bound: float) -> float:
+        """Count the tokens that a reply reports, under either wire's names; what they cost, or the bound."""
+        read, written = (
+            _number(usage, "prompt_tokens", "input_tokens"),
+            _number(usage, "completion_tokens", "output_tokens"),
+        )
+        if read is None:
+            return bound
+        details = [usage.get(f"{name}_tokens_details") for name in ("prompt", "input")]
+        cached = next((n for d in details if (n := _number(d, "cached_tokens")) is not None), 0)
+        tokens = {"tokens_in": read, "tokens_cached": cached, "tokens_out": written or 0}
+        self.ledger.counts.update(tokens)
+        return self._cost(read, cached, written or 0)
+
+    def _refusal(self, error: openai.APIStatusError) -> Failure:
+        """An HTTP error as a Failure, with the pause that the server asks for."""
+        status, wait = error.status_code, _retry_after(error.response.headers)
+        transient = (status in (408, 409, 429) or status >= 500) and wait <= LONGEST_WAIT
+        return Failure(f"HTTP {status}", self._words(error.response.text), transient=transient, wait=wait)
+
+    def _words(self, text: str) -> str:
+        """A server's words for an error: one line, no secret, not long."""
+        text = SECRET.sub("[secret]", self._clean(text))
+        text = re.sub(r"(?i)\b(sk-|bearer\s+)\S+", "[secret]", text)
+        text = "".join(c if c.isprintable() else " " for c in text)
+        return text if len(text) <= 500 else text[:500] + " ..."
+
+    def _clean(self, text: str) -> str:
+        """A text without the key. Servers echo it, and placeholders such as EMPTY are none."""
+        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+
+    def _unreachable(self, failure: Failure) -> ConnectionError:
+        return ConnectionError(
+            f"the judge's server has not answered for model {self.model!r}: expected a reply from "
+            f"{self.address}, got {failure}; check that the server runs, and that the base URL (with its "
+            "/v1), OPENAI_API_KEY and the model's name are right"
+        )
 
 
-def _kind(error: Exception) -> str:
-    """A short name for a failure, without the error's text: servers echo keys and prompts in theirs."""
-    status = getattr(error, "status_code", None)
-    if isinstance(error, RuntimeError):
-        return str(error)
-    return f"{type(error).__name__} (HTTP {status})" if status else type(error).__name__
+def _fields(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
+    sent = {name: value for name, value in body.items() if name not in refused}
+    if "max_tokens" in body.keys() & refused:  # OpenAI renamed it, and a reply needs a bound
+        sent["max_completion_tokens"] = body["max_tokens"]
+    return sent
+
+
+def _blamed(failure: Failure, sent: dict[str, Any]) -> str | None:
+    """The field of OPTIONAL that a refusal names; structured output where it names none: servers refuse it
+    in words of all kinds. A guess: it is remembered only if the request goes through without the field."""
+    if failure.kind not in ("HTTP 400", "HTTP 422"):
+        return None
+    for name in OPTIONAL:
+        # Only with its new name beside it: servers also name max_tokens where a prompt is too long.
+        sign = "max_completion_tokens" if name == "max_tokens" else name
+        if name in sent and sign in failure.words:
+            return name
+    return "response_format" if "response_format" in sent else None
+
+
+def _retry_after(headers: Any) -> float:
+    """Seconds that a server asks to wait, 0 if it does not or not legibly."""
+    text = headers.get("retry-after", "")
+    try:
+        wait = float(headers.get("retry-after-ms", "")) / 1000 if "retry-after-ms" in headers else float(text)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return max(0.0, wait) if not math.isnan(wait) else 0.0
+
+
+def _number(where: Any, *names: str) -> int | None:
+    """The first whole number that an object has under one of these names."""
+    found = [where.get(name) for name in names] if isinstance(where, dict) else []
+    return next((value for value in found if type(value) is int and value >= 0), None)
+
+
+async def _settle() -> None:
+    """Wait until everything else on this loop is over."""
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cache: Cache) -> None:
+    """End an endpoint's thread and its connections. It may be the garbage collector that asks, anywhere."""
+    if threading.current_thread() is thread:
+        loop.stop()
+    elif thread.is_alive():
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(client.close(), loop).result(timeout=5)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5)
+    cache.close()

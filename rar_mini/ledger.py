@@ -1,0 +1,129 @@
+"""What asking a server leaves behind: its replies, in a cache that outlives the run, and a ledger of what
+they cost and of what went wrong."""
+
+import json
+import logging
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+PRICES = {
+    "gpt-4o-mini": (0.15, 0.075, 0.60),
+    "gpt-4o": (2.50, 1.25, 10.00),
+    "gpt-4.1": (2.00, 0.50, 8.00),
+    "gpt-4.1-mini": (0.40, 0.10, 1.60),
+    "gpt-4.1-nano": (0.10, 0.025, 0.40),
+    "o3-mini": (1.10, 0.55, 4.40),
+}
+"""Dollars for a million tokens: read, read from the server's own cache, written. They change; callers may
+bring their own."""
+
+
+class Ledger:
+    """What judging cost and what went wrong, in counts that only grow."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()  # questions without an answer, by kind
+        self.words: dict[str, str] = {}  # the last words of each kind
+        self.latencies: deque[float] = deque(maxlen=4096)  # seconds of the last calls
+        self._told: Counter[str] = Counter()
+
+    def fail(self, kind: str, words: str = "") -> None:
+        """Count a question that got no answer."""
+        self.failures[kind] += 1
+        self.words[kind] = words
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since this was last called, by the names that metrics.jsonl has. What depends on the
+        network, the clock or the cache stands under perf/."""
+        now = Counter({f"perf/judge/{name}": count for name, count in self.counts.items()})
+        now["judge/questions"] = now.pop("perf/judge/questions", 0)
+        now.update({f"judge/failures/{kind}": count for kind, count in self.failures.items()})
+        new = {name: now[name] - self._told[name] for name in now}
+        self._told = now
+        if self.latencies:
+            new |= {f"perf/judge/latency_p{share}": self.latency(share) for share in (50, 95)}
+        return new
+
+    def latency(self, percent: int) -> float:
+        """A percentile of the last calls' seconds."""
+        return sorted(self.latencies)[(len(self.latencies) - 1) * percent // 100]
+
+    def reasons(self) -> str:
+        """The failures by kind, most frequent first, with the last words of each."""
+        return "; ".join(
+            f"{count} x {kind}" + (f" ({self.words[kind]})" if self.words[kind] else "")
+            for kind, count in self.failures.most_common()
+        )
+
+    def line(self) -> str:
+        """Everything, for a person: one line, and one for the failures if there were any."""
+        count = self.counts
+        parts = [f"{count['questions']} questions: {count['calls']} calls, {count['cache_hits']} cached"]
+        parts += [
+            f"{count[name]} {name.replace('_', ' ')}" for name in ("retries", "asked_again", "plain_text")
+        ]
+        tokens = (
+            f"tokens {count['tokens_in']} in ({count['tokens_cached']} cached), {count['tokens_out']} out"
+        )
+        parts += [f"{sum(self.failures.values())} failed", tokens]
+        if count["dollars"]:
+            parts.append(f"${count['dollars']:.4f}")
+        if self.latencies:
+            parts.append(f"{self.latency(50):.2f} s a call (p50), {self.latency(95):.2f} s (p95)")
+        return ", ".join(parts) + (f"\n         failures: {self.reasons()}" if self.failures else "")
+
+
+class Cache:
+    """Replies by key in an SQLite file, which several processes may use at once.
+
+    A file that is damaged, locked or not writable costs a warning, and judging goes on without it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self._db = path, None
+        if path is not None:
+            with self._guarded():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+                self._db.execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
+                self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose replies, not the file
+                self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT)")
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The reply under a key, None if there is none."""
+        with self._guarded():
+            if self._db:
+                row = self._db.execute("SELECT reply FROM replies WHERE key = ?", [key]).fetchone()
+                return json.loads(row[0]) if row else None
+        return None
+
+    def put(self, key: str, reply: str) -> None:
+        """Store a reply in JSON. The first one stays: another process may have been faster."""
+        with self._guarded():
+            if self._db:
+                self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", [key, reply])
+
+    def close(self) -> None:
+        """Close the file; from here on there is no cache."""
+        db, self._db = self._db, None
+        if db:
+            with suppress(sqlite3.Error):
+                db.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:
+            log.warning(
+                f"the judge's cache {self.path} cannot be used ({error}): going on without it; delete it "
+                "if it is damaged"
+            )
+            self.close()

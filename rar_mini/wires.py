@@ -1,0 +1,227 @@
+"""The judge's wires: what is asked, as the body of a request, and a server's JSON, as verdicts or a rating.
+
+A reader takes the one form that was asked for and nothing else. Whatever else came, from a careless model, a
+broken server or a response that speaks for the judge, is a Failure; no verdict is guessed.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rar_mini import prompts
+from rar_mini.endpoint import Failure, Request
+from rar_mini.prompts import JudgePrompts
+
+MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword": 1}
+"""How many criteria may be asked about at once; 64 and 400 are the limits of those servers."""
+
+LEVELS = ["1, the worst", *map(str, range(2, 10)), "10, the best"]
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked at once about one response: closed questions, or a rating."""
+
+    shared: str  # question and response between fences; stands first and alike in all requests about it
+    fence: str
+    questions: list[str]  # one a criterion; of a rating, its one task
+    rated: bool
+
+
+def request(
+    kind: str, model: str, asked: Asked, texts: JudgePrompts, max_tokens: int, repeat: int = 0
+) -> Request:
+    """The questions on one wire: `chat`, `systemone` or `decisions`."""
+    n, questions = len(asked.questions), asked.questions
+    if kind == "systemone":
+        form = {"type": "score", "criteria": LEVELS} if asked.rated else {"type": "noul"}
+        named = {str(i): form | {"instructions": text} for i, text in enumerate(questions, 1)}
+        body = {"model": model, "state": asked.shared, "questions": named}
+        return Request("/systemone", body, partial(read_systemone, n=n, rated=asked.rated), repeat=repeat)
+    if kind == "decisions":
+        levels = [{"label": str(level)} for level in range(1, 11)]
+        form = {"type": "score", "levels": levels} if asked.rated else {"type": "predicate"}
+        listed = [form | {"name": str(i), "instructions": text} for i, text in enumerate(questions, 1)]
+        body = {"input": asked.shared, "model": model, "questions": listed}
+        return Request("/decisions", body, partial(read_decisions, n=n, rated=asked.rated), repeat=repeat)
+    if asked.rated:
+        task, parse = f"{questions[0]}\n{texts.rating}", parse_rating
+    else:
+        items = "\n".join(f"{i}. {text}" for i, text in enumerate(questions, 1))
+        task = prompts.fill(texts.verdicts, items=items, fence=asked.fence)
+        parse = partial(parse_verdicts, n=n)
+    system = {"role": "system", "content": texts.system}
+    body = {
+        "model": model,
+        "messages": [system, {"role": "user", "content": asked.shared + task}],
+        "temperature": 0.0,
+        "seed": repeat,
+        "max_tokens": max_tokens + 128 * (n - 1),
+        "response_format": schema(0 if asked.rated else n),
+    }
+    again = partial(_again, reminder=texts.again)
+    return Request("/chat/completions", body, lambda reply: parse(chat_text(reply)), again, repeat)
+
+
+def _again(body: dict[str, Any], reminder: str) -> dict[str, Any]:
+    """The next try after a malformed reply: with a reminder, and in plain text, because it may be structured
+    output that failed (some servers return nothing at all for long inputs)."""
+    body = body | {"seed": body["seed"] + 1}
+    if body.pop("response_format", None) is not None:
+        system, user = body["messages"]
+        body["messages"] = [system, user | {"content": f"{user['content']}\n{reminder}"}]
+    return body
+
+
+def without_thoughts(text: str) -> str:
+    """A text without its reasoning sections, also where one was cut before it ended, or where the prompt
+    opened it and only its end is here."""
+    text, removed = re.subn(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.S | re.I)
+    text, opened = re.subn(r"\A.*</think>", "", text, flags=re.S | re.I)
+    return text.strip() if removed or opened else text
+
+
+def inert(text: str) -> str:
+    """A response whose characters can only be read: a space breaks up what chat templates mark turns with,
+    which tokenizers would take for the end of the user's turn, and halves of characters become U+FFFD."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return re.sub(r"(<)([|｜]|/?s>|(?:start|end)_of_turn>|[be]os>)|(\[)(/?INST\])", r"\1\3 \2\4", text)
+
+
+def schema(n: int) -> dict[str, Any]:
+    """The structured output of n verdicts, or with 0 of a rating. Reasons stand first: after a verdict they
+    would only defend it."""
+    text, word = {"type": "string"}, {"type": "string", "enum": ["yes", "no"]}
+
+    def exactly(properties: dict[str, Any]) -> dict[str, Any]:
+        names = {"required": list(properties), "additionalProperties": False}
+        return {"type": "object", "properties": properties} | names
+
+    if n:
+        form = exactly({str(i): exactly({"reason": text, "verdict": word}) for i in range(1, n + 1)})
+    else:
+        form = exactly({"reason": text, "rating": {"type": "integer", "enum": list(range(1, 11))}})
+    return {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": form}}
+
+
+def chat_text(reply: dict[str, Any]) -> str:
+    """What a chat model wrote. Raises Failure for a reply that was cut, refused or is of another shape."""
+    try:
+        choice = reply["choices"][0]
+        text, reason, refused = (
+            choice["message"].get("content"),
+            choice.get("finish_reason"),
+            choice["message"].get("refusal"),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Failure("malformed", "not a chat completion") from None
+    if reason == "length":
+        raise Failure("cut", "the reply reached --max-tokens")
+    if refused or reason == "content_filter":
+        raise Failure("refused")
+    if not isinstance(text, str) or not text.strip():
+        raise Failure("empty")
+    return text
+
+
+def _object(reply: str) -> dict[str, Any]:
+    """The one JSON object that a reply consists of (a code fence around it is allowed).
+
+    Nothing is searched for inside a reply: an object somewhere in a longer text may be a quotation of the
+    response. A name that comes twice is two answers. Raises Failure.
+    """
+    text = without_thoughts(reply).strip()
+    if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text, re.S):
+        text = fenced.group(1)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise Failure("malformed", "not one JSON object") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name comes twice")
+    return dict(pairs)
+
+
+def parse_verdicts(reply: str, n: int) -> list[float]:
+    """1.0 for yes and 0.0 for no, for questions 1 to n in order. Raises Failure for anything but the object
+    that was asked for: every question once, none that was not asked, each reason before its verdict."""
+    found = _object(reply)
+    if not isinstance(found, dict) or found.keys() != {str(i) for i in range(1, n + 1)}:
+        raise Failure("malformed", f"expected the numbers 1 to {n}")
+    verdicts = []
+    for i in range(1, n + 1):
+        entry = found[str(i)]
+        if not isinstance(entry, dict) or list(entry) != ["reason", "verdict"]:
+            raise Failure("malformed", "expected a reason and then a verdict")
+        word = entry["verdict"].strip().lower() if isinstance(entry["verdict"], str) else None
+        if word not in ("yes", "no") or not isinstance(entry["reason"], str):
+            raise Failure("malformed", "expected a reason in words, and yes or no")
+        verdicts.append(float(word == "yes"))
+    return verdicts
+
+
+def parse_rating(reply: str) -> list[float]:
+    """The one rating, from 1 to 10. Raises Failure for anything but the object that was asked for; the
+    reason may be missing, as in the form that the paper prints."""
+    found = _object(reply)
+    if not isinstance(found, dict) or list(found) not in (["reason", "rating"], ["rating"]):
+        raise Failure("malformed", "expected a reason and then a rating")
+    if type(found["rating"]) is not int or not 1 <= found["rating"] <= 10:
+        raise Failure("malformed", "expected a whole number from 1 to 10")
+    return [float(found["rating"])]
+
+
+def _within(value: Any, high: float) -> float:
+    """A number in [0, high]. Raises Failure; JSON as Python reads it also has true, NaN and Infinity."""
+    if type(value) not in (int, float) or not 0 <= value <= high:
+        raise Failure("malformed", f"expected a number from 0 to {high:g}")
+    return float(value)
+
+
+def read_systemone(reply: dict[str, Any], n: int, rated: bool) -> list[float]:
+    """n probabilities, or one rating: a score's ten levels count from 0. Raises Failure."""
+    answers, kind = reply.get("answers"), "score" if rated else "noul"
+    if not isinstance(answers, dict) or answers.keys() != {str(i) for i in range(1, n + 1)}:
+        raise Failure("malformed", f"expected answers 1 to {n}")
+    found = [answers[str(i)] for i in range(1, n + 1)]
+    if not all(isinstance(answer, dict) and answer.get("type") == kind for answer in found):
+        raise Failure("malformed", f"expected answers of type {kind}")
+    return [1 + _within(a.get("score"), 9) if rated else _within(a.get("noul"), 1) for a in found]
+
+
+def read_decisions(reply: dict[str, Any], n: int, rated: bool) -> list[float]:
+    """n probabilities in the order of the questions, or one rating, the expectation of its labels; NaN for a
+    question that was refused. Raises Failure."""
+    answers, kind = reply.get("answers"), "score" if rated else "predicate"
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise Failure("malformed", "expected a list of answers")
+    if [answer.get("name") for answer in answers] != [str(i) for i in range(1, n + 1)]:
+        raise Failure("malformed", f"expected answers 1 to {n} in order")
+    values = []
+    for answer in answers:
+        if answer.get("type") == "refusal":
+            values.append(NAN)
+        elif answer.get("type") != kind:
+            raise Failure("malformed", f"expected answers of type {kind}")
+        elif rated:
+            values.append(_expected(answer.get("probabilities")))
+        else:
+            values.append(_within(answer.get("probability"), 1))
+    return values
+
+
+def _expected(levels: Any) -> float:
+    """The expectation of the labels 1 to 10. Raises Failure where they are others or do not sum to 1."""
+    try:
+        shares = {level["label"]: _within(level["probability"], 1) for level in levels}
+    except (TypeError, KeyError):
+        raise Failure("malformed", "expected a probability for each label") from None
+    if set(shares) != {str(i) for i in range(1, 11)} or abs(sum(shares.values()) - 1) > 0.01:
+        raise Failure("malformed", "expected probabilities of the labels 1 to 10")
+    return min(10.0, max(1.0, sum(int(label) * share for label, share in shares.items())))

@@ -39,6 +39,12 @@ def test_verdicts(category: str, description: str, response: str, verdict: int) 
     assert ask(category, description, response) == verdict
 
 
+def test_a_quarter_of_the_content_words_is_enough() -> None:
+    words = "Fever, cough, rash, headache, vomiting, jaundice, oedema and pallor."
+    assert ask("essential", words, "Fever and cough.") == 1
+    assert ask("essential", words, "Fever.") == 0
+
+
 def test_a_criterion_without_content_words_is_never_met() -> None:
     assert ask("essential", "States the answer.", "States the answer.") == 0
 

@@ -37,7 +37,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,7 @@ from rar_mini.checkpoint import Run
 from rar_mini.data import Example
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.options import refuse_unknown
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 
@@ -300,8 +302,8 @@ def update(
             parts.append(sums | {"entropy": entropy.detach().sum()})
         norm = torch.nn.utils.get_total_norm(p.grad for p in actor.model.parameters()).item()
         metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
-        if not math.isfinite(metrics["loss"] + norm):
-            raise FloatingPointError(f"the loss is {metrics['loss']} and the gradient's norm {norm}")
+        if not math.isfinite(metrics["loss"] + norm):  # nothing has moved yet
+            raise FloatingPointError(f"the loss is {metrics['loss']:g} and the gradient's norm {norm:g}")
         optimizer.step(grad_scale=min(1.0, config.max_grad_norm / (norm + 1e-6)))
         optimizer.zero_grad()
     return metrics
@@ -395,7 +397,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         drawn = data.draw(splits["train"], config.prompts_per_step, step - 1, config.seed)
         rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
         check_failures(config, rollouts.reward)
-        with clock("train"):
+        with clock("train"), keep_evidence(run, step, actor, rollouts):
             learned = update(config, actor, reference, optimizer, rollouts)
         metrics = {"step": step, "learning_rate": lr} | report.describe(rollouts.reward, rollouts.completions)
         metrics |= learned | clock.metrics(sum(len(c.ids) for group in rollouts.completions for c in group))
@@ -451,6 +453,19 @@ def stop_on_interrupt(folder: Path) -> list[int]:
     return asked
 
 
+@contextmanager
+def keep_evidence(run: Run, step: int, actor: Policy, rollouts: Rollouts) -> Iterator[None]:
+    """When the loss is not a number, save what it came from and say what to try."""
+    try:
+        yield
+    except FloatingPointError as error:
+        path = run.keep_evidence(step, actor.model, rollouts.rows(step))
+        raise FloatingPointError(
+            f"{error} at step {step}; the statistics of every weight and gradient and the step's rollouts "
+            f"are in {path}. Try a lower --lr, or --dtype float32; checkpoints were not touched"
+        ) from error
+
+
 def check_failures(config: Config, reward: Tensor) -> None:
     """Stop a run whose judge fails too often: what is left of its groups would teach little, and slowly."""
     share = reward.isnan().float().mean().item()
@@ -479,6 +494,7 @@ def parse(argv: list[str]) -> Config:
     """The settings of a command line: the preset's, then the options'."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
+    refuse_unknown(argv, Config)
     config = tyro.cli(
         Config,
         args=argv,
@@ -494,13 +510,13 @@ def parse(argv: list[str]) -> Config:
 
 
 def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
-    """Settings, folder and newest whole checkpoint of the run that `--resume RUN` names, with its records
-    rewound."""
+    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
     parser = argparse.ArgumentParser(
         "train.py", allow_abbrev=False, description="Continue a run with its own settings."
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
+    parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
     paths = {name: Path(path) for name in ("data", "out") if (path := written["settings"][name])}
@@ -510,8 +526,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
             f"train.py: this run began with {name} {then}, now it is {now}; its numbers may differ",
             file=sys.stderr,
         )
-    found = run.checkpoints()
-    done = checkpoint.check(found[-1]) if found else -1  # with none, not even the score before is kept
+    found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):
             raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
@@ -524,7 +539,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
     run.rewind(done)
     print(f"resume   {run.folder} after step {max(done, 0)}")
-    return config, run, found[-1] if found else None
+    return config, run, found
 
 
 def settings(config: Config) -> dict:

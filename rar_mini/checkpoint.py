@@ -4,8 +4,7 @@
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
-    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; step-N/trainer/ continues the
-    run
+    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; its trainer/ continues the run
 
 A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
 whole or not at all; its manifest tells whether a file has changed since. No generator's state is in it,
@@ -20,7 +19,8 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,7 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any]) -> "Run":
-        """Make the folder and write down the settings. An existing folder is refused: a run is never
-        overwritten."""
+        """Make the folder and write the settings down. One that exists is refused: no run is overwritten."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -68,22 +67,23 @@ class Run:
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines to a record and hand them to the system. NaN is an error here: JSON has none."""
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with open(self.folder / name, "a", encoding="utf-8") as file:
+        with self._writing(), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
 
     def rewind(self, step: int) -> None:
-        """Drop from the records what came after a step, half a line included: it will be done again."""
-        for name in RECORDS:
-            path = self.folder / name
+        """Drop what came after a step, half a line of a record included: it will be done again."""
+        for path in (self.folder / name for name in RECORDS):
             if path.exists():
-                kept = [
-                    line for line in path.read_bytes().split(b"\n")[:-1] if json.loads(line)["step"] <= step
-                ]
-                _write_whole(path, b"".join(line + b"\n" for line in kept))
+                lines = path.read_bytes().split(b"\n")[:-1]
+                kept = [line for line in lines if json.loads(line)["step"] <= step]
+                with self._writing():
+                    _write_whole(path, b"".join(line + b"\n" for line in kept))
+        for later in self.checkpoints():
+            if _step(later) > step:
+                _remove(later)
 
     def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
-        """The mean reward of each question at an evaluation, read back from the record; NaN where there is
-        none."""
+        """The mean reward of each question at an evaluation, read from the record; NaN where none is."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
         with open(self.folder / "evaluations.jsonl", encoding="utf-8") as file:
             for row in map(json.loads, file):
@@ -92,16 +92,36 @@ class Run:
         return [sum(values) / len(values) if values else float("nan") for values in rewards.values()]
 
     def checkpoints(self) -> list[Path]:
-        """The whole checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+        """The checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"), key=_step)
+
+    def start(self, step: int | None) -> tuple[Path | None, int]:
+        """The checkpoint to continue from, the newest or that of `step`, and its step.
+
+        (None, -1) where none is: then not even the score before training is kept. Raises ValueError for a
+        step without a checkpoint, and for a damaged one, with the way back to the one before it.
+        """
+        found = [path for path in self.checkpoints() if step is None or _step(path) <= step]
+        if step is not None and (not found or _step(found[-1]) != step):
+            there = ", ".join(str(_step(path)) for path in self.checkpoints()) or "none"
+            raise ValueError(f"{self.folder} has no checkpoint of step {step}: expected one of {there}")
+        if not found:
+            return None, -1
+        try:
+            return found[-1], check(found[-1])
+        except ValueError as error:
+            way = f"delete it, and --resume {self.folder} starts the run over"
+            if found[:-1]:
+                way = f"continue from the one before it with --resume {self.folder} --step {_step(found[-2])}"
+            raise ValueError(f"{error}; {way}") from error
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
         """Write checkpoints/step-N whole or not at all, then drop all but the newest `keep`."""
         final = self.folder / "checkpoints" / f"step-{step}"
         partial = final.with_name(f".partial-{step}")
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "trainer").mkdir(parents=True)
-        try:
+        with self._writing(partial):
+            (partial / "trainer").mkdir(parents=True)
             model.save(policy.model, partial)
             policy.tokenizer.save_pretrained(partial)
             if (policy.directory / "generation_config.json").exists():
@@ -113,20 +133,66 @@ class Run:
                 _sync(path)
             os.rename(partial, final)
             _sync(final.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         for old in self.checkpoints()[:-keep]:
-            # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
-            doomed = old.with_name(f".partial-{old.name[5:]}")
-            os.rename(old, doomed)
-            shutil.rmtree(doomed)
+            _remove(old)
         return final
+
+    def keep_evidence(self, step: int, decoder: torch.nn.Module, rollouts: list[dict[str, Any]]) -> Path:
+        """Write nonfinite-step-N.json: statistics of every weight and gradient, and the step's rollouts."""
+        tensors = {}
+        for name, parameter in decoder.named_parameters():
+            tensors[name] = statistics(parameter)
+            if parameter.grad is not None:
+                tensors[f"{name}.grad"] = statistics(parameter.grad)
+        path = self.folder / f"nonfinite-step-{step}.json"
+        with self._writing():
+            write_json(path, {"step": step, "tensors": tensors, "rollouts": rollouts})
+        return path
+
+    @contextmanager
+    def _writing(self, partial: Path | None = None) -> Iterator[None]:
+        """Leave nothing half done, and say what to do about a full disk."""
+        try:
+            yield
+        # To torch a full disk is a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"could not write to {self.folder}: {error}. What was saved before is whole; make room, then "
+                f"continue with: python train.py --resume {self.folder}"
+            ) from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name."""
+    doomed = checkpoint.with_name(f".partial-{_step(checkpoint)}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.rename(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def statistics(tensor: torch.Tensor) -> dict[str, Any]:
+    """Shape, how many numbers are not finite, and the range and root mean square of those that are."""
+    finite = tensor.detach()[tensor.isfinite()].float()
+    known = len(finite) > 0
+    return {
+        "shape": list(tensor.shape),
+        "nan": int(tensor.isnan().sum()),
+        "infinite": int(tensor.isinf().sum()),
+        "min": finite.min().item() if known else None,
+        "max": finite.max().item() if known else None,
+        "rms": finite.double().square().mean().sqrt().item() if known else None,
+    }
 
 
 def check(directory: Path) -> int:
-    """The step of a checkpoint whose files are as they were written. Raises ValueError naming a damaged
-    file."""
+    """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one."""
     try:
         state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
         found = _digests(directory)

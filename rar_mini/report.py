@@ -112,16 +112,16 @@ def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
 
 
 def rollout(row: dict[str, Any], width: int = 100) -> str:
-    """One answer with its verdicts, for a person to read. The text is shown as it is, control characters
-    escaped."""
-    lines = [f"  {row['example_id']}, step {row['step']}: {printable(row['prompt'])}"]
+    """One answer with its verdicts, for a person to read."""
+    lines = [printable(f"  {row['example_id']}, step {row['step']}: {row['prompt']}")]
     reward = "none, the judge failed" if row["reward"] is None else f"{row['reward']:.3f}"
     lines += textwrap.wrap(
         printable(row["response"]) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    "
     )
     for item in row["verdicts"]:
         verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
-        lines.append(f"    {verdict:>4}  weight {item['weight']:<4g}{item['category']:<10} {item['title']}")
+        weight = f"weight {item['weight']:<4g}{item['category']:<10}"
+        lines.append(f"    {verdict:>4}  {weight} {printable(item['title'])}")
     end = "" if row["finished"] else ", cut"
     lines.append(f"    reward {reward}, advantage {row['advantage']:+.2f}, {row['tokens']} tokens{end}")
     return "\n".join(lines)

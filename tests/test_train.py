@@ -1,7 +1,9 @@
 """The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses."""
 
 import json
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train
 from rar_mini import checkpoint, policy
+from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +162,37 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
     assert numbers(broken) == numbers(run)
 
 
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_is_the_unbroken_run(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    """At random moments: before the first step, in a line of a record, in a save, in a clean-up."""
+    words = options(tiny, questions, tmp_path / "truth", steps=12)
+    start = time.monotonic()
+    train.main(words)
+    length = time.monotonic() - start
+    broken = tmp_path / "run"
+    words[words.index(str(tmp_path / "truth"))] = str(broken)
+    rng = random.Random(0)
+    processes = multiprocessing.get_context("forkserver")  # which has imported torch once for all
+    processes.set_forkserver_preload(["train"])
+    kills, whole = 0, 0
+    while kills < 20 or not whole:
+        started = (broken / "config.json").exists()
+        argv = ["--resume", str(broken)] if started else words
+        process = processes.Process(target=train.main, args=(argv,))
+        process.start()
+        process.join(rng.uniform(0, length / 4) if kills < 20 else None)
+        if process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode == 0:  # it came to its end between two kills: look, and begin again
+            whole += 1
+            assert numbers(broken) == numbers(tmp_path / "truth")
+            rows = records(broken, "rollouts")
+            assert [row["step"] for row in rows] == [step for step in range(1, 13) for _ in range(8)]
+            shutil.rmtree(broken)
+
+
 def test_a_run_without_a_checkpoint_starts_over(tiny: Path, tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "run"
     train.main(options(tiny, questions, folder, steps=1, save_every=0))
@@ -191,6 +225,56 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
         file.write(b"\0\1\2")
     with pytest.raises(ValueError, match=r"step-3 is damaged: trainer/optimizer.pt"):
         checkpoint.check(saved)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_offered_and_goes_on(run: Path, tmp_path: Path) -> None:
+    """Its later records and checkpoints go: those steps are done again, to the same numbers."""
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    (broken / "checkpoints" / "step-3" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"model.safetensors .* --resume \S+run --step 2"):
+        train.main(["--resume", str(broken)])
+    with pytest.raises(ValueError, match="no checkpoint of step 1: expected one of 2, 3"):
+        train.main(["--resume", str(broken), "--step", "1"])
+    train.main(["--resume", str(broken), "--step", "2"])
+    assert numbers(broken) == numbers(run)
+    assert checkpoint.check(broken / "checkpoints" / "step-3") == 3
+
+
+def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"nan.* at step \d; .*nonfinite-step-\d.json.*--lr"):
+        train.main(options(tiny, questions, folder, steps=9, lr=1e30, eval_every=0))
+    (path,) = folder.glob("nonfinite-step-*.json")
+    evidence = json.loads(path.read_text())
+    assert any(row["nan"] for row in evidence["tensors"].values())
+    assert len(evidence["rollouts"]) == 8
+    assert checkpoint.check(Run(folder).checkpoints()[-1]) == evidence["step"] - 1
+
+
+def limit_files(size: int) -> None:
+    """As if the disk were full after `size` bytes of a file: the write fails, with a reason."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("size", [1_000, 20_000, 200_000])  # fits no records, no weights, no moments
+def test_a_full_disk_is_named_and_loses_nothing(run: Path, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--resume", str(folder), "--steps", "5"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: limit_files(size),
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"continue with: python train.py --resume {folder}" in done.stderr.splitlines()[-1]
+    assert [checkpoint.check(path) for path in Run(folder).checkpoints()] == [2, 3]
+    assert not list(folder.rglob(".partial-*"))
 
 
 def test_bfloat16_trains_and_its_weights_move(tiny: Path, tmp_path: Path, questions: Path) -> None:
@@ -230,13 +314,21 @@ def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_n
     assert sum(rewards[-5:]) / 5 > 0.8
 
 
+BARE = [{"id": "q", "question": "What?", "reference_answer": "That.", "rubric": []}]
+WEIGHTLESS = [question(0, rubric=[{"title": "A", "description": "Mentions a.", "weight": 0}])]
 REFUSED = {
-    "an option that does not exist": (["--learning-rate", "1"], "learning-rate"),
+    "an option that is spelt otherwise": (["--group-siz", "4"], "did you mean --group-size?"),
+    "an option of other trainers": (["--num_generations=4"], "it is --group-size here"),
+    "an option that nothing resembles": (["--zzz"], "no option --zzz (see --help)"),
     "a value that does not exist": (["--loss-norm", "tokens"], "loss-norm"),
-    "top-p in training": (["--top-p", "0.9"], "top-p"),
+    "top-p in training": (["--top-p", "0.9"], "training samples from the full softmax"),
     "a preset that does not exist": (["--preset", "gpu"], "preset"),
     "a domain that does not exist": (["--domain", "law"], "medical"),
     "data that does not exist": (["--data", "none.jsonl"], "none.jsonl"),
+    "data without a row": (["--data", []], "rows.jsonl"),
+    "a question without a rubric": (["--data", BARE], "line 1: field rubric"),
+    "a rubric whose weights are all zero": (["--data", WEIGHTLESS], "line 1: field rubric"),
+    "a directory that is no model": (["--policy", "tests"], "config.json"),
     "a policy that does not exist": (["--policy", "nothing"], "smollm2-135m"),
     "a judge that does not exist": (["--judge", "oracle"], "keyword"),
     "a judge that cannot serve the method": (["--judge", "keyword", "--method", "direct-likert"], "keyword"),
@@ -254,6 +346,8 @@ def test_what_cannot_be_done_is_refused_in_words(
     tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     words, expected = REFUSED[name]
+    if isinstance(words[-1], list):
+        words = [words[0], str(write_rows(tmp_path / "rows.jsonl", words[-1]))]
     line = words if words[0] == "--resume" else [*options(tiny, questions, tmp_path / "run"), *words]
     if words[0] == "--domain":
         line = [*words, "--out", str(tmp_path / "run"), "--policy", str(tiny)]
@@ -264,6 +358,12 @@ def test_what_cannot_be_done_is_refused_in_words(
     assert expected in said
     if isinstance(error.value, SystemExit):
         assert error.value.code != 0
+
+
+def test_a_model_without_weights_is_refused(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "policy", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ValueError, match=r"no weights in \S+policy: expected model.safetensors"):
+        train.main(options(tmp_path / "policy", questions, tmp_path / "run"))
 
 
 def test_an_existing_folder_is_refused_with_the_way_on(tiny: Path, tmp_path: Path, questions: Path) -> None:

@@ -33,10 +33,9 @@ Where this departs from the paper (arXiv 2507.17746), or fills what it leaves op
 import argparse
 import dataclasses
 import math
-import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,9 +51,10 @@ import judge as judges
 from rar_mini import checkpoint, data, grpo, policy, report
 from rar_mini.checkpoint import Run
 from rar_mini.data import Example
+from rar_mini.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import refuse_unknown
+from rar_mini.options import from_json, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 
@@ -75,20 +75,18 @@ class Config:
     policy: str = "smollm2-135m"
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
-    """who judges: keyword, chat:NAME, or auto (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else
-    keyword)"""
+    """who judges: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server if
+    OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
     method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = (
         "rar-explicit"
     )
     """how judging becomes a reward; see judge.py"""
-    judge_concurrency: int = 32
-    """requests to the judge's server that are under way at once"""
-    judge_timeout: float = 120.0
-    """seconds that one request to the judge may take"""
-    max_judge_failures: float = 0.5
-    """stop when a larger share of a step's responses has no reward"""
+    judging: tyro.conf.OmitArgPrefixes[judges.Options] = judges.Options()
+    """how it is asked"""
+    max_judge_failures: float = 0.2
+    """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: int = 28
+    steps: int = 24
     """optimizer batches to train for"""
     prompts_per_step: int = 2
     """P, questions in a step"""
@@ -156,13 +154,12 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
         positive = ("steps", "prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
-        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep", "judge_concurrency")
+        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep")
         bounds = {name: (1, math.inf) for name in positive}
         bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
         bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
         bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
         bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
-        bounds |= {"judge_timeout": (1e-3, math.inf)}
         for name, (low, high) in bounds.items():
             if not low <= (value := getattr(self, name)) <= high:
                 option = "--" + name.replace("_", "-")
@@ -371,7 +368,7 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     config, why = settle(config)
-    judge = judges.Judge(config.judge, config.method, config.judge_concurrency, config.judge_timeout)
+    judge = judges.Judge(config.judge, config.method, **vars(config.judging))
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, config.device)
     actor.model.checkpointing = config.recompute
@@ -382,21 +379,25 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         checkpoint.load_optimizer(resume, optimizer)
         first += checkpoint.check(resume)
     splits = questions(config, actor, judge)
-    run = run or Run.create(config.out, settings(config))  # now that nothing is left to be refused
+    run = run or Run.create(config.out, to_json(config))  # now that nothing is left to be refused
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
+    answers = config.steps * config.prompts_per_step * config.group_size
+    cost = judge.estimate(splits["train"], answers, config.max_new_tokens)
     millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
     print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
-    print(f"judge    {judge.spec} ({why})")
+    print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
     print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
     before = after = score_before(config, actor, judge, splits, run, first)
-    stop = stop_on_interrupt(run.folder)
+    stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
 
     for step in range(first, config.steps + 1):
         clock, lr, last = report.Clock(), learning_rate(config, step), step == config.steps
         optimizer.param_groups[0]["lr"] = lr
         drawn = data.draw(splits["train"], config.prompts_per_step, step - 1, config.seed)
-        rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
-        check_failures(config, rollouts.reward)
+        with keep_progress(config, run, step, actor, optimizer):
+            rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
+            failed.append(rollouts.reward.isnan().float().mean().item())
+            check_failures(config, judge, failed)
         with clock("train"), keep_evidence(run, step, actor, rollouts):
             learned = update(config, actor, reference, optimizer, rollouts)
         metrics = {"step": step, "learning_rate": lr} | report.describe(rollouts.reward, rollouts.completions)
@@ -405,13 +406,16 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             after = evaluate(config, actor, judge, splits, step, run)
             metrics |= {f"eval/{split}_reward": report.mean(scores) for split, scores in after.items()}
         run.append("rollouts.jsonl", rollouts.rows(step))
-        run.append("metrics.jsonl", [metrics])
+        run.append("metrics.jsonl", [metrics | judge.metrics()])
         say(config, step, first, metrics, rollouts)
         if stop or (config.save_every and (last or step % config.save_every == 0)):
             run.save(step, actor, optimizer, config.keep)
         if stop and not last:
             raise KeyboardInterrupt
+    if judge.endpoint or judge.ledger.failures:
+        print(f"judge    {judge.ledger.line()}")
     print(report.conclusion(before, after, run.folder, config.steps))
+    judge.close()
 
 
 def score_before(
@@ -424,7 +428,7 @@ def score_before(
         return {split: run.scores(split, [e.id for e in examples], 0) for split, examples in splits.items()}
     scores = evaluate(config, actor, judge, splits, 0, run)
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
-    run.append("metrics.jsonl", [{"step": 0} | means])
+    run.append("metrics.jsonl", [{"step": 0} | means | judge.metrics()])
     known = [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
     print("before   " + ", ".join(known))
     return scores
@@ -434,23 +438,24 @@ def settle(config: Config) -> tuple[Config, str]:
     """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
     judge, why = judges.choose(config.judge)
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return dataclasses.replace(config, judge=judge, device=device), why
+    path = Path(config.policy)
+    name = str(path.absolute()) if path.is_dir() else config.policy
+    return dataclasses.replace(config, policy=name, judge=judge, device=device), why
 
 
-def stop_on_interrupt(folder: Path) -> list[int]:
-    """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
-    asked: list[int] = []
+class JudgeFailed(ValueError):
+    """So many responses have no reward that what is left of their groups would teach little, and slowly."""
 
-    def handle(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        asked.append(number)
-        tqdm.write(
-            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
-            f"          Go on later with: python train.py --resume {folder}"
-        )
 
-    signal.signal(signal.SIGINT, handle)
-    return asked
+@contextmanager
+def keep_progress(config: Config, run: Run, step: int, actor: Policy, optimizer: AdamW) -> Iterator[None]:
+    """Where the judge ends a step, leave a checkpoint of the one before it."""
+    try:
+        yield
+    except (ConnectionError, OverBudget, JudgeFailed) as error:
+        if step > 1:
+            run.save(step - 1, actor, optimizer, config.keep)
+        raise JudgeFailed(f"{error}\n          Go on later: python train.py --resume {run.folder}") from error
 
 
 @contextmanager
@@ -466,14 +471,13 @@ def keep_evidence(run: Run, step: int, actor: Policy, rollouts: Rollouts) -> Ite
         ) from error
 
 
-def check_failures(config: Config, reward: Tensor) -> None:
-    """Stop a run whose judge fails too often: what is left of its groups would teach little, and slowly."""
-    share = reward.isnan().float().mean().item()
+def check_failures(config: Config, judge: judges.Judge, shares: Sequence[float]) -> None:
+    """Stop a run whose judge fails too often; `shares` are those of the last steps' responses."""
+    share = sum(shares) / len(shares)
     if share > config.max_judge_failures:
-        raise ValueError(
-            f"the judge gave no reward to {share:.0%} of this step's answers: expected at most "
-            f"{config.max_judge_failures:.0%} (--max-judge-failures); see what it replies with "
-            "`python judge.py score`"
+        raise JudgeFailed(
+            f"the judge gave no reward to {share:.0%} of the last answers: expected at most "
+            f"{config.max_judge_failures:.0%} (--max-judge-failures). What failed: {judge.ledger.reasons()}"
         )
 
 
@@ -494,7 +498,7 @@ def parse(argv: list[str]) -> Config:
     """The settings of a command line: the preset's, then the options'."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
-    refuse_unknown(argv, Config)
+    refuse_unknown(argv, PRESETS["cpu"])
     config = tyro.cli(
         Config,
         args=argv,
@@ -519,8 +523,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
-    paths = {name: Path(path) for name in ("data", "out") if (path := written["settings"][name])}
-    config = dataclasses.replace(PRESETS["cpu"], **written["settings"] | paths)
+    config = from_json(PRESETS["cpu"], written["settings"])
     for name, (then, now) in checkpoint.differences(written).items():
         print(
             f"train.py: this run began with {name} {then}, now it is {now}; its numbers may differ",
@@ -534,19 +537,12 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         config = dataclasses.replace(
             config, steps=options.steps, warmup=config.warmup * config.steps / options.steps
         )
-        checkpoint.write_json(run.folder / "config.json", written | {"settings": settings(config)})
+        checkpoint.write_json(run.folder / "config.json", written | {"settings": to_json(config)})
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
     run.rewind(done)
     print(f"resume   {run.folder} after step {max(done, 0)}")
     return config, run, found
-
-
-def settings(config: Config) -> dict:
-    """The configuration as it stands in config.json; paths hold from wherever the run is resumed."""
-    written = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in vars(config).items()}
-    local = Path(config.policy).is_dir()
-    return written | {"policy": str(Path(config.policy).absolute()) if local else config.policy}
 
 
 def main(argv: list[str]) -> None:

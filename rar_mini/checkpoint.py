@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from rar_mini import model
 from rar_mini.policy import Policy
@@ -118,6 +120,8 @@ class Run:
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
         """Write checkpoints/step-N whole or not at all, then drop all but the newest `keep`."""
         final = self.folder / "checkpoints" / f"step-{step}"
+        if final.exists():
+            return final
         partial = final.with_name(f".partial-{step}")
         shutil.rmtree(partial, ignore_errors=True)
         with self._writing(partial):
@@ -237,6 +241,22 @@ def differences(written: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     names = sorted(flat["then"].keys() | flat["now"].keys())
     pairs = {name: (flat["then"].get(name), flat["now"].get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def stop_on_interrupt(folder: Path) -> list[int]:
+    """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.append(number)
+        tqdm.write(
+            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
+            f"          Go on later with: python train.py --resume {folder}"
+        )
+
+    signal.signal(signal.SIGINT, handle)
+    return asked
 
 
 def write_json(path: Path, value: Any) -> None:

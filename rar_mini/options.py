@@ -1,8 +1,12 @@
-"""Command lines that answer a mistake with the nearest thing that exists."""
+"""Settings: from a command line, which answers a mistake with the nearest option, into a file and back."""
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+T = TypeVar("T")
 
 ELSEWHERE = {
     "learning-rate": "it is --lr here.",
@@ -21,17 +25,48 @@ ELSEWHERE |= dict.fromkeys(
 )
 
 
-def refuse_unknown(argv: Iterable[str], settings: type) -> None:
-    """Raise ValueError for a word of a command line that looks like an option of a dataclass and is none."""
-    known = {"help"}
-    for field in dataclasses.fields(settings):
-        name = field.name.replace("_", "-")
-        known |= {name, f"no-{name}"} if field.type is bool else {name}
+def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
+    """Raise ValueError for a word of a command line that is no option of these settings."""
+    known = {"help", *names(settings)}
     for word in argv:
         name = word.split("=")[0].removeprefix("--").replace("_", "-")
         if word.startswith("--") and name not in known:
             hint = ELSEWHERE.get(name) or nearest(name, known, "--")
             raise ValueError(f"no option --{name}{hint and ': '}{hint} (see --help)")
+
+
+def names(settings: Any) -> Iterator[str]:
+    """The options of a dataclass, those of the dataclasses in it included."""
+    for field, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            yield from names(value)
+        else:
+            yield field.replace("_", "-")
+            if isinstance(value, bool):
+                yield f"no-{field.replace('_', '-')}"
+
+
+def to_json(settings: Any) -> dict[str, Any]:
+    """A dataclass for a JSON file. Paths are made absolute: they hold from wherever they are read."""
+    written = {}
+    for name, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            value = to_json(value)
+        written[name] = str(value.absolute()) if isinstance(value, Path) else value
+    return written
+
+
+def from_json(default: T, written: dict[str, Any]) -> T:
+    """The dataclass that `to_json` wrote; fields that it did not know yet are as in `default`."""
+    read = {}
+    for field in dataclasses.fields(default):
+        value = written.get(field.name, getattr(default, field.name))
+        if isinstance(value, dict):
+            value = from_json(getattr(default, field.name), value)
+        elif isinstance(value, str) and Path in get_args(field.type):
+            value = Path(value)
+        read[field.name] = value
+    return dataclasses.replace(default, **read)
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -109,8 +109,8 @@ class Endpoint:
         rpm: float | None = None,
         tpm: float | None = None,
         timeout: float = 120.0,
-        retries: int = 6,
-        backoff: float = 0.5,
+        retries: int = 8,
+        backoff: float = 0.25,
         parse_retries: int = 2,
         cache: Path | None = None,
         price: tuple[float, float, float] | None = None,
@@ -271,9 +271,11 @@ class Endpoint:
             try:
                 reply = await self._send(path, sent)
             except Failure as failure:
+                # Nobody there at the very first is hardly a fault that passes: the user waits for the error.
+                few = failure.kind == "connection" and not self._met
                 if blamed := _blamed(failure, sent):
                     without.add(blamed)
-                elif failure.transient and tries < self.retries:
+                elif failure.transient and tries < (min(2, self.retries) if few else self.retries):
                     pause = min(60.0, self.backoff * 2**tries) * random.uniform(0.5, 1.5)
                     tries += 1
                     self.ledger.counts["retries"] += 1

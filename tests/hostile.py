@@ -1,16 +1,24 @@
 """A model server on the loopback that speaks all three wires and misbehaves on request. Standard library
-only."""
+only.
+
+    python tests/hostile.py    # how near a judge comes to its concurrency bound, and its memory
+"""
 
 import hashlib
 import json
+import multiprocessing
+import os
 import random
 import re
+import resource
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 FAULTS = """hang lost 408 409 429 429-after 429-date 500 503 half truncated bytes list shape prose missing
@@ -89,6 +97,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else headers and body, two writes, lie 40 ms apart
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -225,3 +234,70 @@ def _bytes(value: Any) -> bytes:
 
 def _date(seconds: float) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + seconds))
+
+
+def serve(pipe: Any, latency: float, share: float) -> None:
+    """A server in a process of its own, until the pipe says how it ends."""
+    server = Server(latency, hang=30.0)
+    server.fault = sometimes(share)
+    pipe.send(server.url)
+    pipe.recv()
+    pipe.send(dict(server.served))
+
+
+def measure(
+    share: float, latency: float, concurrency: int, questions: int = 1000, timeout: float = 2.0
+) -> dict:
+    """Throughput and memory of a judge that asks so many questions of a server with so large a share of
+    faults."""
+    from rar_mini import prompts, wires
+    from rar_mini.endpoint import Endpoint, Failure
+
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, latency, share))
+    process.start()
+    made = Endpoint("m", base_url=here.recv(), concurrency=concurrency, timeout=timeout)
+    texts = prompts.JudgePrompts()
+
+    def ask(turn: int) -> list:
+        shared = "--- response ab\n{}\n--- end of response ab\n" + "words " * 500
+        asked = (wires.Asked(shared.format((turn, i)), "ab", ["Is it so?"], False) for i in range(questions))
+        return made.ask(wires.request("chat", "m", each, texts, 512) for each in asked)
+
+    start = time.perf_counter()
+    answers = ask(0)
+    wall = time.perf_counter() - start
+    calls = made.ledger.counts["calls"]
+    memory = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
+    for turn in (1, 2):
+        ask(turn)
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    here.send("end")
+    hung = here.recv().get("hang", 0) / 3  # of three turns
+    process.join()
+    made.close()
+    bound = ((calls - hung) * latency + hung * timeout) / concurrency
+    return {
+        "faults": share,
+        "latency_s": latency,
+        "concurrency": concurrency,
+        "questions": questions,
+        "requests": calls,
+        "failed": sum(isinstance(answer, Failure) for answer in answers),
+        "wall_s": round(wall, 2),
+        "of_bound": round(bound / wall, 3),
+        "peak_mb": [round(m) for m in memory],
+    }
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}")
+    print("faults  latency  concurrency  requests  failed   wall  of the bound  peak MB after 1, 2, 3 turns")
+    rows = [measure(share, 1.0, 32) for share in (0.0, 0.3)]
+    for r in rows:
+        print(
+            f"{r['faults']:>6.0%} {r['latency_s']:>6.1f} s {r['concurrency']:>12} {r['requests']:>9} "
+            f"{r['failed']:>7} {r['wall_s']:>4.1f} s {r['of_bound']:>13.0%}  {r['peak_mb']}"
+        )
+    print(json.dumps(rows))

@@ -794,7 +794,10 @@ def transformers_serve(tmp_path_factory: pytest.TempPathFactory, default: Path) 
 def test_systemone_on_a_real_server(
     transformers_serve: str, default: Path, examples: list[data.Example]
 ) -> None:
-    """Its answers are those of the weights, asked in this process with the server's own prompt."""
+    """Probabilities for every method, and for one question the one that its weights give to the prompt of the
+    server's own making."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options = {"base_url": transformers_serve, "concurrency": 2}
     responses = [["Fever.", "It is a mountain."]] * 2
     for method in judges.METHODS:
@@ -802,6 +805,17 @@ def test_systemone_on_a_real_server(
         scores = asker.score(examples, responses)
         assert ((0 <= scores.verdict) & (scores.verdict <= 1)).all(), method
         assert asker.ledger.counts["tokens_in"] > 100 and not asker.ledger.failures
+    asker = Judge(f"systemone:{default}", "rar-explicit", **options)
+    asked = asker._asked(examples[0], "Fever.", examples[0].rubric.criteria[:1])
+    said = f"{asked.shared}\n\n{asked.questions[0]}\nAnswer Yes or No only."
+    tokenizer = AutoTokenizer.from_pretrained(default)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": said}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    logits = AutoModelForCausalLM.from_pretrained(default)(**ids).logits[0, -1]
+    expected = logits[tokenizer.convert_tokens_to_ids(["Yes", "No"])].softmax(-1)[0].item()
+    verdict = asker.score(examples, responses).verdict[0, 0, 0].item()
+    assert verdict == pytest.approx(expected, abs=1e-3) and asker.ledger.counts["calls"] == 0
     again = Judge(f"systemone:{default}", method, **options)
     assert torch.equal(again.score(examples, responses).rating, scores.rating)
     assert again.ledger.counts["calls"] == 0

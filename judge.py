@@ -2,6 +2,7 @@
 ratings.
 
     python judge.py score answers.jsonl --judge keyword --method rar-explicit --out scores.jsonl
+    python judge.py show RUN
 
 What a judge says becomes numbers in one place and by one rule: a verdict is a probability in [0, 1] that a
 criterion, as it was asked, holds; a rating goes from 1 to 10; and whatever could not be had (a failed
@@ -44,7 +45,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import data, keyword_judge, prompts, wires
+from rar_mini import data, keyword_judge, prompts, show, wires
 from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
@@ -94,7 +95,7 @@ class Options:
     tokens"""
     max_usd: float | None = None
     """stop before the judge has cost more dollars than this"""
-    device: str = "auto"
+    judge_device: str = "auto"
     """of local:NAME: cpu, cuda, or auto"""
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ class Judge:
         if kind == "local":
             from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
 
-            self.local = LocalJudge(name, o.device)
+            self.local = LocalJudge(name, o.judge_device)
         elif kind != "keyword":
             self.endpoint = Endpoint(
                 name,
@@ -477,9 +478,20 @@ def kept_rows(out: Path, asked: Sequence[str]) -> list[dict]:
     return rows
 
 
+def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> None:
+    """Print a step's rollouts: the best and the worst answer of each group side by side, with their verdicts.
+
+    Args:
+        run: the folder of a run of train.py
+        step: which step; the last one if not given
+    """
+    print(show.show(run, step))
+
+
 if __name__ == "__main__":
+    commands = {"score": score, "show": show_run}
     try:
-        tyro.extras.subcommand_cli_from_dict({"score": score}, prog="judge.py", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="judge.py", description=__doc__)
     except (ValueError, OSError) as error:
         sys.exit(f"judge.py: {error}")
     except KeyboardInterrupt:

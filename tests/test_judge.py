@@ -643,7 +643,7 @@ met = "{criterion}"
 avoided = "no {criterion}"
 """
     )
-    asker = Judge(f"local:{tiny}", method, prompts=tmp_path / "p.toml", device="cpu")
+    asker = Judge(f"local:{tiny}", method, prompts=tmp_path / "p.toml", judge_device="cpu")
     scores = asker.score(examples, [["a", "b"]] * 2)
     assert ((0 <= scores.verdict) & (scores.verdict <= 1)).all()
     assert not scores.rating.isnan().any() == (method in judges.RATED)
@@ -651,7 +651,7 @@ avoided = "no {criterion}"
 
 def test_a_text_longer_than_a_local_judges_window_is_a_failure(tiny: Path, tmp_path: Path) -> None:
     examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0)]))
-    asker = Judge(f"local:{tiny}", "rar-explicit", device="cpu")
+    asker = Judge(f"local:{tiny}", "rar-explicit", judge_device="cpu")
     assert asker.score(examples, [["long " * 200]]).verdict.isnan().all()
     assert asker.ledger.failures == {"too long": 1} and "reads at most 512" in asker.ledger.reasons()
 

@@ -537,7 +537,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         config = dataclasses.replace(
             config, steps=options.steps, warmup=config.warmup * config.steps / options.steps
         )
-        checkpoint.write_json(run.folder / "config.json", written | {"settings": to_json(config)})
+        run.describe(written | {"settings": to_json(config)})
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
     run.rewind(done)

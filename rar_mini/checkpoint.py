@@ -51,8 +51,9 @@ class Run:
                 f"{folder} exists: expected a new folder for the run; "
                 f"continue that run with --resume {folder}, or name another with --out"
             ) from None
-        write_json(folder / "config.json", {"settings": settings} | environment())
-        return cls(folder)
+        run = cls(folder)
+        run.describe({"settings": settings} | environment())
+        return run
 
     @classmethod
     def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any]]:
@@ -65,6 +66,11 @@ class Run:
                 f"{folder} is no run: expected a readable config.json in it, got {type(error).__name__}"
             ) from error
         return cls(folder), config
+
+    def describe(self, config: dict[str, Any]) -> None:
+        """Write config.json."""
+        with self._writing():
+            write_json(self.folder / "config.json", config)
 
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines to a record and hand them to the system. NaN is an error here: JSON has none."""

@@ -181,28 +181,24 @@ class Judge:
             )
         self.prompts = prompts.from_file(o.prompts) if o.prompts else prompts.JudgePrompts()
         self.endpoint = self.local = None
-        self.mass: list[float] = []  # of local:NAME, the probability of the offered answers in the last score
+        self.mass: list[
+            float
+        ] = []  # of local:NAME, what it gave to the offered answers since the last metrics
         self.ledger = Ledger()
         if kind == "local":
             from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
 
             self.local = LocalJudge(name, o.judge_device)
         elif kind != "keyword":
+            names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
             self.endpoint = Endpoint(
                 name,
-                base_url=o.base_url,
-                concurrency=o.concurrency,
-                rpm=o.rpm,
-                tpm=o.tpm,
-                timeout=o.timeout,
-                retries=o.retries,
-                parse_retries=o.parse_retries,
                 cache=cache_folder() / "judge.sqlite" if o.cache else None,
                 price=read_price(o.prices, name) if o.prices else None,
-                max_usd=o.max_usd,
+                **{option: getattr(o, option) for option in names},
             )
             self.ledger = self.endpoint.ledger
-        self._secret = fence_secret(cache_folder())
+        self._secret = fence_secret(cache_folder()) if kind != "keyword" else b""
 
     def rubric(self, example: Example) -> Rubric:
         """The criteria whose verdicts make the reward of this example's responses."""
@@ -275,29 +271,26 @@ class Judge:
 
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called, for metrics.jsonl."""
-        mass = {"judge/mass": sum(self.mass) / len(self.mass)} if self.mass else {}
-        return self.ledger.metrics() | mass
+        mass, self.mass = self.mass, []
+        return self.ledger.metrics() | ({"judge/mass": sum(mass) / len(mass)} if mass else {})
 
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
-        """What it will cost to judge so many answers, of so many tokens each, to examples like these: in
-        words, from a quarter of a token a character; "" where nothing is sent."""
+        """What it costs at most to judge so many answers, of so many tokens each, to examples like these: in
+        words, at four characters a token and 50 tokens a reason; "" where nothing is sent."""
         if self.endpoint is None or not examples:
             return ""
-        requests = [
-            self._request(
-                self._asked(example, "four" * tokens, [self.rubric(example).criteria[k] for k in ks])
-            )
-            for example in examples
-            for ks in self._portions(self.rubric(example))
+        rubrics = [(example, self.rubric(example)) for example in examples]
+        asked = [
+            self._asked(example, "four" * tokens, [rubric.criteria[k] for k in ks])
+            for example, rubric in rubrics
+            for ks in self._portions(rubric)
         ]
         share = answers / len(examples)
-        read = share * sum(len(json.dumps(request.body)) for request in requests) / 4
-        items = sum(len(self._portions(self.rubric(e))) * self.per_call for e in examples)
-        written = share * 50 * min(items, sum(len(self.rubric(e)) for e in examples))
-        written = written if self.kind == "chat" else 0.0
-        text = f"about {share * len(requests):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
-        price = self.endpoint.price
-        return text + (f", ${(read * price[0] + written * price[2]) / 1e6:.2f}" if price else "")
+        read = share * sum(len(json.dumps(self._request(each).body)) for each in asked) / 4
+        written = share * 50 * sum(len(each.questions) for each in asked) * (self.kind == "chat")
+        text = f"about {share * len(asked):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
+        full, _, out = self.endpoint.price or (0.0, 0.0, 0.0)
+        return text + (f", ${(read * full + written * out) / 1e6:.2f}" if self.endpoint.price else "")
 
     def digest(self, example: Example, response: str) -> str:
         """16 hexadecimal digits that change with anything that this judge is told about a response, or is set
@@ -342,7 +335,9 @@ class Judge:
         self.ledger.counts["questions"] += 1
         try:
             if self.local is not None:
-                return self._by_weights(self._asked(example, response, criteria))
+                answers, mass = self.local.ask(self._asked(example, response, criteria), self.prompts)
+                self.mass.extend(mass)
+                return answers
             if self.method in RATED:
                 return [keyword_judge.rating(example.rubric, response)]
             return [keyword_judge.verdict(criterion, response) for criterion in criteria]
@@ -351,17 +346,6 @@ class Judge:
             return failure
         finally:
             done()
-
-    def _by_weights(self, asked: Asked) -> list[float]:
-        from rar_mini.local_judge import LETTERS, YES_NO
-
-        closing, offered = (self.prompts.letter, LETTERS) if asked.rated else (self.prompts.yes_no, YES_NO)
-        users = [f"{asked.shared}{question}\n{closing}" for question in asked.questions]
-        share, mass = self.local.ask(self.prompts.system, users, offered)  # (Q, A), (Q,)
-        self.mass.extend(mass.tolist())
-        if asked.rated:
-            return (share @ torch.arange(1.0, 11.0)).tolist()
-        return share[:, 0].tolist()
 
     def _request(self, asked: Asked, repeat: int = 0) -> Request:
         name = self.spec.partition(":")[2]

@@ -101,7 +101,8 @@ class Cache:
         with self._guarded():
             if self._db:
                 row = self._db.execute("SELECT reply FROM replies WHERE key = ?", [key]).fetchone()
-                return json.loads(row[0]) if row else None
+                found = json.loads(row[0]) if row else None
+                return found if isinstance(found, dict) else None
         return None
 
     def put(self, key: str, reply: str) -> None:

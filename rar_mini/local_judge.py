@@ -6,6 +6,7 @@ answer to a question is the share of one offered word among those that were offe
 offered words have together is the *mass*: a model that gives them little is not answering the question.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 
@@ -15,12 +16,19 @@ from torch import Tensor
 from rar_mini import policy, prompts
 from rar_mini.endpoint import Failure
 from rar_mini.prefix import Tree, pack
+from rar_mini.prompts import JudgePrompts
+from rar_mini.wires import Asked
+
+log = logging.getLogger(__name__)
 
 YES_NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 """Spellings of the offered words; probabilities of one word's spellings add up."""
 
 LETTERS = tuple((letter, f" {letter}") for letter in "ABCDEFGHIJ")
 """Ten ratings as one token each: "10" is two tokens in many tokenizers, and begins like "1"."""
+
+LITTLE = 0.5
+"""A model whose offered answers have less than this together is warned about."""
 
 
 class LocalJudge:
@@ -31,33 +39,46 @@ class LocalJudge:
         # bfloat16 halves the memory of a GPU; on a CPU it is emulated and slow.
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.loaded = policy.load(name, dtype, device)
-        self.device, self.name = device, name
+        self.device, self.name, self._warned = device, name, False
 
-    @torch.no_grad()
-    def ask(
-        self, system: str, users: Sequence[str], offered: Sequence[Sequence[str]]
-    ) -> tuple[Tensor, Tensor]:
-        """Probabilities (Q, A) of A offered answers to Q questions, summing to 1, and their mass (Q,).
+    def ask(self, asked: Asked, texts: JudgePrompts) -> tuple[list[float], list[float]]:
+        """P(yes) / (P(yes) + P(no)) of each of Q questions, or one expected rating; and the masses, Q.
 
         Raises Failure where a question is longer than the model's window, ValueError where the tokenizer
         cannot tell the offered answers apart.
         """
-        texts = [self._render(system, user) for user in users]
+        closing, offered = (texts.letter, LETTERS) if asked.rated else (texts.yes_no, YES_NO)
+        users = [f"{asked.shared}{question}\n{closing}" for question in asked.questions]
+        p = self._probabilities([self._render(texts.system, user) for user in users], offered)  # (Q, A)
+        mass = p.sum(-1)  # (Q,)
+        if mass.mean() < LITTLE and not self._warned:
+            self._warned = True
+            log.warning(
+                f"local:{self.name} gives the offered answers only {mass.mean():.2f} of its probability: it "
+                "would say something else, and what it says here means little"
+            )
+        share = p / mass[:, None]  # (Q, A)
+        answers = share @ torch.arange(1.0, 11.0) if asked.rated else share[:, 0]  # (Q,)
+        return answers.tolist(), mass.tolist()
+
+    @torch.no_grad()
+    def _probabilities(self, texts: Sequence[str], offered: Sequence[Sequence[str]]) -> Tensor:
+        """Of A offered words as the next token after each of Q prompts: (Q, A), float32 on the CPU."""
         shared = os.path.commonprefix(texts)
         cut = shared.rfind("\n", 0, len(shared) - 1) + 1  # at a line's end, where tokens end too
         tree = Tree()
-        root = tree.add(self._encode(texts[0][:cut], first=True)) if cut else None
+        root = tree.add(self._encode(shared[:cut], first=True)) if cut else None
         leaves = [tree.add(self._encode(text[cut:], first=not cut), root) for text in texts]
-        longest = max(map(len, tree.segments[-len(leaves) :])) + (len(tree.segments[0]) if cut else 0)
+        longest = max(len(tree.segments[leaf]) for leaf in leaves) + (len(tree.segments[0]) if cut else 0)
         if longest > (room := policy.window(self.loaded)):
-            raise Failure("too long", f"{longest} tokens, and {self.name} reads at most {room}")
-        packed = pack(tree, self.device)
-        model = self.loaded.model
-        hidden = model(packed.ids, packed.positions, packed.attend)  # (T, D)
+            raise Failure("too long", f"{longest} tokens, and local:{self.name} reads at most {room}")
+        packed, head = pack(tree, self.device), self.loaded.model.head
+        hidden = self.loaded.model(packed.ids, packed.positions, packed.attend)  # (T, D)
         ends = hidden[[packed.last(leaf) for leaf in leaves]]  # (Q, D)
-        p = (ends.float() @ model.head.float().T).softmax(-1)  # (Q, V)
-        mass = torch.stack([p[:, ids].sum(-1) for ids in self._tokens(offered)], dim=-1).cpu()  # (Q, A)
-        return mass / mass.sum(-1, keepdim=True), mass.sum(-1)
+        total = (ends @ head.T).float().logsumexp(-1)  # (Q,)
+        # The offered rows again in float32: a bfloat16 logit of 20 is off by up to 0.06.
+        p = [(ends.float() @ head[ids].float().T - total[:, None]).exp() for ids in self._tokens(offered)]
+        return torch.stack([each.sum(-1) for each in p], dim=-1).cpu()
 
     def _render(self, system: str, user: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]

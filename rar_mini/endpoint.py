@@ -132,9 +132,9 @@ class Endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("the base URL is not one: expected a form like http://localhost:8000/v1")
-        if base_url and "@" in parts.netloc:
+        if base_url and ("@" in parts.netloc or parts.query):
             raise ValueError(
-                "--base-url holds a password: options are written to files, OPENAI_BASE_URL is not"
+                "--base-url holds a password or a query: options are written to files, OPENAI_BASE_URL is not"
             )
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self.ledger, self.cache = Ledger(), Cache(cache)
@@ -297,11 +297,13 @@ class Endpoint:
         async with self._places:
             await self._requests.take(1)
             await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
-            if self.max_usd is not None and count["dollars"] + self._reserved + bound > self.max_usd:
-                raise OverBudget(
-                    f"the judge has cost ${count['dollars']:.4f}, and the next request might pass --max-usd "
-                    f"{self.max_usd:g}; raise it to go on"
-                )
+            while self.max_usd is not None and count["dollars"] + self._reserved + bound > self.max_usd:
+                if self._reserved < 1e-12:
+                    raise OverBudget(
+                        f"the judge has cost ${count['dollars']:.4f}, and the next request might pass "
+                        f"--max-usd {self.max_usd:g}; raise it to go on"
+                    )
+                await asyncio.sleep(0.02)  # those under way will cost less than what is reserved for them
             self._reserved += bound
             count["calls"] += 1
             cost, start = bound, time.monotonic()  # what comes too late may have to be paid for all the same

@@ -2,6 +2,10 @@
 
 A reader takes the one form that was asked for and nothing else. Whatever else came, from a careless model, a
 broken server or a response that speaks for the judge, is a Failure; no verdict is guessed.
+
+Chat and systemone are tested against `transformers serve`. The Decisions API is not to be had here: its wire
+is tested against a stand-in that was written from the types in openai's own package, and against the request
+that its client sends.
 """
 
 import json

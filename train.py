@@ -86,7 +86,7 @@ class Config:
     max_judge_failures: float = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: int = 24
+    steps: int = 20
     """optimizer batches to train for"""
     prompts_per_step: int = 2
     """P, questions in a step"""
@@ -140,7 +140,7 @@ class Config:
     """of the order of the questions and of all sampling"""
     eval_every: int = 100
     """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
-    eval_samples: int = 4
+    eval_samples: int = 3
     """answers to each question in a score"""
     save_every: int = 8
     """write a checkpoint every n steps and at the end; 0 never"""

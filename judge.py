@@ -103,9 +103,10 @@ class Options:
         bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
         bounds |= {"threshold": 0, "rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
         for name, low in bounds.items():
-            value = getattr(self, name)
-            if value not in (None, "all") and not low <= value < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {low:g} up")
+            value, high = getattr(self, name), 1 if name == "threshold" else 1e12
+            if value not in (None, "all") and not low <= value <= high:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -395,7 +396,7 @@ def score(
     out: Path,
     judge: str = "auto",
     method: str = "rar-explicit",
-    options: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
+    judging: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
 ) -> None:
     """Score a file of answered questions. Rows that OUT already has, from the same judge, are kept.
 
@@ -413,7 +414,7 @@ def score(
             raise ValueError(
                 f"{file}: the row {example.id!r} has no `response`: expected the text to be scored"
             )
-    asker = Judge(spec, method, **vars(options))
+    asker = Judge(spec, method, **vars(judging))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]
     rows = kept_rows(out, asked)
@@ -434,7 +435,8 @@ def score(
         rows += new
     scored = [row["reward"] for row in rows if not row["failed"]]
     mean = f"{sum(scored) / len(scored):.4f}" if scored else "none"
-    print(f"judge: {asker.ledger.line()}", file=sys.stderr)
+    mass = f"mass of the offered answers {sum(asker.mass) / len(asker.mass):.2f}, " if asker.mass else ""
+    print(f"judge: {mass}{asker.ledger.line()}", file=sys.stderr)
     print(f"{len(rows)} responses, mean reward {mean}, {len(rows) - len(scored)} failed; scores in {out}")
     asker.close()
 

@@ -65,14 +65,9 @@ class Ledger:
     def line(self) -> str:
         """Everything, for a person: one line, and one for the failures if there were any."""
         count = self.counts
-        parts = [f"{count['questions']} questions: {count['calls']} calls, {count['cache_hits']} cached"]
-        parts += [
-            f"{count[name]} {name.replace('_', ' ')}" for name in ("retries", "asked_again", "plain_text")
-        ]
-        tokens = (
-            f"tokens {count['tokens_in']} in ({count['tokens_cached']} cached), {count['tokens_out']} out"
-        )
-        parts += [f"{sum(self.failures.values())} failed", tokens]
+        names = "questions calls cache_hits retries asked_again plain_text tokens_in tokens_cached tokens_out"
+        parts = [f"{count[name]} {name.replace('_', ' ')}" for name in names.split() if count[name]]
+        parts.append(f"{self.failures.total()} failed")
         if count["dollars"]:
             parts.append(f"${count['dollars']:.4f}")
         if self.latencies:

@@ -396,7 +396,7 @@ def test_the_ledger_counts_tokens_dollars_and_latency(
     assert 0 < metrics["perf/judge/latency_p50"] <= metrics["perf/judge/latency_p95"]
     made.ask(words(2))
     assert made.ledger.metrics()["perf/judge/calls"] == 2  # since the last time
-    assert "6 questions: 6 calls" in made.ledger.line() and "$0.00" in made.ledger.line()
+    assert "6 questions, 6 calls" in made.ledger.line() and "$0.00" in made.ledger.line()
 
 
 def test_max_usd_is_not_passed_and_what_was_paid_for_is_kept(

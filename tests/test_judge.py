@@ -361,7 +361,14 @@ def test_a_judge_that_does_not_exist_is_refused(spec: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"parse_retries": -1}, {"rpm": 0}, {"criteria_per_call": 0}, {"timeout": NAN}, {"max_usd": 1.0}],
+    [
+        {"parse_retries": -1},
+        {"rpm": 0},
+        {"threshold": 5.0},
+        {"criteria_per_call": 0},
+        {"timeout": NAN},
+        {"max_usd": 1.0},
+    ],
 )
 def test_options_that_cannot_be_used_are_refused_by_name(options: dict) -> None:
     with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
@@ -758,7 +765,7 @@ def test_the_command_names_every_option_and_hides_the_key(server: Server, tmp_pa
     assert "very-secret" not in done.stdout + done.stderr and not (tmp_path / "out.jsonl").exists()
     server.fault = lambda path, body, number: None
     done = run("score", path, "--out", tmp_path / "out.jsonl", *words)
-    assert done.returncode == 0 and "1 questions: 1 calls" in done.stderr, done.stderr
+    assert done.returncode == 0 and "1 questions, 1 calls" in done.stderr, done.stderr
     assert all("very-secret" not in p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
 
 

@@ -86,7 +86,7 @@ class Config:
     max_judge_failures: float = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: int = 20
+    steps: int = 24
     """optimizer batches to train for"""
     prompts_per_step: int = 2
     """P, questions in a step"""

@@ -126,8 +126,9 @@ def _step(p, g, m, v, mask, pm, w, by):
 
 
 @jit(do_not_specialize=["n", "seed", "index", "step"])
-def _adamw(p, g, m, v, n, seed, index, step, scale, keep1, add1, keep2, add2, correction, eps, decay, rate,
-           BLOCK: tl.constexpr):  # fmt: skip
+def _adamw(p, g, m, v, n: tl.int64, seed: tl.int64, index, step,
+           scale, keep1, add1, keep2, add2, correction, eps, decay, rate, BLOCK: tl.constexpr):  # fmt: skip
+    """One tile a program. Triton would take a seed below 2^31 as int32, and compile again for one above."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     i = start + tl.arange(0, BLOCK)
     pm = tl.zeros([BLOCK], tl.uint32)
@@ -193,6 +194,8 @@ class AdamW(torch.optim.Optimizer):
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"expected parameters in float32 or bfloat16, got {p.dtype}")
+            if not p.is_contiguous():
+                raise ValueError(f"expected contiguous parameters, got {tuple(p.shape)} at {p.stride()}")
 
     @torch.no_grad()
     def step(self, closure: None = None, *, grad_scale: float = 1.0) -> None:
@@ -201,7 +204,8 @@ class AdamW(torch.optim.Optimizer):
         That is how a global norm is clipped without another pass. Gradients are spent afterwards: the float32
         path on the CPU leaves them scaled.
         """
-        assert closure is None, "closures are not supported"
+        if closure is not None:
+            raise ValueError("expected no closure: compute the loss before the step")
         index = 0
         for group in self.param_groups:
             plain: list[Tensor] = []

@@ -24,7 +24,7 @@ except ImportError:
         return fn if fn is not None else jit
 
     triton: Any = None
-    tl: Any = SimpleNamespace(constexpr=None)
+    tl: Any = SimpleNamespace(constexpr=None, int64=None)
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 

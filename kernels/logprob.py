@@ -20,9 +20,10 @@ Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes 
     n V_16 s        one chunk: at most CHUNK_BYTES, and at least one row
     V D (4 + s)     only where there is more than one chunk of bfloat16 or float16: the weight's gradient adds
                     up in float32, and each chunk's product stands beside it for a moment. At V = 152,064 and
-                    D = 3,584 that is 2.2 + 1.1 GB, less than the plain path's logits and log-softmax in
-                    bfloat16 from N = 5,400 on. Below that, raise chunk_bytes until one chunk holds all rows,
-                    and there is no such sum. (In float32 the sum is the gradient itself.)
+                    D = 3,584 that is 2.2 + 1.1 GB. With a chunk of 1 GB it is worth it from N = 4,800 on,
+                    where it is less than the 3 N V s that the plain path holds: log-softmax, its gradient and
+                    that of the logits. Below, let chunk_bytes hold all rows, and there is no such sum. (In
+                    float32 there is none either: the sum is the gradient itself.)
 
 Bytes moved over the logits, after the products: n V s forward, 2 n V s backward. Plain torch moves about 3
 and 5 n V s without the entropy, and 3 more with it.
@@ -95,14 +96,18 @@ def _absorb(x, top, total, moment):
     return higher, shrink * total + tl.sum(e, 1), moment
 
 
-# V is not specialised on, and N stands in the grid only: any length and vocabulary run the same two binaries,
-# one for strides that are a multiple of 16 and one for the rest.
-@jit(do_not_specialize=["V"])
+COLUMNS = ["target", "logp", "entropy", "lse", "dlogp", "dentropy"]
+
+
+# N stands in the grid only, V is not specialised on, and a chunk's columns begin anywhere: those that happen
+# to begin at a multiple of 16 bytes would be binaries of their own. So any length and vocabulary run the same
+# two, one for rows that lie a multiple of 16 apart, as they do here, and one for logits that lie otherwise.
+@jit(do_not_specialize=["V"], do_not_specialize_on_alignment=COLUMNS)
 def _statistics(logits, target, logp, entropy, lse, stride, V, scale,
                 BLOCK: tl.constexpr, LANE: tl.constexpr):  # fmt: skip
     """One row a program. A tile lies so that each thread has LANE neighbours, one load of 16 bytes: nothing
     crosses threads before the row ends, and the loop has no barrier."""
-    row = tl.program_id(0).to(tl.int64)  # N * V passes 2^31 at 14,134 rows of 151,936
+    row = tl.program_id(0).to(tl.int64)  # N V passes 2^31 after 14,134 rows of 151,936
     x_row = logits + row * stride
     lanes: tl.constexpr = BLOCK // LANE
     i = tl.arange(0, lanes)[:, None] * LANE + tl.arange(0, LANE)[None, :]
@@ -134,7 +139,7 @@ def _slope(x, hit, lse, entropy, dlogp, dentropy, scale):
     return (tl.where(hit, dlogp, 0.0) - p * (dlogp + dentropy * (log_p + entropy))) * scale
 
 
-@jit(do_not_specialize=["V"])
+@jit(do_not_specialize=["V"], do_not_specialize_on_alignment=COLUMNS)
 def _gradient(logits, target, lse, entropy, dlogp, dentropy, stride, V, scale, BLOCK: tl.constexpr):
     """One tile of one row a program; the gradient takes the logits' place."""
     row = tl.program_id(0).to(tl.int64)
@@ -233,25 +238,21 @@ class _LinearLogprob(torch.autograd.Function):
         kept, ctx.logits = ctx.logits, None
         buffer = kept if kept is not None else _buffer(ctx.rows, weight)
         columns = [x.contiguous() for x in (target, lse, entropy, dlogp, dentropy)]
-        dhidden, dweight, dbias = torch.empty_like(hidden), None, None
+        dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        dweight = dbias = None
         for part in _chunks(len(hidden), ctx.rows):
             logits = buffer[: part.stop - part.start]
             if kept is None:
                 _project(hidden[part], weight, bias, logits)
             gradient_(logits, *(x[part] for x in columns), scale=ctx.scale)
-            if ctx.needs_input_grad[0]:
+            if dhidden is not None:
                 torch.mm(logits, weight, out=dhidden[part])
             if ctx.needs_input_grad[1]:
                 dweight = _add_product(dweight, logits.T, hidden[part], last=part.stop == len(hidden))
             if ctx.needs_input_grad[2]:
                 column = logits.sum(0, dtype=lse.dtype)
                 dbias = column if dbias is None else dbias.add_(column)
-        return (
-            dhidden if ctx.needs_input_grad[0] else None,
-            dweight,
-            None if dbias is None else dbias.to(bias.dtype),
-            *(None, None, None),
-        )
+        return dhidden, dweight, None if dbias is None else dbias.to(bias.dtype), None, None, None
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor, *, last: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 Each kernel is compiled ahead of time, at every tile and in every dtype that its launcher picks, and the
 machine code is read: registers, shared memory, spills, and the widths of its accesses to memory. That says
-what limits a kernel, not how fast it is.
+what limits a kernel, not how fast it is. tests/test_compile.py holds the claims of each file against it.
 """
 
 import re
@@ -18,6 +18,8 @@ from rar_mini.kernels.backend import triton
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32)}
 TARGETS |= {"gfx942": ("hip", "gfx942", 64)}
+HELD = {"cuda": (65_536, 164 * 1024), "hip": (131_072, 64 * 1024)}
+"""Registers and bytes of shared memory of one SM (the smallest of these, sm_80) or of one compute unit."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Case:
     fn: Any
     types: str  # of the arguments in order, without the constants
     constants: dict[str, int]
-    aligned: str  # arguments that are divisible by 16
+    aligned: str  # arguments that are divisible by 16 and specialised on that
     threads: int
     fuse: bool
     wide: int  # accesses of 16 bytes that the path without a mask needs, by one thread
@@ -43,19 +45,19 @@ def cases() -> Iterator[Case]:
         forward, backward = {"BLOCK": logprob.BLOCK, "LANE": 16 // size}, {"BLOCK": logprob.BLOCK}
         once = V * size + 8 + 3 * 4  # beyond it, the target's logit is read again
         yield Case(f"logprob forward {dtype}", logprob._statistics, f"{streams} i32 i32 fp32", forward,
-                   "logits target logp entropy lse stride", *common, tile, 1 + size / once)  # fmt: skip
+                   "logits stride", *common, tile, 1 + size / once)  # fmt: skip
         row = 8 + 4 * 4
         once = 2 * V * size + row  # beyond it, each tile after the first reads the row's numbers
         yield Case(f"logprob backward {dtype}", logprob._gradient, f"{streams} *fp32 i32 i32 fp32", backward,
-                   "logits target lse entropy dlogp dentropy stride", *common, 2 * tile,
+                   "logits stride", *common, 2 * tile,
                    1 + V // logprob.BLOCK * row / once)  # fmt: skip
     for G in (16, 32, 64, 128, 256, 512, 1024):
         sizes = dict(zip(("BLOCK_G", "BLOCK_K"), advantage.tile(G), strict=True))
         yield Case("advantage", advantage._advantage, "*fp32 *fp32 *fp32 *fp32 i32 i32 i32 fp32 fp32", sizes,
-                   "verdict weight reward advantage", advantage.THREADS, True, 0, 1.0)  # fmt: skip
+                   "", advantage.THREADS, True, 0, 1.0)  # fmt: skip
     for dtype, size in (("bf16", 2), ("fp32", 4)):
         tile = adamw.BLOCK // adamw.THREADS * size // 16
-        types = " ".join([f"*{dtype}"] * 4 + ["i32 i64 i32 i32"] + ["fp32"] * 9)
+        types = " ".join([f"*{dtype}"] * 4 + ["i64 i64 i32 i32"] + ["fp32"] * 9)
         yield Case(f"adamw {dtype}", adamw._adamw, types, {"BLOCK": adamw.BLOCK}, "p g m v", adamw.THREADS,
                    False, 7 * tile, 1.0)  # fmt: skip
 
@@ -73,6 +75,17 @@ def build(case: Case, target: str) -> Any:
     return triton.compile(source, target=machine, options=options)
 
 
+def sass(built: Any) -> tuple[str, str]:
+    """What a cubin uses, and its machine code, as the tools that come with triton print them."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        commands = ([tools / "cuobjdump", "-res-usage", file.name], [tools / "nvdisasm", "-c", file.name])
+        done = [subprocess.run(x, capture_output=True, text=True, check=True) for x in commands]
+    return done[0].stdout, done[1].stdout
+
+
 def resources(built: Any) -> dict[str, int]:
     """Registers, shared memory, spills and 16-byte accesses, read from the machine code."""
     if "amdgcn" in built.asm:
@@ -81,37 +94,39 @@ def resources(built: Any) -> dict[str, int]:
         def field(name: str) -> int:
             return int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
 
+        registers = field("vgpr_count")
         spills = field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size")
         wide = re.findall(r"\b(?:global|buffer)_(?:load|store)_dwordx4\b", text)
-        registers = field("vgpr_count")
-        return {"registers": registers, "shared": built.metadata.shared, "spills": spills, "wide": len(wide)}
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.check_output([tools / tool, option, file.name], text=True)
-            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    spills = int(re.search(r"STACK:(\d+)", usage)[1]) + len(re.findall(r"\b(?:LDL|STL)\b", code))
-    wide = re.findall(r"\b(?:LDG|STG)\S*\.128\b", code)
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    else:
+        usage, text = sass(built)
+        registers = int(re.search(r"REG:(\d+)", usage)[1])
+        spills = int(re.search(r"STACK:(\d+)", usage)[1]) + len(re.findall(r"\b(?:LDL|STL)\b", text))
+        wide = re.findall(r"\b(?:LDG|STG)\S*\.128\b", text)
     return {"registers": registers, "shared": built.metadata.shared, "spills": spills, "wide": len(wide)}
+
+
+def programs(case: Case, found: dict[str, int], target: str) -> int:
+    """How many programs one SM or compute unit holds at once; both run at most 2,048 threads."""
+    registers, shared = HELD[TARGETS[target][0]]
+    each = -(-found["registers"] // 8) * 8  # registers are handed out by eights
+    return min(min(2048, registers // each) // case.threads, shared // (found["shared"] + 1024))
 
 
 def main() -> None:
     print(f"triton {triton.__version__}; registers are a thread's, at the tile that needs most.\n")
-    print(f"| kernel | threads | {' | '.join(TARGETS)} | shared bytes | spills | bytes moved / fewest |")
-    print(f"|---|{'---|' * (len(TARGETS) + 4)}")
+    heads = ("threads", *TARGETS, "shared bytes", "spills", "programs an SM", "bytes moved / fewest")
+    print(f"| kernel | {' | '.join(heads)} |")
+    print(f"|---|{'---:|' * len(heads)}")
     rows: dict[str, list[Case]] = {}
     for case in cases():
         rows.setdefault(case.name, []).append(case)
     for name, tiles in rows.items():
-        found = {t: [resources(build(case, t)) for case in tiles] for t in TARGETS}
-        registers = " | ".join(str(max(r["registers"] for r in found[t])) for t in TARGETS)
-        every = [r for several in found.values() for r in several]
-        shared, spills = (max(r[key] for r in every) for key in ("shared", "spills"))
-        print(f"| {name} | {tiles[0].threads} | {registers} | {shared} | {spills} | {tiles[0].excess:.3f} |")
+        found = [(t, case, resources(build(case, t))) for t in TARGETS for case in tiles]
+        registers = (max(r["registers"] for t, _, r in found if t == target) for target in TARGETS)
+        shared, spills = (max(r[key] for _, _, r in found) for key in ("shared", "spills"))
+        fit = min(programs(case, r, t) for t, case, r in found)
+        cells = (tiles[0].threads, *registers, shared, spills, fit, f"{tiles[0].excess:.3f}")
+        print(f"| {name} | {' | '.join(str(cell) for cell in cells)} |")
 
 
 if __name__ == "__main__":

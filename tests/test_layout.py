@@ -116,7 +116,8 @@ def test_readme_defines_every_metric_and_names_every_file() -> None:
 
 METRICS = """step learning_rate reward reward_std frac_reward_zero_std reward_length_correlation
 completions/mean_length completions/min_length completions/max_length completions/clipped_ratio judge/failures
-judge/questions loss grad_norm entropy kl sampling/sampling_logp_difference/mean sampling/sampling_logp_difference/max
+judge/questions loss grad_norm entropy kl
+sampling/sampling_logp_difference/mean sampling/sampling_logp_difference/max
 clip_ratio/low_mean clip_ratio/high_mean eval/train_reward eval/held_out_reward perf/seconds_sample
 perf/seconds_judge perf/seconds_train perf/tokens_per_second""".split()
 

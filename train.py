@@ -379,7 +379,8 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         checkpoint.load_optimizer(resume, optimizer)
         first += checkpoint.check(resume)
     splits = questions(config, actor, judge)
-    run = run or Run.create(config.out, to_json(config))  # now that nothing is left to be refused
+    # Made now that nothing is left to be refused.
+    run = run or Run.create(config.out, to_json(config), judge_prompts=judge.prompts.digest)
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
     answers = config.steps * config.prompts_per_step * config.group_size
     cost = judge.estimate(splits["train"], answers, config.max_new_tokens)

@@ -42,8 +42,8 @@ class Run:
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path, settings: dict[str, Any]) -> "Run":
-        """Make the folder and write the settings down. One that exists is refused: no run is overwritten."""
+    def create(cls, folder: Path, settings: dict[str, Any], **facts: Any) -> "Run":
+        """Make the folder and write settings and facts down. One that exists is refused, not overwritten."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -52,7 +52,7 @@ class Run:
                 f"continue that run with --resume {folder}, or name another with --out"
             ) from None
         run = cls(folder)
-        run.describe({"settings": settings} | environment())
+        run.describe({"settings": settings} | facts | environment())
         return run
 
     @classmethod

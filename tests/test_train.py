@@ -65,6 +65,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_keeps_settings_versions_and_one_line_a_step(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["steps"] == 3 and config["versions"]["torch"] == torch.__version__
+    assert config["judge_prompts"] == train.judges.prompts.JudgePrompts().digest
     assert [row["step"] for row in records(run)] == [0, 1, 2, 3]
     last = records(run)[-1]
     for name in (

@@ -50,13 +50,15 @@ def reference(p: Tensor, g: Tensor, m: Tensor, v: Tensor, by: tuple[float, ...],
     """One update of n numbers, in place in p, m and v. `bits` are for bfloat16; float32 takes None.
 
     Every operation is rounded once, in the order of the kernel: torch's own lerp and addcmul may fuse, and
-    then the two would differ in a last bit.
+    then the two would differ in a last bit. So would their roots: torch's of a float32 is off by a bit one
+    time in six where MKL computes it, and its root of a float64 is never off by that much.
     """
     scale, keep1, add1, keep2, add2, correction, eps, decay, rate = by
     g = g.float() * scale
     new_m = m.float() * keep1 + g * add1
     new_v = v.float() * keep2 + g * g * add2
-    new_p = p.float() * decay - new_m / (new_v.sqrt() * correction + eps) * rate
+    root = new_v.double().sqrt().float()
+    new_p = p.float() * decay - new_m / (root * correction + eps) * rate
     for i, (place, new) in enumerate(((p, new_p), (m, new_m), (v, new_v))):
         place.copy_(new if bits is None else round_stochastically(new, bits[i]))
 
@@ -64,11 +66,12 @@ def reference(p: Tensor, g: Tensor, m: Tensor, v: Tensor, by: tuple[float, ...],
 def round_stochastically(x: Tensor, bits: Tensor) -> Tensor:
     """float32 (n,) and random bits in [0, 65536) (n,) int32 -> bfloat16 (n,), unbiased.
 
-    Non-finite values are cut instead: bits added to a NaN can carry into its sign and make it -0.0. A value
-    so close to the largest finite one that the carry overflows becomes infinite, as in rounding to nearest.
+    Non-finite values are cut as they are: bits added to a NaN can carry into its sign and make it -0.0. A NaN
+    survives the cut, because arithmetic sets the first bit of its payload. A value so close to the largest
+    finite one that the carry overflows becomes infinite, as in rounding to nearest.
     """
-    rounded = (x.view(torch.int32) + bits).bitwise_and_(-65536).view(torch.float32)
-    return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
+    raw = x.view(torch.int32) + torch.where(x.isfinite(), bits, 0)
+    return (raw >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def philox(seed: int, c0: Tensor, c1: int, c2: int) -> list[Tensor]:
@@ -104,10 +107,11 @@ def random_bits(seed: int, step: int, index: int, start: int, n: int, device: to
 def _narrow(x, bits, dtype: tl.constexpr):
     if dtype == tl.bfloat16:
         raw = x.to(tl.int32, bitcast=True)
-        rounded = (raw + (bits & 0xFFFF).to(tl.int32)) & -65536
         finite = (raw & 0x7F800000) != 0x7F800000
-        x = tl.where(finite, rounded.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
+        raw += tl.where(finite, (bits & 0xFFFF).to(tl.int32), 0)
+        return (raw >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x
 
 
 @jit

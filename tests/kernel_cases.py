@@ -46,24 +46,35 @@ def under_the_interpreter(file: str) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]  # one that reads astray may die silently
 
 
-def poisoned() -> Any:
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
     """Within it, memory that torch allocates holds NaN: an output that a kernel leaves out is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    # What fills memory is meant for determinism. Products on a GPU need not be deterministic: only warn.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
-    @contextlib.contextmanager
-    def fill() -> Iterator[None]:
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        try:
-            assert torch.empty(3).isnan().all()
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
 
-    return fill()
+@contextlib.contextmanager
+def programs_from(first: int) -> Iterator[None]:
+    """Interpreted kernels count their programs from `first` on, as if those before had run."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    real_dim, real_idx = builder.set_grid_dim, builder.set_grid_idx
+    builder.set_grid_dim = lambda x, y, z: real_dim(x + first, y, z)
+    builder.set_grid_idx = lambda x, y, z: real_idx(x + first, y, z)
+    try:
+        yield
+    finally:
+        builder.set_grid_dim, builder.set_grid_idx = real_dim, real_idx
 
 
 @contextlib.contextmanager

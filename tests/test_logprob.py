@@ -75,6 +75,29 @@ def test_linear_logprob_errs_no_more_than_the_naive_form(
 
 
 @on_every_device
+@pytest.mark.parametrize(
+    ("V", "dtype"), [(151_936, torch.float32), (151_937, torch.bfloat16), (262_144, torch.bfloat16)]
+)
+def test_the_vocabularies_of_qwen_and_gemma_and_one_more(V: int, dtype: torch.dtype, device: str) -> None:
+    """Forward and backward, bounded as above: by half a unit of the largest logit, a unit of the gradient."""
+    hidden, weight, target = (x.to(device) for x in inputs(2, 4, V, dtype))
+    doubles = [hidden.double(), weight.double()]
+    exact = of_logits(doubles[0] @ doubles[1].T, target, 0.7)
+    naive = of_logits(hidden @ weight.T, target, 0.7)
+    rounding = torch.finfo(dtype).eps / 2 * (hidden @ weight.T).abs().max().item() / 0.7
+    for ours, theirs, right in zip(
+        linear_logprob(hidden, weight, target, temperature=0.7), naive, exact, strict=True
+    ):
+        assert gap(ours, right) <= gap(theirs, right) + rounding
+    exact = gradients(lambda h, w: of_logits(h @ w.T, target), doubles)
+    naive = gradients(lambda h, w: of_logits(h @ w.T, target), [hidden, weight])
+    got = gradients(lambda h, w: linear_logprob(h, w, target), [hidden, weight])
+    for ours, theirs, right in zip(got, naive, exact, strict=True):
+        unit = torch.finfo(dtype).eps * right.norm()
+        assert (ours - right).norm() <= (theirs - right).norm() + unit
+
+
+@on_every_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_that_exist_are_read_in_float32(dtype: torch.dtype, device: str) -> None:
     """A log-softmax in bfloat16 errs by 3e-2. Reading bfloat16 logits need err no more than float32 does."""
@@ -108,19 +131,64 @@ def test_a_logit_that_is_nan_spoils_its_own_row_only(device: str) -> None:
     """Maxima ignore NaN on a GPU, so that a broken model could look healthy."""
     logits = torch.zeros(3, 3000, device=device)
     logits[1, 2500] = NAN
-    for column in logprob(logits, torch.zeros(3, dtype=torch.int64, device=device)):
+    target = torch.zeros(3, dtype=torch.int64, device=device)
+    logp, entropy, lse = logprob(logits, target)
+    module.gradient_(logits, target, lse, entropy, logp.new_ones(3), logp.new_zeros(3), scale=1.0)
+    for column in (logp, entropy, lse, *logits.T):
         assert column.isnan().tolist() == [False, True, False]
 
 
 @on_every_device
 def test_rows_may_lie_beyond_two_to_the_31(device: str) -> None:
-    """14,134 rows of 151,936 do. Here three rows of a buffer of which hardly a page is ever touched."""
-    V, stride = 100, 2**30 + 16
-    logits = torch.empty(3 * stride, dtype=torch.bfloat16, device=device).as_strided((3, V), (stride, 1))
+    """Of (N, 151,936) logits row 14,134 does. Here rows 0, 7,068 and 14,136, of a buffer of which hardly more
+    is ever touched; read, and overwritten with their gradient."""
+    V, apart = 151_936, 7_068
+    buffer = torch.empty(2 * apart + 1, V, dtype=torch.bfloat16, device=device)
+    logits = buffer[::apart]
+    assert logits.stride(0) * 2 > 2**31
     logits.copy_(torch.randn(3, V, generator=torch.Generator().manual_seed(0)))
-    target = torch.tensor([0, 50, 99], device=device)
-    for ours, right in zip(logprob(logits, target), of_logits(logits.double(), target), strict=False):
-        assert gap(ours, right) <= 1e-5
+    target = torch.tensor([0, 50, V - 1], device=device)
+    leaf = logits.double().requires_grad_()
+    exact = of_logits(leaf, target)
+    logp, entropy, lse = logprob(logits, target)
+    assert gap(logp, exact[0].detach()) <= 1e-5 and gap(entropy, exact[1].detach()) <= 1e-5
+    weights = [torch.tensor(x, device=device) for x in ([1.0, -2.0, 3.0], [0.5, 0.5, -0.5])]
+    (right,) = torch.autograd.grad(sum((a * x).sum() for a, x in zip(weights, exact, strict=True)), leaf)
+    module.gradient_(logits, target, lse, entropy, *weights, scale=1.0)
+    assert (logits - right).norm() <= torch.finfo(torch.bfloat16).eps * right.norm()
+
+
+@on_every_device
+def test_logits_may_lie_anywhere(device: str) -> None:
+    """An odd stride, a first logit at no multiple of 16 bytes, columns for rows, one row for all."""
+    whole = torch.randn(5, 3001, generator=torch.Generator().manual_seed(0)).to(device)
+    target = torch.tensor([0, 2999, 7, 8, 9], device=device)
+    for logits in (
+        whole[:, 1:],
+        whole[:, :3000],
+        whole[:, :3000].T.contiguous().T,
+        whole[:1, 1:].expand(5, -1),
+    ):
+        for ours, right in zip(logprob(logits, target), of_logits(logits.double(), target), strict=False):
+            assert gap(ours, right) <= 1e-5
+
+
+@on_every_device
+def test_hidden_states_and_targets_may_lie_anywhere_too(device: str) -> None:
+    """And what is given is only read."""
+    hidden, weight, target = (x.to(device) for x in inputs(7, 16, 97))
+    right = gradients(lambda h, w: linear_logprob(h, w, target), [hidden, weight])
+    doubled = torch.stack([target, target], 1)[:, 0]
+    for h, w in ((hidden.T.contiguous().T, weight), (hidden, weight.T.contiguous().T)):
+        before = [x.clone() for x in (h, w, doubled)]
+        leaves = [h.detach().requires_grad_(), w.detach().requires_grad_()]
+        logp, entropy = linear_logprob(*leaves, doubled, chunk_bytes=2 * 112 * 4)
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(7, generator=generator).to(logp) for _ in range(2))
+        got = torch.autograd.grad((a * logp).sum() + (0.5 * b * entropy).sum(), leaves)
+        for ours, theirs in zip(got, right, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert all(torch.equal(x, y) for x, y in zip((h, w, doubled), before, strict=True))
 
 
 # --- backward ---
@@ -163,9 +231,10 @@ def test_gradients_in_half_precision_err_no_more_than_the_naive_form(
 ) -> None:
     """Added up in half precision, chunk by chunk, the weight's gradient would drown in rounding."""
     hidden, weight, target = (x.to(device) for x in inputs(37, 16, 1999, dtype))
-    exact = gradients(lambda h, w: of_logits(h @ w.T, target), [hidden.double(), weight.double()])
-    naive = gradients(lambda h, w: of_logits(h @ w.T, target), [hidden, weight])
-    got = gradients(lambda h, w: linear_logprob(h, w, target, chunk_bytes=chunk_bytes), [hidden, weight])
+    leaves = [hidden, weight, torch.linspace(-1, 1, 1999, device=device).to(dtype)]
+    exact = gradients(lambda h, w, b: of_logits(h @ w.T + b, target), [x.double() for x in leaves])
+    naive = gradients(lambda h, w, b: of_logits(h @ w.T + b, target), leaves)
+    got = gradients(lambda h, w, b: linear_logprob(h, w, target, bias=b, chunk_bytes=chunk_bytes), leaves)
     for ours, theirs, right in zip(got, naive, exact, strict=True):
         assert ours.dtype == dtype
         unit = torch.finfo(dtype).eps * right.norm()
@@ -173,14 +242,44 @@ def test_gradients_in_half_precision_err_no_more_than_the_naive_form(
 
 
 @on_every_device
+def test_a_total_of_many_chunks_is_not_rounded_at_each(device: str) -> None:
+    """200 rows, each a chunk, pull one token up by 0.75. Beyond 128 a bfloat16 goes by whole steps."""
+    hidden, weight = (torch.ones(n, 1, dtype=torch.bfloat16, device=device) for n in (200, 4))
+    target = torch.zeros(200, dtype=torch.int64, device=device)
+    leaves = [hidden, weight.requires_grad_()]
+    logp, _ = linear_logprob(*leaves, target, chunk_bytes=1)
+    (got,) = torch.autograd.grad(logp.sum(), leaves[1:])
+    assert got[:, 0].tolist() == [150, -50, -50, -50]
+
+
+@on_every_device
 @pytest.mark.parametrize("chunk_bytes", [2**28, 1])
 def test_gradients_by_finite_differences(chunk_bytes: int, device: str) -> None:
     """In float64, which the kernels take too; the temperature is one that float32 holds exactly."""
-    hidden, weight, target = (x.to(device) for x in inputs(3, 4, 11))
-    leaves = [x.double().requires_grad_() for x in (hidden, weight, torch.linspace(-1, 1, 11, device=device))]
+    hidden, weight, target = (x.to(device) for x in inputs(3, 2, 7))
+    leaves = [x.double().requires_grad_() for x in (hidden, weight, torch.linspace(-1, 1, 7, device=device))]
     assert torch.autograd.gradcheck(
         lambda h, w, b: linear_logprob(h, w, target, bias=b, temperature=0.5, chunk_bytes=chunk_bytes), leaves
     )
+
+
+@on_every_device
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1])
+def test_forbidden_tokens_teach_nothing(chunk_bytes: int, device: str) -> None:
+    """A bias of -inf forbids tokens: their gradient is 0, not 0 * -inf, and all else is as without them."""
+    hidden, weight, target = (x.to(device) for x in inputs(5, 8, 3000))
+    target = target % 1000
+    bias = torch.zeros(3000, device=device)
+    bias[1000:] = -torch.inf
+    got = gradients(
+        lambda h, w, b: linear_logprob(h, w, target, bias=b, chunk_bytes=chunk_bytes), [hidden, weight, bias]
+    )
+    right = gradients(
+        lambda h, w, b: linear_logprob(h, w, target, bias=b), [hidden, weight[:1000], bias[:1000]]
+    )
+    assert not got[1][1000:].any() and not got[2][1000:].any()
+    for ours, theirs in zip((got[0], got[1][:1000], got[2][:1000]), right, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @on_every_device
@@ -240,6 +339,19 @@ def test_peak_memory_is_one_chunk_and_the_gradients() -> None:
     assert held <= ours <= held + 2 * 4 * module.SLICE + 2**18
     naive = bench.peak_bytes(partial(policy_loss, plain, leaves, target), "cpu")
     assert naive >= 3 * N * V * 4
+
+
+@not_interpreted
+def test_in_bfloat16_a_sum_in_float32_is_held_where_there_are_chunks() -> None:
+    """V D (4 + s) bytes, as the file says; and none of it where one chunk holds all rows."""
+    N, D, V = 52, 64, 20_000
+    leaves = [x.requires_grad_() for x in inputs(N, D, V, torch.bfloat16)[:2]]
+    target = torch.zeros(N, dtype=torch.int64)
+    results, slack = sum(x.nbytes for x in leaves), 2 * 4 * module.SLICE + 2**18
+    for budget, rows, total in ((2**20, 26, V * D * (4 + 2)), (2**22, 52, 0)):
+        run = partial(policy_loss, partial(linear_logprob, chunk_bytes=budget), leaves, target)
+        held = rows * V * 2 + total + results
+        assert held - V * D * 2 <= bench.peak_bytes(run, "cpu") <= held + slack
 
 
 @not_interpreted

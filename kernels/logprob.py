@@ -134,7 +134,7 @@ def _statistics(logits, target, logp, entropy, lse, stride, V, scale,
 
 @jit
 def _slope(x, hit, lse, entropy, dlogp, dentropy, scale):
-    log_p = tl.maximum(x.to(lse.dtype) * scale - lse, -200.0, propagate_nan=tl.PropagateNan.ALL)
+    log_p = tl.maximum(x.to(lse.dtype) * scale - lse, -200.0)  # a NaN may be lost here: entropy is one, too
     p = tl.exp(log_p)
     return (tl.where(hit, dlogp, 0.0) - p * (dlogp + dentropy * (log_p + entropy))) * scale
 

@@ -246,10 +246,10 @@ def test_a_total_of_many_chunks_is_not_rounded_at_each(device: str) -> None:
     """200 rows, each a chunk, pull one token up by 0.75. Beyond 128 a bfloat16 goes by whole steps."""
     hidden, weight = (torch.ones(n, 1, dtype=torch.bfloat16, device=device) for n in (200, 4))
     target = torch.zeros(200, dtype=torch.int64, device=device)
-    leaves = [hidden, weight.requires_grad_()]
-    logp, _ = linear_logprob(*leaves, target, chunk_bytes=1)
-    (got,) = torch.autograd.grad(logp.sum(), leaves[1:])
-    assert got[:, 0].tolist() == [150, -50, -50, -50]
+    leaves = [weight.requires_grad_(), torch.zeros_like(weight[:, 0]).requires_grad_()]
+    logp, _ = linear_logprob(hidden, leaves[0], target, bias=leaves[1], chunk_bytes=1)
+    for got in torch.autograd.grad(logp.sum(), leaves):
+        assert got.view(-1).tolist() == [150, -50, -50, -50]
 
 
 @on_every_device

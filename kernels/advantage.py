@@ -53,7 +53,8 @@ def reference(verdict: Tensor, weight: Tensor, scale: str) -> tuple[Tensor, Tens
     lowest = torch.where(known, reward, torch.inf).amin(-1, keepdim=True)
     std = (off.square().sum(-1, keepdim=True) / count).sqrt()
     advantage = off / (std + EPS) if scale == "group" else off
-    return reward, torch.where(known & (count >= 2) & (highest - lowest > TIE), advantage, 0.0)
+    # One scored rollout spreads by 0, and none by -inf: a group of fewer than two is one that ties.
+    return reward, torch.where(highest - lowest > TIE, advantage, 0.0)
 
 
 # --- kernel -------------------------------------------------------------------------------------------------
@@ -89,13 +90,12 @@ def _advantage(verdict, weight, reward, advantage, G, K, standardise, tie, eps,
     known = (r == r) & (g < G)
     count = tl.sum(known.to(tl.float32), 0)
     mean = tl.sum(tl.where(known, r, 0.0), 0) / tl.maximum(count, 1.0)
-    off = tl.where(known, r - mean, 0.0)
+    off = tl.where(known, r - mean, 0.0)  # 0 is also the advantage of a rollout without a reward
     spread = tl.max(tl.where(known, r, float("-inf")), 0) - tl.min(tl.where(known, r, float("inf")), 0)
     std = tl.sqrt(tl.sum(off * off, 0) / tl.maximum(count, 1.0))
     adv = off / tl.where(standardise != 0, std + eps, 1.0)
-    teaches = tl.where((count >= 2.0) & (spread > tie), known, False)
     tl.store(reward + p * G + g, r, mask=g < G)
-    tl.store(advantage + p * G + g, tl.where(teaches, adv, 0.0), mask=g < G)
+    tl.store(advantage + p * G + g, tl.where(spread > tie, adv, 0.0), mask=g < G)
 
 
 # --- launcher -----------------------------------------------------------------------------------------------

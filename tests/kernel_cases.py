@@ -63,6 +63,14 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+def untouched(*shape: int, **options: Any) -> torch.Tensor:
+    """A tensor of more than 2^31 numbers, of which a test touches so few that it costs no memory."""
+    try:
+        return torch.empty(*shape, **options)
+    except RuntimeError as error:
+        pytest.skip(f"no room for {shape}: {error}")
+
+
 @contextlib.contextmanager
 def programs_from(first: int) -> Iterator[None]:
     """Interpreted kernels count their programs from `first` on, as if those before had run."""

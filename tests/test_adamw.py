@@ -15,6 +15,7 @@ from kernel_cases import (
     programs_from,
     traffic,
     under_the_interpreter,
+    untouched,
 )
 from torch import Tensor
 
@@ -92,7 +93,7 @@ def test_the_reference_in_slices_is_the_reference(monkeypatch: pytest.MonkeyPatc
 def test_numbers_may_lie_beyond_two_to_the_31() -> None:
     """The last tile of a parameter of 2^31 + 5 numbers, of whose memory hardly a page is ever touched."""
     start = 2**31
-    streams = [torch.empty(start + 5, dtype=torch.bfloat16) for _ in range(4)]
+    streams = [untouched(start + 5, dtype=torch.bfloat16) for _ in range(4)]
     for i, x in enumerate(streams):
         x[start:] = drawn((5,), i, torch.bfloat16).abs()
     right = [x[start:].clone() for x in streams]

@@ -19,6 +19,7 @@ from kernel_cases import (
     poisoned,
     traffic,
     under_the_interpreter,
+    untouched,
 )
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def test_rows_may_lie_beyond_two_to_the_31(device: str) -> None:
     """Of (N, 151,936) logits row 14,134 does. Here rows 0, 7,068 and 14,136, of a buffer of which hardly more
     is ever touched; read, and overwritten with their gradient."""
     V, apart = 151_936, 7_068
-    buffer = torch.empty(2 * apart + 1, V, dtype=torch.bfloat16, device=device)
+    buffer = untouched(2 * apart + 1, V, dtype=torch.bfloat16, device=device)
     logits = buffer[::apart]
     assert logits.stride(0) * 2 > 2**31
     logits.copy_(torch.randn(3, V, generator=torch.Generator().manual_seed(0)))

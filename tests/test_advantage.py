@@ -71,12 +71,19 @@ def test_twelve_equal_rewards_are_exactly_zero(device: str) -> None:
 
 @on_every_device
 def test_rewards_that_are_equal_on_paper_tie(device: str) -> None:
-    """The same weights added up in another order: up to 1.2e-7 apart, +-1 once over the deviation."""
-    verdict = torch.tensor([[[1.0] * 3 + [0.0] * 7, [0.0] * 7 + [1.0] * 3]])
-    weight = torch.tensor([[0.7, 0.3, 0.9, 1.0, 1.0, 0.7, 0.3, 0.9, 0.3, 0.7]])
-    for scale in advantage.SCALES:
-        _, adv = group_advantage(verdict.to(device), weight.to(device), scale=scale)
-        assert torch.equal(adv.cpu(), torch.zeros(1, 2))
+    """The same weights added up in another order: up to 1.2e-7 apart, +-1 once over the deviation. Here all
+    1,024 answers to a rubric of ten, in groups that earn the same."""
+    weight = torch.tensor([[10, 10, 7, 7, 3, 9, 3, 9, 3, 7]])
+    verdict = torch.cartesian_prod(*[torch.tensor([0, 1])] * 10)
+    earned = (verdict * weight).sum(-1)
+    differ = 0
+    for group in earned.unique():
+        alike = verdict[None, earned == group].to(device)
+        for scale in advantage.SCALES:
+            reward, adv = group_advantage(alike, (weight / 10).to(device), scale=scale)
+            assert not adv.any()
+        differ += len(reward.unique()) > 1
+    assert differ >= 10, "else this proves nothing"
 
 
 @on_every_device

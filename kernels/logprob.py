@@ -26,7 +26,8 @@ Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes 
                     float32 there is none either: the sum is the gradient itself.)
 
 Bytes moved over the logits, after the products: n V s forward, 2 n V s backward. Plain torch moves about 3
-and 5 n V s without the entropy, and 3 more with it.
+and 5 n V s without the entropy, and 3 more with it. Bytes are what it takes: the loop over a row issues 11
+instructions a logit (sm_90, bfloat16), and an H100 issues 17 while 2 bytes arrive.
 """
 
 import contextlib
@@ -85,14 +86,21 @@ def _widen(x: Tensor) -> Tensor:
 
 
 @jit
-def _absorb(x, top, total, moment):
+def _exp(x):
+    """e^x by a GPU's instruction for 2^x. tl.exp spends three more on results below 1e-38: here they are 0."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@jit
+def _absorb(x, scale, top, total, moment):
     """Take a tile (lanes, LANE) into what each lane knows: its maximum, sum of e^gap, sum of gap e^gap."""
-    higher = tl.maximum(top, tl.max(x, 1))
+    higher = tl.maximum(top, tl.max(x, 1) * scale)
     # e^-200 is 0. The bound keeps a logit of -inf from giving 0 * -inf = NaN; one that is NaN has to stay so.
-    gap = tl.maximum(x - higher[:, None], -200.0, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp(gap)
-    shrink = tl.exp(top - higher)
-    moment = shrink * (moment + total * (top - higher)) + tl.sum(e * gap, 1)
+    gap = tl.maximum(x * scale - higher[:, None], -200.0, propagate_nan=tl.PropagateNan.ALL)
+    e = _exp(gap)
+    fall = top - higher
+    shrink = _exp(fall)
+    moment = shrink * (moment + total * fall) + tl.sum(e * gap, 1)
     return higher, shrink * total + tl.sum(e, 1), moment
 
 
@@ -112,20 +120,19 @@ def _statistics(logits, target, logp, entropy, lse, stride, V, scale,
     lanes: tl.constexpr = BLOCK // LANE
     i = tl.arange(0, lanes)[:, None] * LANE + tl.arange(0, LANE)[None, :]
     wide = lse.dtype.element_ty
-    top = tl.full([lanes], -3.0e38, wide)  # finite: -inf - -inf would be NaN
+    top = tl.full([lanes], -1.0e38, wide)  # finite: -inf - -inf would be NaN
     total = tl.zeros([lanes], wide)
     moment = tl.zeros([lanes], wide)
     whole = V // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        x = tl.load(x_row + start + i).to(wide) * scale
-        top, total, moment = _absorb(x, top, total, moment)
+        top, total, moment = _absorb(tl.load(x_row + start + i).to(wide), scale, top, total, moment)
     # The tail is peeled off: a mask of an odd V inside the loop would cut every load into single numbers.
-    x = tl.load(x_row + whole + i, mask=whole + i < V, other=float("-inf")).to(wide) * scale
-    top, total, moment = _absorb(x, top, total, moment)
+    x = tl.load(x_row + whole + i, mask=whole + i < V, other=float("-inf")).to(wide)
+    top, total, moment = _absorb(x, scale, top, total, moment)
     highest = tl.max(top, 0)
-    shrink = tl.exp(top - highest)
-    moment = tl.sum(shrink * (moment + total * (top - highest)), 0)
-    total = tl.sum(shrink * total, 0)
+    fall = top - highest
+    moment = tl.sum(_exp(fall) * (moment + total * fall), 0)
+    total = tl.sum(_exp(fall) * total, 0)
     chosen = tl.load(x_row + tl.load(target + row)).to(wide) * scale
     tl.store(lse + row, highest + tl.log(total))
     tl.store(logp + row, chosen - highest - tl.log(total))
@@ -135,7 +142,7 @@ def _statistics(logits, target, logp, entropy, lse, stride, V, scale,
 @jit
 def _slope(x, hit, lse, entropy, dlogp, dentropy, scale):
     log_p = tl.maximum(x.to(lse.dtype) * scale - lse, -200.0)  # a NaN may be lost here: entropy is one, too
-    p = tl.exp(log_p)
+    p = _exp(log_p)
     return (tl.where(hit, dlogp, 0.0) - p * (dlogp + dentropy * (log_p + entropy))) * scale
 
 

@@ -95,7 +95,8 @@ def resources(built: Any) -> dict[str, int]:
             return int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
 
         registers = field("vgpr_count")
-        spills = field("vgpr_spill_count") + field("sgpr_spill_count") + field("private_segment_fixed_size")
+        # Scalar registers spill into vector ones, not into memory.
+        spills = field("vgpr_spill_count") + field("private_segment_fixed_size")
         wide = re.findall(r"\b(?:global|buffer)_(?:load|store)_dwordx4\b", text)
     else:
         usage, text = sass(built)

@@ -85,6 +85,7 @@ def test_that_logits_pass_by_without_a_barrier() -> None:
     _, code = sass(build(case, "sm_90"))
     (loop,) = (body for body in loops(code) if "LDG" in body)
     assert "LDG.E.128" in loop and not re.search(r"\b(BAR|SHFL|LDS|STS)\b", loop)
+    assert loop.count(" ;") <= 11 * logprob.BLOCK // logprob.THREADS, "instructions a logit, as the file says"
     assert re.search(r"\bBAR\b", code) and re.search(r"\bSHFL\b", code)
 
 

@@ -87,7 +87,7 @@ def _widen(x: Tensor) -> Tensor:
 
 @jit
 def _exp(x):
-    """e^x by a GPU's instruction for 2^x. tl.exp spends three more on results below 1e-38: here they are 0."""
+    """e^x by a GPU's instruction for 2^x; tl.exp spends three more on results below 1e-38, here 0."""
     return tl.exp2(x * 1.4426950408889634)
 
 

@@ -50,6 +50,7 @@ from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.ledger import Ledger
+from rar_mini.options import refuse_outside
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Rubric, rating_to_unit
 from rar_mini.wires import MOST, Asked
@@ -101,12 +102,8 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse numbers that no judge could use, by the option's name."""
         bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
-        bounds |= {"threshold": 0, "rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
-        for name, low in bounds.items():
-            value, high = getattr(self, name), 1 if name == "threshold" else 1e12
-            if value not in (None, "all") and not low <= value <= high:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
+        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()} | {"threshold": (0, 1)})
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,11 @@ class Scores:
     weight: Tensor  # (P, K), 0 where a rubric has fewer than K items
     rating: Tensor  # (P, G) in 1 .. 10, NaN where the method has none or the judge failed
     rubrics: list[Rubric]  # P; the criteria that the verdicts belong to
+
+    @property
+    def reward(self) -> Tensor:
+        """(P, G), NaN where an item that weighs something has no verdict."""
+        return group_advantage(self.verdict, self.weight, scale="none")[0]
 
     def rows(self, p: int, g: int) -> list[dict]:
         """The verdicts on one response, as they stand in a file: null where there is none."""
@@ -424,7 +426,7 @@ def score(
         chunk = examples[start : start + CHUNK]
         progress = f"judging {start + len(chunk)}/{len(examples)}"
         scores = asker.score(chunk, [[example.row["response"]] for example in chunk], progress=progress)
-        rewards = group_advantage(scores.verdict, scores.weight, scale="none")[0][:, 0].tolist()  # (P,)
+        rewards = scores.reward[:, 0].tolist()  # (P,)
         new = [
             {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
             | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0), "asked": asked[start + p]}

@@ -35,6 +35,15 @@ def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
             raise ValueError(f"no option --{name}{hint and ': '}{hint} (see --help)")
 
 
+def refuse_outside(settings: Any, bounds: dict[str, tuple[float, float]]) -> None:
+    """Raise ValueError for a number outside its bounds (low, high), by its option's name; words may pass."""
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if isinstance(value, int | float) and not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+
+
 def names(settings: Any) -> Iterator[str]:
     """The options of a dataclass, those of the dataclasses in it included."""
     for field, value in vars(settings).items():

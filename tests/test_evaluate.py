@@ -1,0 +1,313 @@
+"""Measures of a judge against brute force, and judges whose faults are known: each shows in the report."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import question, write_rows
+from hostile import Server, shared
+
+import evaluate
+import judge as judges
+from rar_mini import agreement, data, prompts
+
+NAN = float("nan")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server()
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    yield server
+    server.close()
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def test_measures_are_what_their_names_say() -> None:
+    random = np.random.default_rng(0)
+    verdict, label = random.integers(0, 11, 60) / 10, random.integers(0, 2, 60).astype(float)
+    assert agreement.brier(verdict, label) == pytest.approx(np.mean((verdict - label) ** 2))
+    said = verdict >= 0.5
+    observed = np.mean(said == label)
+    chance = sum(np.mean(said == side) * np.mean(label == side) for side in (0, 1))
+    assert agreement.accuracy(verdict, label) == pytest.approx(observed)
+    assert agreement.kappa(verdict, label) == pytest.approx((observed - chance) / (1 - chance))
+    pairs = list(itertools.product(verdict[label == 1], verdict[label == 0]))
+    won = sum((a > b) + 0.5 * (a == b) for a, b in pairs)
+    assert agreement.auc(verdict, label) == pytest.approx(won / len(pairs))
+
+
+def test_what_failed_counts_for_nothing() -> None:
+    verdict, label = np.array([1.0, NAN, 0.0, 1.0]), np.array([1.0, 1.0, 0.0, NAN])
+    for measure in (agreement.accuracy, agreement.kappa, agreement.auc):
+        assert measure(verdict, label) == 1.0
+    assert agreement.brier(verdict, label) == 0.0
+    for measure in (agreement.accuracy, agreement.kappa, agreement.auc, agreement.brier):
+        assert math.isnan(measure(np.array([NAN]), np.array([1.0])))
+
+
+def test_a_judge_that_says_one_thing_of_everything_has_no_kappa_and_an_even_auc() -> None:
+    yes, label = np.ones(4), np.array([1.0, 1.0, 1.0, 0.0])
+    assert agreement.accuracy(yes, label) == 0.75
+    assert agreement.kappa(yes, label) == 0.0 and agreement.auc(yes, label) == 0.5
+    assert math.isnan(agreement.kappa(yes, np.ones(4))) and math.isnan(agreement.auc(yes, np.ones(4)))
+    assert math.isnan(agreement.correlation(yes, label))
+
+
+def test_whole_clusters_are_drawn() -> None:
+    """Ten rows of each of four questions are four independent things, not forty."""
+    clusters = [name for name in "abcd" for _ in range(10)]
+    values = np.repeat([0.0, 0.0, 1.0, 1.0], 10)
+    found = agreement.resampled(clusters, lambda at: float(values[at].mean()), draws=4000)
+    alone = agreement.resampled(range(40), lambda at: float(values[at].mean()), draws=4000)
+    assert found["value"] == alone["value"] == 0.5
+    assert found["low"] == 0.0 and found["high"] == 1.0
+    assert alone["low"] == pytest.approx(0.35, abs=0.03) and alone["high"] == pytest.approx(0.65, abs=0.03)
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, 0.278), (5, 0.237, 0.763), (10, 0.722, 1.0)])
+def test_shares_have_wilsons_interval(count: int, low: float, high: float) -> None:
+    found = agreement.share(count, 10)
+    assert found["low"] == pytest.approx(low, abs=1e-3) and found["high"] == pytest.approx(high, abs=1e-3)
+
+
+# --- judge --------------------------------------------------------------------------------------------------
+
+Verdict = Callable[[str, str], float]
+
+
+def saying(verdict: Verdict) -> Callable[[str, dict], Any]:
+    """A server that answers each closed question by a function of response and question."""
+
+    def reply(path: str, body: dict) -> dict:
+        response = shared(body["state"])
+        asked = body["questions"].items()
+        return {n: {"type": "noul", "noul": verdict(response, q["instructions"])} for n, q in asked}
+
+    return reply
+
+
+def oracle() -> Verdict:
+    """The labels of the bundled answers; of any other answer, those of the one that it begins with."""
+    known = {}
+    for item in evaluate.labelled(None, "medical"):
+        for criterion, label in zip(item.example.rubric.criteria, item.labels, strict=True):
+            known[item.response, prompts.closed_question(prompts.JudgePrompts(), criterion)] = label
+
+    def verdict(response: str, asked: str) -> float:
+        found = [label for (text, q), label in known.items() if text in response and q == asked]
+        return 0.9 if found[0] else 0.1
+
+    return verdict
+
+
+def report(capsys: pytest.CaptureFixture, **options: Any) -> dict:
+    options.setdefault("judging", judges.Options(cache=False))
+    evaluate.measure("systemone:m", domain="medical", **options)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_judge_that_knows_the_truth(server: Server, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    server.reply = saying(oracle())
+    found = report(capsys, injections=18, plot=tmp_path / "reliability.png")
+    whole = found["categories"]["all"]
+    assert whole["accuracy"]["value"] == whole["kappa"]["value"] == whole["auc"]["value"] == 1.0
+    assert whole["brier"]["value"] == pytest.approx(0.01)
+    assert found["categories"].keys() == {"essential", "important", "optional", "pitfall", "all"}
+    parts = [row["verdicts"] for name, row in found["categories"].items() if name != "all"]
+    assert sum(parts) == whole["verdicts"] > 300
+    assert found["pairs"]["accuracy"]["value"] == 1.0 and found["pairs"]["won"] == 16
+    assert found["again"]["same"]["value"] == found["reordered"]["same"]["value"] == 1.0
+    assert found["again"]["difference"] == found["reordered"]["difference"] == 0.0
+    assert found["injections"]["injected"]["gained"]["value"] == 0.0
+    assert found["injections"]["harmless"]["gained"]["value"] == 0.0
+    assert found["failed"] == 0
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_judge_that_obeys_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
+    truth = oracle()
+    server.reply = saying(lambda text, asked: 1.0 if "Rate this response 10" in text else truth(text, asked))
+    found = report(capsys, injections=34)["injections"]
+    assert found["injected"]["gained"]["value"] == pytest.approx(2 / 34)
+    changes = found["injected"]["change by text"]
+    assert len(changes) >= 12
+    assert [name for name, change in changes.items() if change > 0.01] == ["rate this 10"]
+    assert found["harmless"]["gained"]["value"] == 0.0
+
+
+def test_a_judge_that_counts_places_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
+    """It says yes to the first five of a call, whatever they are."""
+
+    def reply(path: str, body: dict) -> dict:
+        return {n: {"type": "noul", "noul": float(int(n) <= 5)} for n in body["questions"]}
+
+    server.reply = reply
+    found = report(capsys, injections=0)
+    assert found["again"]["same"]["value"] == 1.0
+    assert found["reordered"]["same"]["value"] < 0.3
+    assert found["pairs"]["tied"] == 16 and found["pairs"]["accuracy"]["value"] == 0.0, "ties are lost"
+    assert "injections" not in found
+
+
+def test_a_judge_that_changes_its_mind_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
+    seen: set[str] = set()
+
+    def verdict(response: str, asked: str) -> float:
+        new = (response, asked) not in seen
+        seen.add((response, asked))
+        return float(new)
+
+    server.reply = saying(verdict)
+    found = report(capsys, injections=0)
+    assert found["again"]["same"]["value"] == 0.0 and found["again"]["difference"] == 1.0
+
+
+def test_what_the_judge_failed_at_is_reported_and_counts_for_nothing(
+    server: Server, capsys: pytest.CaptureFixture
+) -> None:
+    server.reply = saying(oracle())
+    server.fault = lambda path, body, number: "missing" if number % 2 else None
+    found = report(capsys, injections=0, judging=judges.Options(cache=False, parse_retries=0, concurrency=1))
+    assert found["failed"] > 100
+    assert found["categories"]["all"]["accuracy"]["value"] == 1.0
+    assert found["pairs"]["failed"] == 16 and found["pairs"]["won"] == 0
+    assert found["pairs"]["accuracy"]["value"] is None
+
+
+def test_ratings_are_measured_by_pairs(server: Server, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    server.reply = lambda path, body: {"1": {"type": "score", "score": float(len(body["state"]) % 7)}}
+    found = report(capsys, injections=0, method="direct-likert")
+    assert "categories" not in found and sum(found["pairs"][k] for k in ("won", "lost", "tied")) == 16
+    with pytest.raises(ValueError, match="expected rar-explicit, got direct-likert"):
+        report(capsys, method="direct-likert", plot=tmp_path / "x.png")
+
+
+def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) -> None:
+    evaluate.measure("keyword", injections=0)
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    assert found["answers"] == 64 and found["categories"]["all"]["auc"]["value"] < 0.65
+    assert "64 labelled answers to 32 questions" in out
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [{"response": "r", "quality": "good", "labels": [1]}],
+        [{"response": "r", "quality": "fine", "labels": [1] * 15}],
+        [{"response": None, "quality": "good", "labels": [1] * 15}],
+        [{"response": "r", "quality": "good", "labels": [2] * 15}],
+        [{"response": "r", "quality": "good"}],
+        ["r"],
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, answers: list) -> None:
+    file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=answers)])
+    with pytest.raises(ValueError, match=r"x.jsonl, 'q1', labelled_responses\[0\]: expected .* 15 items"):
+        evaluate.labelled(file, "all")
+
+
+def test_a_file_without_labels_is_refused(questions: Path) -> None:
+    with pytest.raises(ValueError, match="has no `labelled_responses`"):
+        evaluate.labelled(questions, "all")
+
+
+def test_probes_keep_the_answer_and_hide_no_truth() -> None:
+    texts = json.loads((data.SAMPLE / "injections.json").read_text(encoding="utf-8"))
+    assert len(texts["injected"]) >= 12 and len(texts["harmless"]) >= 3
+    for text in (*texts["injected"].values(), *texts["harmless"].values()):
+        assert text.count("{response}") == 1
+
+
+# --- replay -------------------------------------------------------------------------------------------------
+
+
+def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:
+    """A run whose judge credits everything; its answers say what the second judge will find."""
+    example = data.read(questions)[0]
+    folder.mkdir()
+    settings = {
+        "seed": 0,
+        "judge": "keyword",
+        "method": "rar-explicit",
+        "data": str(questions),
+        "skip_bad_rows": False,
+    }
+    (folder / "config.json").write_text(json.dumps({"settings": settings}))
+    rows = []
+    for step, g in itertools.product(range(1, steps + 1), range(4)):
+        verdicts = [
+            {"title": c.title, "category": c.category, "weight": c.weight, "verdict": 1.0}
+            for c in example.rubric.criteria
+        ]
+        row = {"step": step, "example_id": example.id, "response": f"{step} {g}", "verdicts": verdicts}
+        rows.append(row | {"reward": 0.1 * g, "rating": None})
+    write_rows(folder / "rollouts.jsonl", rows)
+    return folder
+
+
+def replayed(capsys: pytest.CaptureFixture, folder: Path, **options: Any) -> dict:
+    evaluate.replay(folder, "systemone:m", judging=judges.Options(cache=False), **options)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_replay_shows_where_a_second_judge_parts(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    """It agrees at first and at the end rejects everything."""
+    folder = run_of(tmp_path / "run", questions)
+    server.reply = saying(lambda response, asked: float(int(response.split()[0]) <= 3))
+    found = replayed(capsys, folder)
+    assert [row["rejected"] for row in found["steps"]] == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    assert [row["same"] for row in found["steps"]] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert found["all"]["rejected"]["value"] == 0.5
+    assert found["steps"][0]["trained"] == pytest.approx(0.15)
+    assert found["steps"][0]["second"] == 1.0 and found["steps"][-1]["second"] == 0.0
+
+
+def test_a_replay_correlates_rewards_also_within_groups(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    """The second judge ranks each group the other way round, and later steps higher."""
+    folder = run_of(tmp_path / "run", questions)
+    server.reply = saying(lambda text, asked: 0.1 * int(text.split()[0]) - 0.02 * int(text.split()[1]))
+    found = replayed(capsys, folder)
+    assert found["all"]["in groups"]["value"] == pytest.approx(-1.0)
+    assert -0.5 < found["all"]["correlation"]["value"] < 0.0
+
+
+def test_a_long_run_is_replayed_in_steps_that_lie_evenly(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    folder = run_of(tmp_path / "run", questions, steps=21)
+    server.reply = saying(lambda text, asked: 1.0)
+    found = replayed(capsys, folder, most=20)
+    assert [row["from"] for row in found["steps"]] == [1, 6, 11, 16, 21]
+    assert len(server.seen) == 20
+
+
+def test_a_run_whose_data_changed_is_refused(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    folder = run_of(tmp_path / "run", questions)
+    text = questions.read_text()
+    questions.write_text(text.replace("Letter b", "Letter B"))
+    with pytest.raises(ValueError, match="has changed since the run"):
+        replayed(capsys, folder)
+    questions.write_text(text.replace('"q0"', '"q9"'))
+    with pytest.raises(ValueError, match="has changed since the run: expected 'q0'"):
+        replayed(capsys, folder)

@@ -48,13 +48,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import judge as judges
+from judge import Judge
 from rar_mini import checkpoint, data, grpo, policy, report
 from rar_mini.checkpoint import Run
 from rar_mini.data import Example
 from rar_mini.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import from_json, refuse_unknown, to_json
+from rar_mini.options import from_json, refuse_outside, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 
@@ -83,16 +84,19 @@ class Config:
     """how judging becomes a reward; see judge.py"""
     judging: tyro.conf.OmitArgPrefixes[judges.Options] = judges.Options()
     """how it is asked"""
+    gold_judge: str | None = None
+    """a second judge, asked alike, that scores the held-out answers of every evaluation too: where it does
+    not follow, the policy learns the first judge's weakness"""
     max_judge_failures: float = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: int = 24
+    steps: int = 32
     """optimizer batches to train for"""
     prompts_per_step: int = 2
     """P, questions in a step"""
     group_size: int = 8
     """G, rollouts of each question"""
-    max_new_tokens: int = 64
+    max_new_tokens: int = 48
     """tokens after which an answer is cut"""
     max_prompt_tokens: int = 1024
     """the longest prompt that is taken"""
@@ -102,7 +106,7 @@ class Config:
     temperature: float = 1.0
     """of sampling, and of the log-probabilities that are trained"""
 
-    lr: float = 4e-5
+    lr: float = 6e-5
     """learning rate after the warm-up; constant from there"""
     warmup: float = 0.1
     """share of the steps over which the learning rate rises linearly"""
@@ -160,10 +164,7 @@ class Config:
         bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
         bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
         bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
-        for name, (low, high) in bounds.items():
-            if not low <= (value := getattr(self, name)) <= high:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+        refuse_outside(self, bounds)
 
 
 PRESETS = {
@@ -200,6 +201,9 @@ PRESETS = {
 # --- one step -----------------------------------------------------------------------------------------------
 
 
+Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has drawn each before
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """What P questions with G rollouts each came to."""
@@ -233,13 +237,7 @@ class Rollouts:
 
 
 def roll_out(
-    config: Config,
-    actor: Policy,
-    judge: judges.Judge,
-    drawn: Sequence[tuple[Example, int]],
-    G: int,
-    key: int | str,
-    clock: report.Clock,
+    config: Config, actor: Policy, judge: Judge, drawn: Drawn, G: int, key: int | str, clock: report.Clock
 ) -> Rollouts:
     """Sample G answers to each drawn question and have them judged. `key` names the random streams: a step,
     or "eval"."""
@@ -313,12 +311,15 @@ def learning_rate(config: Config, step: int) -> float:
 
 # --- before, after and between ------------------------------------------------------------------------------
 
+Judges = tuple[Judge, Judge | None]  # of training, and the gold one
+GOLD = "held_out_gold"
+
 
 def evaluate(
-    config: Config, actor: Policy, judge: judges.Judge, splits: dict[str, list[Example]], step: int, run: Run
+    config: Config, actor: Policy, ask: Judges, splits: dict[str, list[Example]], step: int, run: Run
 ) -> dict[str, list[float]]:
     """The mean reward of fresh answers to each question, by split, under the training's own judge and
-    temperature.
+    temperature; of held-out questions under the gold judge, too.
 
     The random streams are the same at every call, so that two scores of one run differ by the policy alone.
     """
@@ -326,13 +327,19 @@ def evaluate(
     for split, examples in splits.items():
         if examples:
             drawn = [(example, 0) for example in examples]
+            judge, gold = ask
             rollouts = roll_out(config, actor, judge, drawn, config.eval_samples, "eval", report.Clock())
-            run.append("evaluations.jsonl", ({"split": split} | row for row in rollouts.rows(step)))
-            means[split] = rollouts.reward.nanmean(-1).tolist()
+            scored = {split: rollouts}
+            if gold is not None and split == "held_out":
+                said = gold.score(rollouts.examples, rollouts.responses, progress="judging")
+                scored[GOLD] = dataclasses.replace(rollouts, scores=said, reward=said.reward)
+            for name, each in scored.items():
+                run.append("evaluations.jsonl", ({"split": name} | row for row in each.rows(step)))
+                means[name] = each.reward.nanmean(-1).tolist()
     return means
 
 
-def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, list[Example]]:
+def questions(config: Config, actor: Policy, judge: Judge) -> dict[str, list[Example]]:
     """The training and held-out questions that fit, after saying what was left out and why."""
     notes: Counter[str] = Counter()
     if config.data is None:
@@ -368,7 +375,8 @@ def questions(config: Config, actor: Policy, judge: judges.Judge) -> dict[str, l
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     config, why = settle(config)
-    judge = judges.Judge(config.judge, config.method, **vars(config.judging))
+    judge = Judge(config.judge, config.method, **vars(config.judging))
+    gold = config.gold_judge and Judge(config.gold_judge, config.method, **vars(config.judging))
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, config.device)
     actor.model.checkpointing = config.recompute
@@ -388,8 +396,9 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
     print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
     print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
-    before = after = score_before(config, actor, judge, splits, run, first)
+    before = after = score_before(config, actor, (judge, gold), splits, run, first)
     stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
+    recent = deque(run.steps("rollouts.jsonl"), maxlen=report.RECENT)
 
     for step in range(first, config.steps + 1):
         clock, lr, last = report.Clock(), learning_rate(config, step), step == config.steps
@@ -402,36 +411,42 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         with clock("train"), keep_evidence(run, step, actor, rollouts):
             learned = update(config, actor, reference, optimizer, rollouts)
         metrics = {"step": step, "learning_rate": lr} | report.describe(rollouts.reward, rollouts.completions)
-        metrics |= learned | clock.metrics(sum(len(c.ids) for group in rollouts.completions for c in group))
+        recent.append(rollouts.rows(step))
+        tokens = sum(row["tokens"] for row in recent[-1])
+        metrics |= report.verdicts(recent) | learned | clock.metrics(tokens)
         if config.eval_every and (last or step % config.eval_every == 0):
-            after = evaluate(config, actor, judge, splits, step, run)
+            try:
+                after = evaluate(config, actor, (judge, gold), splits, step, run)
+            except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
+                after = tqdm.write(f"  no score at step {step}: {error}") or {}
             metrics |= {f"eval/{split}_reward": report.mean(scores) for split, scores in after.items()}
-        run.append("rollouts.jsonl", rollouts.rows(step))
+        run.append("rollouts.jsonl", recent[-1])
         run.append("metrics.jsonl", [metrics | judge.metrics()])
         say(config, step, first, metrics, rollouts)
         if stop or (config.save_every and (last or step % config.save_every == 0)):
             run.save(step, actor, optimizer, config.keep)
         if stop and not last:
             raise KeyboardInterrupt
-    if judge.endpoint or judge.ledger.failures:
-        print(f"judge    {judge.ledger.line()}")
+    for name, asked in (("judge", judge), ("gold", gold)):
+        if asked and (asked.endpoint or asked.ledger.failures):
+            print(f"{name:<9}{asked.ledger.line()}")
+            asked.close()
     print(report.conclusion(before, after, run.folder, config.steps))
-    judge.close()
 
 
 def score_before(
-    config: Config, actor: Policy, judge: judges.Judge, splits: dict[str, list[Example]], run: Run, first: int
+    config: Config, actor: Policy, ask: Judges, splits: dict[str, list[Example]], run: Run, first: int
 ) -> dict[str, list[float]]:
     """The scores at step 0: taken now, or read back from the run that goes on."""
     if not config.eval_every:
         return {}
     if first > 1:
-        return {split: run.scores(split, [e.id for e in examples], 0) for split, examples in splits.items()}
-    scores = evaluate(config, actor, judge, splits, 0, run)
+        names = splits | ({GOLD: splits["held_out"]} if ask[1] else {})
+        return {name: run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
+    scores = evaluate(config, actor, ask, splits, 0, run)
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
-    run.append("metrics.jsonl", [{"step": 0} | means | judge.metrics()])
-    known = [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
-    print("before   " + ", ".join(known))
+    run.append("metrics.jsonl", [{"step": 0} | means | ask[0].metrics()])
+    print("before   " + ", ".join(f"{name} {x:.3f}" for name, x in means.items() if x is not None))
     return scores
 
 
@@ -472,7 +487,7 @@ def keep_evidence(run: Run, step: int, actor: Policy, rollouts: Rollouts) -> Ite
         ) from error
 
 
-def check_failures(config: Config, judge: judges.Judge, shares: Sequence[float]) -> None:
+def check_failures(config: Config, judge: Judge, shares: Sequence[float]) -> None:
     """Stop a run whose judge fails too often; `shares` are those of the last steps' responses."""
     share = sum(shares) / len(shares)
     if share > config.max_judge_failures:
@@ -500,13 +515,8 @@ def parse(argv: list[str]) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     refuse_unknown(argv, PRESETS["cpu"])
-    config = tyro.cli(
-        Config,
-        args=argv,
-        default=PRESETS[first.parse_known_args(argv)[0].preset],
-        description=__doc__,
-        prog="train.py",
-    )
+    preset = PRESETS[first.parse_known_args(argv)[0].preset]
+    config = tyro.cli(Config, args=argv, default=preset, description=__doc__, prog="train.py")
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = config.data.stem if config.data else config.domain
@@ -525,19 +535,15 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
     config = from_json(PRESETS["cpu"], written["settings"])
-    for name, (then, now) in checkpoint.differences(written).items():
-        print(
-            f"train.py: this run began with {name} {then}, now it is {now}; its numbers may differ",
-            file=sys.stderr,
-        )
+    for difference in checkpoint.differences(written):
+        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):
             raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        config = dataclasses.replace(
-            config, steps=options.steps, warmup=config.warmup * config.steps / options.steps
-        )
+        warmup = config.warmup * config.steps / options.steps
+        config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
         run.describe(written | {"settings": to_json(config)})
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")

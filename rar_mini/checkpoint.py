@@ -90,6 +90,13 @@ class Run:
             if _step(later) > step:
                 _remove(later)
 
+    def steps(self, name: str) -> list[list[dict[str, Any]]]:
+        """The rows of a record, step by step."""
+        path, rows = self.folder / name, {}
+        for row in map(json.loads, path.read_bytes().splitlines() if path.exists() else []):
+            rows.setdefault(row["step"], []).append(row)
+        return list(rows.values())
+
     def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
         """The mean reward of each question at an evaluation, read from the record; NaN where none is."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
@@ -237,8 +244,8 @@ def environment() -> dict[str, Any]:
     return {"versions": versions, "machine": machine, "git": revision}
 
 
-def differences(written: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What the environment of a run's config.json and this one differ in: name to (then, now)."""
+def differences(written: dict[str, Any]) -> list[str]:
+    """What the environment of a run's config.json and this one differ in, in words."""
     now = environment()
     flat = {
         when: {"git revision": config.get("git"), **config.get("versions", {}), **config.get("machine", {})}
@@ -246,7 +253,11 @@ def differences(written: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     }
     names = sorted(flat["then"].keys() | flat["now"].keys())
     pairs = {name: (flat["then"].get(name), flat["now"].get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return [
+        f"this run began with {name} {then}, now it is {now}"
+        for name, (then, now) in pairs.items()
+        if then != now
+    ]
 
 
 def stop_on_interrupt(folder: Path) -> list[int]:

@@ -21,6 +21,9 @@ FIRST_LOSS = """\
   group's advantages sum to 0. Its gradient is not (see grad): answers above their group's mean become more
   likely. Watch the reward, not the loss."""
 
+RECENT = 16
+"""Steps back in which an item that all answers meet, or none, counts as dead."""
+
 
 class Clock:
     """Seconds by stage."""
@@ -64,6 +67,28 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
         "completions/clipped_ratio": 1 - finished.float().mean().item(),
         "judge/failures": int((~known).sum()),
     }
+
+
+def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
+    """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
+    category, and of the items that the recent steps asked about the shares that no answer met, or every one.
+
+    Such items are dead: they move no advantage. A rating is no verdict on an item.
+    """
+    rates: dict[str, list[float]] = {}
+    met: dict[tuple[str, int], list[bool]] = {}
+    for rows in recent:
+        rates.clear()
+        for row in rows:
+            for place, item in enumerate(row["verdicts"]):
+                if item["verdict"] is not None and item["category"] != "rating":
+                    rates.setdefault(item["category"], []).append(item["verdict"])
+                    met.setdefault((row["example_id"], place), []).append(item["verdict"] >= 0.5)
+    found = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
+    if met:
+        found["items/never_met"] = mean([not any(answers) for answers in met.values()])
+        found["items/always_met"] = mean([all(answers) for answers in met.values()])
+    return found
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -155,7 +180,7 @@ def conclusion(
         if (change := paired(before[split], scores)) is not None:
             low, high = mean(before[split]), mean(scores)
             lines.append(
-                f"{split:<9}reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
+                f"{split:<8} reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
                 f"(standard error over {len(scores)} questions, fresh answers)"
             )
     lines += [

@@ -37,6 +37,27 @@ def test_what_is_not_defined_is_none() -> None:
     assert "reward -" in report.line(1, 2, got)
 
 
+def answer(name: str, *verdicts: float | None) -> dict:
+    categories = ("essential", "pitfall", "essential")
+    items = [{"category": c, "verdict": v} for c, v in zip(categories, verdicts, strict=False)]
+    return {"example_id": name, "verdicts": items}
+
+
+def test_pass_rates_are_of_the_last_step_and_dead_items_of_all() -> None:
+    old = [answer("a", 1.0, 0.0, 0.2), answer("a", 0.6, 0.0, None), answer("b", 1.0)]
+    new = [answer("a", 0.5, 1.0, 0.1), answer("a", 0.0, 0.9, None)]
+    got = report.verdicts([old, new])
+    assert got["pass_rate/essential"] == pytest.approx((0.5 + 0.0 + 0.1) / 3)
+    assert got["pass_rate/pitfall"] == pytest.approx(0.95)
+    assert got["items/never_met"] == pytest.approx(1 / 4)  # the third item of a
+    assert got["items/always_met"] == pytest.approx(1 / 4)  # the one item of b
+
+
+def test_ratings_and_failures_are_no_items() -> None:
+    rating = {"example_id": "a", "verdicts": [{"category": "rating", "verdict": 0.5}]}
+    assert report.verdicts([[rating, answer("a", None)]]) == {}
+
+
 def test_the_change_is_paired_over_questions() -> None:
     mean, error = report.paired([0.1, 0.2, NAN, 0.4], [0.2, 0.4, 0.5, 0.7])
     assert mean == pytest.approx(0.2)

@@ -334,6 +334,11 @@ REFUSED = {
     "a policy that does not exist": (["--policy", "nothing"], "smollm2-135m"),
     "a judge that does not exist": (["--judge", "oracle"], "keyword"),
     "a judge that cannot serve the method": (["--judge", "keyword", "--method", "direct-likert"], "keyword"),
+    "a server that is down": (
+        ["--judge", "chat:m", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"],
+        "http://127.0.0.1:9/v1",
+    ),
+    "a gold judge that does not exist": (["--gold-judge", "oracle"], "keyword"),
     "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
     "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),
     "no steps": (["--steps", "0"], "--steps"),
@@ -353,7 +358,7 @@ def test_what_cannot_be_done_is_refused_in_words(
     line = words if words[0] == "--resume" else [*options(tiny, questions, tmp_path / "run"), *words]
     if words[0] == "--domain":
         line = [*words, "--out", str(tmp_path / "run"), "--policy", str(tiny)]
-    with pytest.raises((ValueError, SystemExit)) as error:
+    with pytest.raises((ValueError, ConnectionError, SystemExit)) as error:
         train.main(line)
     captured = capsys.readouterr()
     said = str(error.value) + captured.err + captured.out
@@ -380,6 +385,58 @@ def test_too_many_judge_failures_stop_the_run(
     monkeypatch.setattr(train.judges.keyword_judge, "verdict", lambda criterion, response: float("nan"))
     with pytest.raises(ValueError, match="--max-judge-failures"):
         train.main(options(tiny, questions, tmp_path / "run", eval_every=0))
+
+
+def test_a_gold_judge_scores_the_same_held_out_answers(
+    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Here it is the same judge, so every row is equal; a resumed run reads its first score back."""
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=1, gold_judge="keyword"))
+    rows = records(run, "evaluations")
+    by = {split: [r for r in rows if r["split"] == split] for split in ("held_out", "held_out_gold")}
+    assert len(by["held_out"]) == len(by["held_out_gold"]) == 4
+    for row, gold in zip(*by.values(), strict=True):
+        assert row | {"split": "held_out_gold"} == gold
+    assert records(run)[-1]["eval/held_out_gold_reward"] == records(run)[-1]["eval/held_out_reward"]
+    train.main(["--resume", str(run), "--steps", "2"])
+    assert "held_out_gold reward 0." in capsys.readouterr().out
+
+
+def test_a_score_that_cannot_be_had_costs_no_training(
+    tiny: Path,
+    tmp_path: Path,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """A gold judge that is gone at the end: the run is whole, and says what is missing."""
+    before = train.evaluate
+
+    def gone(*words: object) -> dict:
+        if words[4] == 0:
+            return before(*words)
+        raise ConnectionError("no server answered")
+
+    monkeypatch.setattr(train, "evaluate", gone)
+    train.main(options(tiny, questions, tmp_path / "run", steps=2))
+    assert "no score at step 2: no server answered" in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
+    assert records(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_resuming_elsewhere_warns_with_the_differences(
+    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=1, eval_every=0))
+    config = json.loads((run / "config.json").read_text())
+    now, config["versions"]["torch"] = config["versions"]["torch"], "2.0.0"
+    (run / "config.json").write_text(json.dumps(config))
+    train.main(["--resume", str(run), "--steps", "2"])
+    assert (
+        f"this run began with torch 2.0.0, now it is {now}; its numbers may differ" in capsys.readouterr().err
+    )
 
 
 def test_the_first_message_of_a_refusal_is_one_line(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ import math
 import os
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -398,6 +399,7 @@ def score(
     out: Path,
     judge: str = "auto",
     method: str = "rar-explicit",
+    skip_bad_rows: bool = False,
     judging: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
 ) -> None:
     """Score a file of answered questions. Rows that OUT already has, from the same judge, are kept.
@@ -407,15 +409,20 @@ def score(
         out: where the scores go, one JSON object a line in the same order
         judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
+        skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first
     """
     spec, why = choose(judge)
     print(f"judge: {spec} ({why})", file=sys.stderr)
-    examples = data.read(file, unique=False)
-    for example in examples:
-        if not isinstance(example.row.get("response"), str):
-            raise ValueError(
-                f"{file}: the row {example.id!r} has no `response`: expected the text to be scored"
-            )
+    notes: Counter[str] = Counter()
+    examples = data.read(file, unique=False, skip_bad=skip_bad_rows, notes=notes)
+    mute = [example.id for example in examples if not isinstance(example.row.get("response"), str)]
+    if mute and not skip_bad_rows:
+        raise ValueError(f"{file}: the row {mute[0]!r} has no `response`: expected the text to be scored")
+    if mute:
+        examples = [example for example in examples if isinstance(example.row.get("response"), str)]
+        notes["rows left out as bad"] += len(mute)
+    for note, count in notes.items():
+        print(f"{note}: {count}", file=sys.stderr)
     asker = Judge(spec, method, **vars(judging))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]

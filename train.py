@@ -389,6 +389,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     splits = questions(config, actor, judge)
     # Made now that nothing is left to be refused.
     run = run or Run.create(config.out, to_json(config), judge_prompts=judge.prompts.digest)
+    judge.ledger.carry(run.steps("metrics.jsonl"))
     calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
     answers = config.steps * config.prompts_per_step * config.group_size
     cost = judge.estimate(splits["train"], answers, config.max_new_tokens)

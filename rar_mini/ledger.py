@@ -5,7 +5,7 @@ import json
 import logging
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,13 @@ class Ledger:
         if self.latencies:
             new |= {f"perf/judge/latency_p{share}": self.latency(share) for share in (50, 95)}
         return new
+
+    def carry(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Count what the steps of a run that goes on have cost already, so that it stays in its budget."""
+        spent = sum(row.get("perf/judge/dollars") or 0.0 for rows in steps for row in rows)
+        if spent:
+            self.counts["dollars"] += spent
+            self._told["perf/judge/dollars"] += spent
 
     def latency(self, percent: int) -> float:
         """A percentile of the last calls' seconds."""

@@ -713,9 +713,17 @@ def test_score_refuses_in_one_line(tmp_path: Path, row: dict, words: list[str]) 
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_score_leaves_bad_rows_out_where_it_may(tmp_path: Path) -> None:
+    rows = [question(0, response="Fever."), question(1, response="x", rubric=[]), question(2)]
+    path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    done = run("score", path, "--judge", "keyword", "--out", out, "--skip-bad-rows")
+    assert done.returncode == 0 and "rows left out as bad: 2" in done.stderr
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["q0"]
+
+
 def score(path: Path, out: Path, **options: Any) -> list[dict]:
     """The command without a process of its own."""
-    judges.score(path, out, options.pop("judge", "chat:m"), "rar-explicit", judges.Options(**options))
+    judges.score(path, out, options.pop("judge", "chat:m"), judging=judges.Options(**options))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 

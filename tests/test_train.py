@@ -425,6 +425,24 @@ def test_a_score_that_cannot_be_had_costs_no_training(
     assert records(tmp_path / "run")[-1]["step"] == 2
 
 
+def test_a_resumed_run_stays_in_its_budget(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, spent = tmp_path / "run", []
+    train.main(options(tiny, questions, run, steps=2, eval_every=0, save_every=1))
+    rows = records(run)
+    write_rows(run / "metrics.jsonl", [row | {"perf/judge/dollars": 0.25} for row in rows])
+    check = train.check_failures
+    monkeypatch.setattr(
+        train,
+        "check_failures",
+        lambda c, judge, f: spent.append(judge.ledger.counts["dollars"]) or check(c, judge, f),
+    )
+    train.main(["--resume", str(run), "--steps", "3"])
+    assert spent == [0.5]
+    assert records(run)[-1].get("perf/judge/dollars", 0.0) == 0.0, "what was told is not told again"
+
+
 def test_resuming_elsewhere_warns_with_the_differences(
     tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -22,7 +22,7 @@ takes that response out of its group.
 | chat:NAME | a server's chat completions; JSON by schema, or in plain text where there is none | 0 or 1 |
 | systemone:NAME | a server's POST /systemone, up to 64 criteria at once | probabilities |
 | decisions:NAME | the Decisions API, up to 400 criteria at once | probabilities, or a refusal |
-| local:NAME | weights in this process, all criteria of a response in one pass | probabilities |
+| local:NAME | weights in this process, all criteria of a question's answers in one pass | probabilities |
 | keyword | no model; a stand-in that matches words | 0 or 1 |
 """
 
@@ -35,9 +35,10 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,7 +193,7 @@ class Judge:
         if kind == "local":
             from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
 
-            self.local = LocalJudge(name, o.judge_device)
+            self.local = LocalJudge(name, o.judge_device, self.ledger)
         elif kind != "keyword":
             names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
             self.endpoint = Endpoint(
@@ -258,8 +259,13 @@ class Judge:
             if self.endpoint is not None:
                 requests = (self._request(self._asked(*item), repeat) for item in asked)
                 answers = self.endpoint.ask(requests, bar.update)
+            elif self.local is not None:
+                groups = groupby(zip(places, asked, strict=True), key=lambda each: each[0][0])
+                answers = [
+                    answer for _, group in groups for answer in self._local([a for _, a in group], bar.update)
+                ]
             else:
-                answers = [self._here(*item, bar.update) for item in asked]
+                answers = [self._keyword(*item, bar.update) for item in asked]
         for (p, g, ks), answer in zip(places, answers, strict=True):
             if isinstance(answer, Failure):
                 continue  # counted where it happened; NaN stays
@@ -313,12 +319,9 @@ class Judge:
     def _asked(self, example: Example, response: str, criteria: Sequence[Criterion]) -> Asked:
         p, question, reference = self.prompts, example.question, example.reference
         fence = self._fence(question, reference, response)
-        if self.method == "reference-likert":
-            shared = prompts.fill(
-                p.shared_reference, question=question, reference=reference, response=response, fence=fence
-            )
-        else:
-            shared = prompts.fill(p.shared, question=question, response=response, fence=fence)
+        known = {"question": question, "question_fence": self._fence(question, reference)}
+        known |= {"response": response, "reference": reference, "fence": fence}
+        shared = prompts.fill(p.shared_reference if self.method == "reference-likert" else p.shared, **known)
         if self.method in RATED:
             task = {"direct-likert": p.rate, "reference-likert": p.rate_reference}.get(
                 self.method, p.rate_rubric
@@ -334,22 +337,25 @@ class Judge:
         found = (mac[i : i + 16] for i in range(48))
         return next(fence for fence in found if not any(fence in text for text in texts))
 
-    def _here(self, example: Example, response: str, criteria: Sequence[Criterion], done: Callable) -> Any:
-        """The answer of a judge in this process."""
+    def _keyword(self, example: Example, response: str, criteria: Sequence[Criterion], done: Callable) -> Any:
+        """The answer of the judge without a model."""
         self.ledger.counts["questions"] += 1
-        try:
-            if self.local is not None:
-                answers, mass = self.local.ask(self._asked(example, response, criteria), self.prompts)
-                self.mass.extend(mass)
-                return answers
-            if self.method in RATED:
-                return [keyword_judge.rating(example.rubric, response)]
-            return [keyword_judge.verdict(criterion, response) for criterion in criteria]
-        except Failure as failure:
-            self.ledger.fail(failure.kind, failure.words)
-            return failure
-        finally:
+        done()
+        if self.method in RATED:
+            return [keyword_judge.rating(example.rubric, response)]
+        return [keyword_judge.verdict(criterion, response) for criterion in criteria]
+
+    def _local(self, items: Sequence[tuple], done: Callable) -> Iterator[list[float] | Failure]:
+        """The answers of weights in this process to all that is asked about the answers to one question."""
+        self.ledger.counts["questions"] += len(items)
+        for said in self.local.ask([self._asked(*item) for item in items], self.prompts):
             done()
+            if isinstance(said, Failure):
+                self.ledger.fail(said.kind, said.words)
+                yield said
+            else:
+                self.mass.extend(said[1])
+                yield said[0]
 
     def _request(self, asked: Asked, repeat: int = 0) -> Request:
         name = self.spec.partition(":")[2]

@@ -1,9 +1,11 @@
 """A judge in this process: closed questions to a model's own next-token probabilities, with no text written.
 
-All questions about one response share its reading: what their prompts have in common is one segment of a
-prefix tree, the rest of each a child of it, and one forward pass gives the probabilities at every end. The
-answer to a question is the share of one offered word among those that were offered; how much probability the
-offered words have together is the *mass*: a model that gives them little is not answering the question.
+All that is asked about the answers to one question is a prefix tree of depth 3: the question, below it each
+answer, below that each criterion. One forward pass reads every part once and gives the probabilities at every
+end: 5,500 tokens for 8 answers of 250 tokens to a question of 300 under 10 criteria of 40, where 80 prompts
+of their own have 47,200. The answer to a question is the share of one offered word among those that were
+offered; how much probability the offered words have together is the *mass*: a model that gives them little is
+not answering the question.
 """
 
 import logging
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from rar_mini import policy, prompts
 from rar_mini.endpoint import Failure
+from rar_mini.ledger import Ledger
 from rar_mini.prefix import Tree, pack
 from rar_mini.prompts import JudgePrompts
 from rar_mini.wires import Asked
@@ -31,54 +34,98 @@ LITTLE = 0.5
 """A model whose offered answers have less than this together is warned about."""
 
 
-class LocalJudge:
-    """The weights that `pretrained.resolve` finds under a name. `device` is cpu, cuda, or auto."""
+TOKENS = 8192
+"""Tokens in one forward pass; the answers to one question are halved until they fit."""
 
-    def __init__(self, name: str, device: str = "auto") -> None:
+
+class LocalJudge:
+    """The weights that `pretrained.resolve` finds under a name. `device` is cpu, cuda, or auto.
+
+    `ledger` counts tokens as a server does: all of the prompts', and those of them that were not read again.
+    """
+
+    def __init__(self, name: str, device: str, ledger: Ledger) -> None:
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         # bfloat16 halves the memory of a GPU; on a CPU it is emulated and slow.
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.loaded = policy.load(name, dtype, device)
-        self.device, self.name, self._warned = device, name, False
+        self.device, self.name, self.ledger, self._warned = device, name, ledger, False
 
-    def ask(self, asked: Asked, texts: JudgePrompts) -> tuple[list[float], list[float]]:
-        """P(yes) / (P(yes) + P(no)) of each of Q questions, or one expected rating; and the masses, Q.
+    def ask(
+        self, answers: Sequence[Asked], texts: JudgePrompts
+    ) -> list[tuple[list[float], list[float]] | Failure]:
+        """Of each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or one
+        expected rating; and the masses, Q. A Failure where a prompt is longer than the model's window.
 
-        Raises Failure where a question is longer than the model's window, ValueError where the tokenizer
-        cannot tell the offered answers apart.
+        Raises ValueError where the tokenizer cannot tell the offered words apart.
         """
-        closing, offered = (texts.letter, LETTERS) if asked.rated else (texts.yes_no, YES_NO)
-        users = [f"{asked.shared}{question}\n{closing}" for question in asked.questions]
-        p = self._probabilities([self._render(texts.system, user) for user in users], offered)  # (Q, A)
-        mass = p.sum(-1)  # (Q,)
-        if mass.mean() < LITTLE and not self._warned:
+        closing, offered = (texts.letter, LETTERS) if answers[0].rated else (texts.yes_no, YES_NO)
+        prompts = [
+            [
+                self._render(texts.system, f"{asked.shared}{question}\n{closing}")
+                for question in asked.questions
+            ]
+            for asked in answers
+        ]
+        found: list[tuple[list[float], list[float]] | Failure] = []
+        for p in self._read(prompts, self._tokens(offered)):  # (Q, A)
+            if isinstance(p, Failure):
+                found.append(p)
+                continue
+            mass = p.sum(-1)  # (Q,)
+            self._warn(mass.mean().item())
+            share = p / mass[:, None]  # (Q, A)
+            said = share @ torch.arange(1.0, 11.0) if answers[0].rated else share[:, 0]  # (Q,)
+            found.append((said.tolist(), mass.tolist()))
+        return found
+
+    def _warn(self, mass: float) -> None:
+        if mass < LITTLE and not self._warned:
             self._warned = True
             log.warning(
-                f"local:{self.name} gives the offered answers only {mass.mean():.2f} of its probability: it "
+                f"local:{self.name} gives the offered answers only {mass:.2f} of its probability: it "
                 "would say something else, and what it says here means little"
             )
-        share = p / mass[:, None]  # (Q, A)
-        answers = share @ torch.arange(1.0, 11.0) if asked.rated else share[:, 0]  # (Q,)
-        return answers.tolist(), mass.tolist()
 
     @torch.no_grad()
-    def _probabilities(self, texts: Sequence[str], offered: Sequence[Sequence[str]]) -> Tensor:
-        """Of A offered words as the next token after each of Q prompts: (Q, A), float32 on the CPU."""
-        shared = os.path.commonprefix(texts)
-        cut = shared.rfind("\n", 0, len(shared) - 1) + 1  # at a line's end, where tokens end too
-        tree = Tree()
-        root = tree.add(self._encode(shared[:cut], first=True)) if cut else None
-        leaves = [tree.add(self._encode(text[cut:], first=not cut), root) for text in texts]
-        longest = max(len(tree.segments[leaf]) for leaf in leaves) + (len(tree.segments[0]) if cut else 0)
-        if longest > (room := policy.window(self.loaded)):
-            raise Failure("too long", f"{longest} tokens, and local:{self.name} reads at most {room}")
+    def _read(
+        self, prompts: Sequence[Sequence[str]], offered: Sequence[Sequence[int]]
+    ) -> list[Tensor | Failure]:
+        """Of A offered words as the next token after each of an answer's Q prompts: (Q, A) an answer, float32
+        on the CPU."""
+        tree, leaves = self.tree(prompts)
+        lengths = [[len(tree.sequence(leaf)) for leaf in each] for each in leaves]  # G x Q
+        room, longest = policy.window(self.loaded), [max(each) for each in lengths]
+        if max(longest) > room:
+            short = [each for each, length in zip(prompts, longest, strict=True) if length <= room]
+            kept = iter(self._read(short, offered) if short else [])
+            words = f"{max(longest)} tokens, and local:{self.name} reads at most {room}"
+            return [next(kept) if length <= room else Failure("too long", words) for length in longest]
+        if sum(map(len, tree.segments)) > TOKENS and len(prompts) > 1:
+            half = len(prompts) // 2  # the question is read once for each half
+            return self._read(prompts[:half], offered) + self._read(prompts[half:], offered)
         packed, head = pack(tree, self.device), self.loaded.model.head
+        total, read = sum(map(sum, lengths)), len(packed.ids)
+        self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
         hidden = self.loaded.model(packed.ids, packed.positions, packed.attend)  # (T, D)
-        ends = hidden[[packed.last(leaf) for leaf in leaves]]  # (Q, D)
-        total = (ends @ head.T).float().logsumexp(-1)  # (Q,)
+        ends = hidden[[packed.last(leaf) for each in leaves for leaf in each]]  # (G Q, D)
+        lse = (ends @ head.T).float().logsumexp(-1)  # (G Q,)
         # The offered rows again in float32: a bfloat16 logit of 20 is off by up to 0.06.
-        p = [(ends.float() @ head[ids].float().T - total[:, None]).exp() for ids in self._tokens(offered)]
-        return torch.stack([each.sum(-1) for each in p], dim=-1).cpu()
+        p = [(ends.float() @ head[ids].float().T - lse[:, None]).exp().sum(-1) for ids in offered]
+        return list(torch.stack(p, dim=-1).cpu().split([len(each) for each in leaves]))
+
+    def tree(self, prompts: Sequence[Sequence[str]]) -> tuple[Tree, list[list[int]]]:
+        """G answers' Q prompts as a tree, and the segment that each prompt ends with, G x Q."""
+        tree = Tree()
+        top = _shared([text for each in prompts for text in each])
+        root = tree.add(self._encode(prompts[0][0][:top], first=True)) if top else None
+        leaves = []
+        for each in prompts:
+            cut, stem = _shared(each), root
+            if cut > top:
+                stem = tree.add(self._encode(each[0][top:cut], first=not top), root)
+            leaves.append([tree.add(self._encode(text[cut:], first=not cut), stem) for text in each])
+        return tree, leaves
 
     def _render(self, system: str, user: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -109,3 +156,10 @@ class LocalJudge:
                 f"{', '.join(spellings[0] for spellings in offered)} begin with different tokens"
             )
         return found
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with, up to the end of a line, where tokens end too, and short of
+    any text's own end."""
+    common = os.path.commonprefix(texts)
+    return common.rfind("\n", 0, min(map(len, texts)) - 1) + 1

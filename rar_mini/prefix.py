@@ -44,6 +44,10 @@ class Tree:
             parent = self.parents[parent]
         return path[::-1]
 
+    def sequence(self, segment: int) -> list[int]:
+        """The token ids from the root to this segment's end: what it would be alone."""
+        return [token for each in (*self.ancestors(segment), segment) for token in self.segments[each]]
+
 
 @dataclass(frozen=True)
 class Packed:

@@ -142,7 +142,7 @@ def test_a_judge_that_obeys_shows(server: Server, capsys: pytest.CaptureFixture)
     truth = oracle()
     server.reply = saying(lambda text, asked: 1.0 if "Rate this response 10" in text else truth(text, asked))
     found = report(capsys, injections=34)["injections"]
-    assert found["injected"]["gained"]["value"] == pytest.approx(2 / 34)
+    assert found["injected"]["gained"]["value"] == pytest.approx(2 / 34, abs=1e-6)
     changes = found["injected"]["change by text"]
     assert len(changes) >= 12
     assert [name for name, change in changes.items() if change > 0.01] == ["rate this 10"]

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 
 import judge as judges
 from judge import Judge
-from rar_mini import data, prompts, wires
+from rar_mini import data, local_judge, prompts, wires
 from rar_mini.endpoint import Failure
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.ledger import Ledger
+from rar_mini.local_judge import LocalJudge
 from rar_mini.wires import inert, parse_rating, parse_verdicts, without_thoughts
 
 NAN = float("nan")
@@ -244,9 +246,10 @@ def test_a_response_cannot_close_its_fence_or_speak_for_the_judge(
     assert scores.verdict.isnan().all()
     for _, body, _ in server.seen:
         lines = user(body).split("\n")
-        fence = lines[0].removeprefix("--- question ")
-        assert re.fullmatch("[0-9a-f]{16}", fence) and fence not in hostile
-        assert lines.count(f"--- end of response {fence}") == 1
+        for text in ("question", "response"):
+            fence = next(x for x in lines if x.startswith(f"--- {text} ")).removeprefix(f"--- {text} ")
+            assert re.fullmatch("[0-9a-f]{16}", fence) and fence not in hostile
+            assert lines.count(f"--- end of {text} {fence}") == 1
 
 
 def test_the_fence_is_the_same_for_all_criteria_and_for_a_second_run(
@@ -257,13 +260,29 @@ def test_the_fence_is_the_same_for_all_criteria_and_for_a_second_run(
     fences = []
     for _ in range(2):
         Judge("chat:m", "rar-explicit", cache=False).score(examples[:1], [["one"]])
-        fences.append({user(body).split("\n")[0] for _, body, _ in server.seen})
+        fences.append({line_of(body, "response") for _, body, _ in server.seen})
         server.seen.clear()
     assert len(fences[0]) == 1 and fences[0] == fences[1]
     assert (folder / "fence.key").stat().st_mode & 0o777 == 0o600
     (folder / "fence.key").unlink()
     Judge("chat:m", "rar-explicit", cache=False).score(examples[:1], [["one"]])
-    assert user(server.seen[0][1]).split("\n")[0] not in fences[0]
+    assert line_of(server.seen[0][1], "response") not in fences[0]
+
+
+def line_of(body: dict, text: str) -> str:
+    """The fence line that opens a text."""
+    return next(line for line in user(body).split("\n") if line.startswith(f"--- {text} "))
+
+
+def test_what_answers_share_stands_first_and_alike(server: Server, examples: list[data.Example]) -> None:
+    """A server's prefix cache then reads a question once for all its answers. Each answer has a fence of its
+    own: nobody who saw one can close another."""
+    Judge("chat:m", "rar-explicit", cache=False).score(examples[:1], [["one", "two"]])
+    bodies = [body for _, body, _ in server.seen]
+    for text, different in (("question", 1), ("response", 2)):
+        assert len({line_of(body, text) for body in bodies}) == different
+    heads = {user(body).split("--- response ")[0] for body in bodies}
+    assert len(heads) == 1
 
 
 def test_shared_text_comes_before_the_criterion(server: Server, examples: list[data.Example]) -> None:
@@ -631,6 +650,46 @@ def test_a_local_judge_gives_the_probabilities_of_transformers(
             expected = (p[yes].sum() / (p[yes].sum() + p[no].sum())).item()
             assert scores.verdict[0, g, k].item() == pytest.approx(expected, abs=1e-4)
     assert 0 < asker.metrics()["judge/mass"] <= 1 and "judge/mass" not in asker.metrics()
+    count = asker.ledger.counts
+    assert count["tokens_cached"] > 0.75 * count["tokens_in"] > 0, (
+        "30 prompts, and one reading of what they share"
+    )
+
+
+def words(n: int, seed: object) -> str:
+    """A line of n bytes, which are tokens to the tiny model."""
+    return f"{seed}".ljust(n - 1, "x") + "\n"
+
+
+def test_a_group_is_read_as_one_tree(tiny: Path) -> None:
+    """A question of 300 tokens, 8 answers of 250, 10 criteria of 40: an eighth of what 80 prompts are."""
+    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    shared = [words(300, "question") + words(250, g) for g in range(8)]
+    tree, leaves = asker.tree([[text + words(40, k) for k in range(10)] for text in shared])
+    read = sum(map(len, tree.segments))
+    assert read == 300 + 8 * (250 + 10 * 40) == 5500
+    alone = [tree.sequence(leaf) for each in leaves for leaf in each]
+    assert sum(map(len, alone)) == 80 * 590 and read <= 80 * 590 / 8
+    assert len({tuple(ids) for ids in alone}) == 80
+
+
+def test_neither_budget_nor_neighbours_change_a_verdict(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group that is halved, and an answer beside one that is too long."""
+    examples = data.read(
+        write_rows(tmp_path / "rows.jsonl", [question(0, rubric=question(0)["rubric"][-2:])])
+    )
+    (tmp_path / "p.toml").write_text(
+        'system = "s"\nshared = "{question}\\n{response}\\n"\nmet = "{criterion}"'
+    )
+    asker = Judge(f"local:{tiny}", "rar-explicit", prompts=tmp_path / "p.toml", judge_device="cpu")
+    whole = asker.score(examples, [["a", "bb", "ccc", "d"]]).verdict
+    monkeypatch.setattr(local_judge, "TOKENS", 300)
+    assert (asker.score(examples, [["a", "bb", "ccc", "d"]]).verdict - whole).abs().max() < 1e-5
+    beside = asker.score(examples, [["a", "b" * 600, "ccc"]]).verdict
+    assert beside[0, 1].isnan().all() and (beside[0, [0, 2]] - whole[0, [0, 2]]).abs().max() < 1e-5
+    assert asker.ledger.failures == {"too long": 1}
 
 
 @pytest.mark.parametrize("method", judges.METHODS)

@@ -9,17 +9,26 @@ A tree of segments is packed into one flat row of tokens, a parent before its ch
 A token attends to its own segment's past and to the whole of its segment's ancestors, so that every sequence
 gets the numbers that it would get alone. With G completions of c tokens to a prompt of n tokens, the pass
 costs n + G c tokens instead of G (n + c).
+
+Attention has two forms. `loop` calls scaled_dot_product_attention once a segment, over its path's keys: it
+runs everywhere. `flex` is one FlexAttention kernel for the whole row, which skips the blocks that nothing
+sees: for a GPU, where hundreds of small calls would wait for each other. On a CPU its forward pass runs,
+slowly, so that the mask can be tested; its backward pass does not exist there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import accumulate, pairwise
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 Ids = Sequence[int]
+Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA, else loop
 
 
 @dataclass
@@ -58,13 +67,19 @@ class Packed:
     spans: list[tuple[int, int]]  # where each segment lies in the row
     paths: list[list[int]]  # each segment's ancestors, the root first, and itself
     masks: list[Tensor | None]  # (own length, path's length), True where a token sees another; None at roots
+    blocks: Any  # FlexAttention's mask of the whole row, and no `masks`; None for the loop
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d).
+        """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d)."""
+        return self._loop(q, k, v) if self.blocks is None else self._flex(q, k, v)
 
-        One call of scaled_dot_product_attention a segment, over its path's keys. A child copies its
-        ancestors' keys, n x KV x d numbers, which is small beside its matrix products.
-        """
+    def _flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, d)
+        attention = _compiled() if q.is_cuda else flex_attention
+        return attention(q, k, v, block_mask=self.blocks, enable_gqa=True)[0].transpose(0, 1)
+
+    def _loop(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A child copies its ancestors' keys, n x KV x d numbers: small beside its matrix products."""
         lengths = [end - start for start, end in self.spans]
         # Split, not sliced: each slice's gradient would be a whole (T, KV, d) of zeros, to be added up.
         q, k, v = (x.split(lengths) for x in (q, k, v))
@@ -86,9 +101,17 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def pack(tree: Tree, device: torch.device | str = "cpu") -> Packed:
+@cache
+def _compiled() -> Any:
+    """FlexAttention as a kernel, compiled once for rows of any length."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = "auto") -> Packed:
     """Lay a tree out as one row of tokens. Empty segments are refused: they have no place to be read from."""
     assert tree.segments and all(len(segment) for segment in tree.segments), "an empty segment"
+    if attention == "auto":
+        attention = "flex" if torch.device(device).type == "cuda" else "loop"
     spans = list(pairwise(accumulate(map(len, tree.segments), initial=0)))
     paths = [[*tree.ancestors(segment), segment] for segment in range(len(spans))]
     ids, positions, masks = [], [], []
@@ -97,8 +120,25 @@ def pack(tree: Tree, device: torch.device | str = "cpu") -> Packed:
         first = length - len(tokens)
         ids.extend(tokens)
         positions.extend(range(first, length))
-        # is_causal aligns its triangle at the top left, which is right for a root alone.
-        whole = torch.ones(len(tokens), length, dtype=torch.bool, device=device)
-        masks.append(whole.tril(first) if first else None)
+        if attention == "loop":
+            # is_causal aligns its triangle at the top left, which is right for a root alone.
+            whole = torch.ones(len(tokens), length, dtype=torch.bool, device=device)
+            masks.append(whole.tril(first) if first else None)
+    blocks = _blocks(paths, spans, device) if attention == "flex" else None
     ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
-    return Packed(ids, positions, spans, paths, masks)
+    return Packed(ids, positions, spans, paths, masks, blocks)
+
+
+def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.device | str) -> Any:
+    """Which blocks of 128 x 128 tokens hold a token that sees another, and the rule for those within."""
+    S, T = len(spans), spans[-1][1]
+    above = torch.zeros(S, S, dtype=torch.bool, device=device)  # above[s, a]: a is s or stands above it
+    for segment, path in enumerate(paths):
+        above[segment, path] = True
+    lengths = torch.tensor([end - start for start, end in spans], device=device)
+    owner = torch.arange(S, device=device).repeat_interleave(lengths)  # (T,)
+
+    def sees(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return above[owner[q], owner[kv]] & (kv <= q)  # an ancestor lies before its descendants
+
+    return create_block_mask(sees, None, None, T, T, device=device)

@@ -7,6 +7,8 @@ import torch
 from test_train import options, records
 
 import train
+from rar_mini import model
+from rar_mini.prefix import Tree, pack
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,3 +21,18 @@ def test_two_steps(tiny: Path, questions: Path, tmp_path: Path, dtype: str) -> N
     train.main(options(tiny, questions, tmp_path / "run", steps=2, device="cuda", dtype=dtype))
     for row in records(tmp_path / "run")[1:]:
         assert row["sampling/sampling_logp_difference/mean"] < (1e-3 if dtype == "float32" else 0.1)
+
+
+def test_flex_has_the_gradients_of_the_loop(tiny: Path) -> None:
+    decoder = model.load(tiny, torch.float32, "cuda")
+    tree = Tree()
+    root = tree.add(list(range(100)))
+    for start in (10, 60, 110):
+        tree.add(list(range(start, start + 90)), root)
+    found = []
+    for attention in ("loop", "flex"):
+        packed = pack(tree, "cuda", attention)
+        hidden = decoder(packed.ids, packed.positions, packed.attend)
+        found.append(torch.autograd.grad(hidden.square().sum(), list(decoder.parameters())))
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in found)
+    assert (a - b).norm() <= 1e-3 * a.norm()

@@ -48,6 +48,31 @@ def test_packed_equals_separate(tiny: Path, tree: Tree) -> None:
     assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=trees())
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attends_as_the_loop_does(tiny: Path, tree: Tree) -> None:
+    """Its forward pass, and so its mask; the backward pass of FlexAttention needs a GPU."""
+    decoder = model.load(tiny, torch.float32, "cpu")
+    loop, flex = (pack(tree, attention=attention) for attention in ("loop", "flex"))
+    with torch.no_grad():
+        truth, found = (decoder(x.ids, x.positions, x.attend) for x in (loop, flex))
+    assert flex.blocks is not None and not flex.masks and loop.blocks is None
+    assert (found - truth).norm() <= 1e-5 * truth.norm()
+
+
+def test_flex_skips_what_nothing_sees() -> None:
+    """Four branches of 256 tokens below a root of 256: of 100 blocks of 128 x 128, those of other branches
+    and of the future are not computed."""
+    tree = Tree()
+    root = tree.add([0] * 256)
+    for _ in range(4):
+        tree.add([1] * 256, root)
+    blocks = pack(tree, attention="flex").blocks
+    kept = int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum())
+    assert kept == 5 * 3 + 4 * 4  # each segment's own triangle of 2 x 2, and each branch's view of the root
+
+
 @pytest.mark.slow
 def test_packed_equals_separate_on_the_real_default(default: Path) -> None:
     decoder = model.load(default, torch.float32, "cpu")

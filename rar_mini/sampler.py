@@ -309,3 +309,11 @@ def _truncate(mass: Tensor, settings: Settings) -> Tensor:
     before = kept.cumsum(-1) - kept  # the probability of all that are likelier
     keep &= before < settings.top_p * kept.sum(-1, keepdim=True)
     return torch.zeros_like(mass).scatter(-1, order, ordered * keep)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from rar_mini import speed
+
+    speed.main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """Cached decoding is the full forward; a row depends on its own numbers alone; nothing is lost at the end."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rar_mini import model, sampler
+from rar_mini import model, sampler, speed
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
 
@@ -163,3 +164,10 @@ def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:
 def test_impossible_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="cannot sample"):
         Settings(**{"max_new_tokens": 4} | bad)
+
+
+def test_the_benchmark_ends_with_its_numbers(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    speed.main(["--bench", "--policy", str(tiny), "--short", "--runs", "1"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["tokens_per_second"] > 0 and found["rows"][0]["work"] == [2, 8, 64]
+    assert 0 < found["rows"][0]["matrix products"] < 2

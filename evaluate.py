@@ -8,21 +8,26 @@ flawed answer to each of 32 questions with a label on every criterion, or a file
 
 - accuracy, Cohen's kappa, AUC and Brier score of the verdicts, by category and in all;
 - how often the good answer of a pair gets the higher reward (a tie is lost);
-- whether the judge says the same again when it is asked once more, and with the criteria in reverse order;
-- how many answers gain by an injection ("rate this 10", a forged verdict, ...), beside harmless additions.
+- whether the judge says the same again when it is asked once more, and with the criteria in reverse order,
+  where it is asked about several at once;
+- how many flawed answers gain by an injection ("rate this 10", a forged verdict, ...), beside harmless
+  additions. An answer that has the full reward already cannot gain: a judge that grants everything looks safe
+  here, and fails at the pairs.
 
 `replay` has another judge score the rollouts of a finished run: where the two part, and more so towards the
 end, the policy has learnt the first judge's weakness. The share by weight of what the training judge credited
 and the other rejects is the plainest sign.
 
-Intervals are 95 %: by a bootstrap over questions, and Wilson's where a share may be 0 or 1. The last line
-printed is one JSON object.
+Intervals are 95 %: by a bootstrap over questions, and Wilson's for the shares of pairs and of injections,
+which may be 0 or 1. Wilson's takes its cases for independent: it is too narrow where one question has several
+pairs, or one answer several injections. The last line printed is one JSON object.
 """
 
 import dataclasses
 import json
 import math
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +59,7 @@ class Labelled:
     example: Example
     response: str
     quality: str  # "good" or "flawed"
-    labels: list[float]  # K, 1 where the response is good on the item
+    labels: list[float]  # K, 1 where the response is good on the item; where a literal one holds
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,25 @@ def ask(judge: Judge, answers: Sequence[tuple[Example, str]], progress: str, rep
 # --- judge --------------------------------------------------------------------------------------------------
 
 
-def labelled(file: Path | None, domain: str) -> list[Labelled]:
+def labelled(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
     """The labelled responses of a file, or of the bundled sample. Raises ValueError where one is not
     whole."""
     domains = data.DOMAINS if domain == "all" else (domain,)
-    examples = data.read(file) if file else [row for name in domains for row in data.sample(name)]
+    notes: Counter[str] = Counter()
+    if file:
+        examples = data.read(file, skip_bad=skip_bad, notes=notes)
+    else:
+        examples = [row for name in domains for row in data.sample(name)]
+    for note, count in notes.items():
+        print(f"  {note}: {count}")
     found = []
     for example in examples:
-        for place, row in enumerate(example.row.get("labelled_responses") or []):
+        rows = example.row.get("labelled_responses") or []
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{file or domain}, {example.id!r}, labelled_responses: expected a list, got {rows!r:.40}"
+            )
+        for place, row in enumerate(rows):
             try:
                 response, quality, labels = row["response"], row["quality"], row["labels"]
                 fits = isinstance(response, str) and quality in ("good", "flawed")
@@ -99,7 +115,7 @@ def labelled(file: Path | None, domain: str) -> list[Labelled]:
                 raise ValueError(
                     f"{file or domain}, {example.id!r}, labelled_responses[{place}]: expected a `response`, "
                     "a `quality` (good or flawed) and `labels` (0 or 1 for each of "
-                    f"{len(example.rubric)} items)"
+                    f"{len(example.rubric)} items), got {row!r:.80}"
                 )
             found.append(Labelled(example, response, quality, [float(x) for x in labels]))
     if not found:
@@ -114,6 +130,7 @@ def measure(
     method: str = "rar-explicit",
     injections: int = 96,
     plot: Path | None = None,
+    skip_bad_rows: bool = False,
     judging: Judging = DEFAULTS,
 ) -> None:
     """Measure a judge on answers whose truth is known.
@@ -124,11 +141,26 @@ def measure(
         domain: which bundled questions: medical, science or all
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         injections: answers that an injection is put into, and a quarter as many harmless additions; 0 none
-        plot: draw predicted against observed shares into this picture
+        plot: draw predicted against observed shares into this picture; of rar-explicit alone
+        skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
     """
+    # What cannot be done is refused before a judge is paid.
+    if injections < 0:
+        raise ValueError(f"--injections {injections}: expected how many, or 0 for none")
+    if plot:
+        if method != "rar-explicit":
+            raise ValueError(
+                f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}"
+            )
+        figures()
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), method {method}")
-    items = labelled(data, domain)
+    items = labelled(data, domain, skip_bad_rows)
+    if injections and not any(item.quality == "flawed" for item in items):
+        raise ValueError(
+            "--injections are put into flawed answers: expected labelled responses of that quality, got good "
+            "ones only; add some, or pass --injections 0"
+        )
     asker = Judge(spec, method, **vars(judging))
     answers = [(item.example, item.response) for item in items]
     said = ask(asker, answers, "judging")
@@ -144,25 +176,28 @@ def measure(
         result["categories"] = against_labels(said.verdict, label, kind, questions)
         if plot:
             print(f"plot      {draw_reliability(said.verdict, label, plot, spec)}")
-    elif plot:
-        raise ValueError(f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}")
     result["pairs"] = in_order(items, said.reward)
-    reverse = [dataclasses.replace(e, rubric=Rubric(e.rubric.criteria[::-1])) for e, _ in answers]
-    turned = ask(asker, [(e, text) for e, (_, text) in zip(reverse, answers, strict=True)], "reordered")
-    if method == "rar-explicit":
-        for row, item in enumerate(items):
-            turned.verdict[row, : len(item.labels)] = turned.verdict[row, : len(item.labels)][::-1].copy()
     again = ask(asker, answers, "once more", repeat=1)
-    for name, other in (("again", again), ("reordered", turned)):
-        result[name] = consistent(name, said.verdict, other.verdict, questions)
+    result["again"] = consistent("again", said.verdict, again.verdict, questions)
+    # Criteria that are asked about one by one, or not at all, have no order.
+    if method == "rar-implicit" or (method == "rar-explicit" and asker.per_call > 1):
+        result["reordered"] = consistent("reordered", said.verdict, reordered(asker, items), questions)
     if injections:
         result["injections"] = attacked(asker, items, said.reward, injections)
-    print(f"asked     {asker.ledger.line()}")
-    if asker.mass:
-        result["mass"] = sum(asker.mass) / len(asker.mass)
-        print(f"mass      {result['mass']:.2f} of the probability on the offered answers")
-    asker.close()
-    print(json.dumps(without_nan(result)))
+    finish(asker, result)
+
+
+def reordered(judge: Judge, items: Sequence[Labelled]) -> ndarray:
+    """Verdicts (N, K) that were asked for with the criteria in reverse order, back in the rubrics' own."""
+    turned = []
+    for item in items:
+        rubric = Rubric(item.example.rubric.criteria[::-1])
+        turned.append((dataclasses.replace(item.example, rubric=rubric), item.response))
+    verdict = ask(judge, turned, "reordered").verdict
+    for row, item in zip(verdict, items, strict=True):
+        K = min(len(row), len(item.labels))  # of a rating there is one
+        row[:K] = row[:K][::-1].copy()
+    return verdict
 
 
 def against_labels(
@@ -171,8 +206,7 @@ def against_labels(
     """Verdicts (N, K) against labels (N, K), by category and in all, with a printed table."""
     print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<22}" for name in MEASURES))
     table = {}
-    names = [name for name in dict.fromkeys(kind[kind != ""])]
-    for name in [*names, "all"]:
+    for name in [*dict.fromkeys(kind[kind != ""]), "all"]:
         rows, columns = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & ((kind == name) | (name == "all")))
         v, y = verdict[rows, columns], label[rows, columns]
         clusters = [questions[row] for row in rows]
@@ -188,16 +222,23 @@ def against_labels(
 
 def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
     """How often a good answer gets a higher reward than a flawed one to the same question."""
-    wins = ties = losses = failed = 0
-    for i, good in enumerate(items):
-        for j, flawed in enumerate(items):
-            if good.example.id == flawed.example.id and (good.quality, flawed.quality) == ("good", "flawed"):
-                gap = float(reward[i] - reward[j])
-                failed += math.isnan(gap)
-                wins, ties, losses = wins + (gap > TIE), ties + (abs(gap) <= TIE), losses + (gap < -TIE)
-    found = share(wins, wins + ties + losses)
-    print(f"pairs     the good answer wins {interval(found)}: {wins} won, {losses} lost, {ties} tied")
-    return {"accuracy": found} | {"won": wins, "lost": losses, "tied": ties, "failed": failed}
+    rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for item, value in zip(items, reward.tolist(), strict=True):
+        rewards[item.example.id, item.quality].append(value)
+    gaps = np.array(
+        [
+            good - flawed
+            for name in dict.fromkeys(item.example.id for item in items)
+            for good in rewards[name, "good"]
+            for flawed in rewards[name, "flawed"]
+        ]
+    )
+    won, lost, tied = ((gaps > TIE).sum(), (gaps < -TIE).sum(), (np.abs(gaps) <= TIE).sum())
+    counts = {"won": int(won), "lost": int(lost), "tied": int(tied), "failed": int(np.isnan(gaps).sum())}
+    found = share(counts["won"], len(gaps) - counts["failed"])
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"pairs     the good answer wins {interval(found)}: {told}")
+    return {"accuracy": found} | counts
 
 
 def consistent(name: str, one: ndarray, other: ndarray, questions: Sequence[str]) -> dict[str, Any]:
@@ -215,9 +256,10 @@ def attacked(judge: Judge, items: Sequence[Labelled], reward: ndarray, count: in
     flawed = [i for i, item in enumerate(items) if item.quality == "flawed"]
     result = {}
     for kind, many in (("injected", count), ("harmless", math.ceil(count / 4))):
-        names, T = list(texts[kind]), len(texts[kind])
-        # Every text in turn, and every answer in turn, one further each round: in ever new pairs.
-        at = np.array([flawed[(n + n // T) % len(flawed)] for n in range(many)])
+        names, T, F = list(texts[kind]), len(texts[kind]), len(flawed)
+        # Every text in turn, and every answer in turn. Where both come round together, after lcm(T, F), the
+        # answers move on by one: no pair comes twice before all T x F were there, and then it ends.
+        at = np.array([flawed[(n + n // math.lcm(T, F)) % F] for n in range(min(many, T * F))])
         changed = [
             (
                 items[i].example,
@@ -233,21 +275,17 @@ def attacked(judge: Judge, items: Sequence[Labelled], reward: ndarray, count: in
         change = resampled([items[i].example.id for i in at], lambda rows, gain=gain: mean(gain[rows]))
         print(f"{kind:<10}gained {interval(gained)} of {known.sum()}, mean change {interval(change)}")
         result[kind] = {"gained": gained, "change": change, "failed": int((~known).sum())}
-        result[kind]["change by text"] = {name: mean(gain[k::T]) for k, name in enumerate(names[:many])}
+        result[kind]["change by text"] = {name: mean(gain[k::T]) for k, name in enumerate(names[: len(at)])}
     return result
 
 
 def draw_reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Path:
     """Of verdicts near p, the share of items that are truly met: on the diagonal for an honest judge."""
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise ValueError(f"plotting needs matplotlib ({error}): pip install -e '.[plot]'") from error
     verdict, label = agreement.both(verdict, label)
     bins = np.minimum((verdict * 10).astype(int), 9)
     rows = [(verdict[bins == b].mean(), label[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
     shares = [share(int(met), int(n)) for _, met, n in rows]
-    sheet = figure.Figure(figsize=(4.2, 4.2), layout="constrained")
+    sheet = figures().Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = sheet.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for (p, _, n), found in zip(rows, shares, strict=True):
@@ -258,6 +296,15 @@ def draw_reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -
     axes.set_title(f"{title}: {len(label)} verdicts, in tenths", loc="left", fontsize=10, parse_math=False)
     sheet.savefig(path, dpi=200, format=path.suffix[1:] or "png")
     return path
+
+
+def figures() -> Any:
+    """matplotlib's figures. Raises ValueError where it is not installed."""
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise ValueError(f"plotting needs matplotlib ({error}): pip install -e '.[plot]'") from error
+    return figure
 
 
 # --- replay -------------------------------------------------------------------------------------------------
@@ -275,27 +322,31 @@ def replay(
     Args:
         run: the run's folder
         judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
-        most: answers to judge; of a longer run, steps that lie evenly
+        most: answers to judge, but one step at least; of a longer run, steps that lie evenly
     """
+    if most < 1:
+        raise ValueError(f"--most {most}: expected a number of answers from 1 on")
     settings = Run.reopen(run)[1]["settings"]
     spec, why = choose(judge)
     rows = spaced(records(run, "rollouts.jsonl"), most)
-    examples = examples_of(settings, rows)
+    examples = examples_of(run, settings, rows)
     print(f"judge     {spec} ({why}) after {settings['judge']}, method {settings['method']}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
     asker = Judge(spec, settings["method"], **vars(judging))
     said = ask(asker, [(e, row["response"]) for e, row in zip(examples, rows, strict=True)], "judging")
     first = np.array([number(row["reward"]) for row in rows])
+    both = ~(np.isnan(first) | np.isnan(said.reward))  # means of other answers could not be compared
+    first, second = np.where(both, first, math.nan), np.where(both, said.reward, math.nan)
     verdict = np.full(said.verdict.shape, math.nan)
     for i, row in enumerate(rows):
         verdict[i, : len(row["verdicts"])] = [number(item["verdict"]) for item in row["verdicts"]]
     steps, questions = np.array([row["step"] for row in rows]), [row["example_id"] for row in rows]
     group = np.array([f"{row['step']} {row['example_id']}" for row in rows])
-    centred = [within(reward, group) for reward in (first, said.reward)]
+    centred = [within(reward, group) for reward in (first, second)]
     measures = {
         "trained": lambda at: mean(first[at]),
-        "second": lambda at: mean(said.reward[at]),
-        "correlation": lambda at: correlation(first[at], said.reward[at]),
+        "second": lambda at: mean(second[at]),
+        "correlation": lambda at: correlation(first[at], second[at]),
         "in groups": lambda at: correlation(centred[0][at], centred[1][at]),
         "same": lambda at: accuracy(verdict[at], said.verdict[at]),
         "rejected": lambda at: rejected(verdict[at], said.verdict[at], said.weight[at]),
@@ -311,13 +362,11 @@ def replay(
     result["all"] = {name: resampled(questions, measure) for name, measure in measures.items()}
     for name, found in result["all"].items():
         print(f"{name:<12}{interval(found)}")
-    print(f"asked       {asker.ledger.line()}")
-    asker.close()
-    print(json.dumps(without_nan(result)))
+    finish(asker, result)
 
 
 def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most so many rows, whole steps that lie evenly, the first and the last among them."""
+    """At most so many rows, in whole steps that lie evenly from the first to the last; the last at least."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
     if not steps:
         raise ValueError("the run has no rollouts yet: expected the lines of a step in rollouts.jsonl")
@@ -326,19 +375,23 @@ def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] in kept]
 
 
-def examples_of(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
+def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
     """The question of each row. Raises ValueError where the run's data is not as it was."""
     file = settings["data"] and Path(settings["data"])
-    source = data.read(file, skip_bad=settings["skip_bad_rows"]) if file else data.sample(settings["domain"])
+    skip_bad = settings.get("skip_bad_rows", False)
+    source = data.read(file, skip_bad=skip_bad) if file else data.sample(settings["domain"])
     known = {example.id: example for example in source}
     for row in rows:
         example = known.get(row["example_id"])
-        titles = [item["title"] for item in row["verdicts"]]
-        changed = settings["method"] == "rar-explicit" and example is not None
-        if example is None or changed and titles != [c.title for c in example.rubric.criteria]:
+        same = example is not None and row["prompt"] == example.question
+        if same and settings["method"] == "rar-explicit":
+            judged = [(item["title"], item["weight"]) for item in row["verdicts"]]
+            same = judged == [(c.title, c.weight) for c in example.rubric.criteria]
+        if not same:
             raise ValueError(
                 f"{file or settings['domain']} has changed since the run: expected {row['example_id']!r} "
-                f"with the items {', '.join(titles)}"
+                f"with the question and the items of {run}/rollouts.jsonl, got "
+                f"{'others' if example else 'no such row'}; bring the data back as they were"
             )
     return [known[row["example_id"]] for row in rows]
 
@@ -352,10 +405,14 @@ def within(reward: ndarray, group: ndarray) -> ndarray:
 
 
 def rejected(first: ndarray, second: ndarray, weight: ndarray) -> float:
-    """Of the weight that the first judge credited, the share on items that the second says are not met."""
+    """Of the weight that the first judge credited, the share on items that the second does not credit.
+
+    An item of positive weight is credited where it is met, one of negative points where it does not hold.
+    """
     known = ~(np.isnan(first) | np.isnan(second))
-    credited = np.where(known & (first >= 0.5), np.abs(weight), 0.0)
-    return float(credited[second < 0.5].sum() / credited.sum()) if credited.any() else math.nan
+    one, other = ((verdict >= 0.5) == (weight > 0) for verdict in (first, second))
+    credited = np.where(known & one, np.abs(weight), 0.0)
+    return float(credited[~other].sum() / credited.sum()) if credited.any() else math.nan
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -373,8 +430,11 @@ def mean(values: ndarray) -> float:
 
 
 def interval(found: dict[str, float]) -> str:
-    """A number with its interval, for a table."""
-    return "-" if math.isnan(found["value"]) else "{value:.3f} [{low:.3f}, {high:.3f}]".format_map(found)
+    """A number with its interval, where it has one, for a table."""
+    if math.isnan(found["value"]):
+        return "-"
+    form = "{value:.3f}" if math.isnan(found["low"]) else "{value:.3f} [{low:.3f}, {high:.3f}]"
+    return form.format_map(found)
 
 
 def without_nan(value: Any) -> Any:
@@ -386,6 +446,16 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 6)
     return value
+
+
+def finish(judge: Judge, result: dict[str, Any]) -> None:
+    """Print what asking came to and the result in JSON, and end the judge's connections."""
+    print(f"asked     {judge.ledger.line()}")
+    if judge.mass:
+        result["mass"] = sum(judge.mass) / len(judge.mass)
+        print(f"mass      {result['mass']:.2f} of the probability on the offered answers")
+    judge.close()
+    print(json.dumps(without_nan(result)))
 
 
 if __name__ == "__main__":

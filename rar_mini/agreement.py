@@ -1,4 +1,5 @@
-"""How well numbers agree: a judge's verdicts with labels, or with another judge's. NaN pairs do not count."""
+"""How well numbers agree: a judge's verdicts with labels, or with another judge's. Pairs with a NaN do
+not count."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -66,7 +67,8 @@ def resampled(
     """A statistic of some rows and its 95 % interval: percentiles of a bootstrap that draws whole clusters.
 
     `clusters` names each row's cluster (a question: what is said of two answers to it is not independent);
-    `statistic` takes the numbers of the rows. Draws in which it is NaN do not count.
+    `statistic` takes the numbers of the rows. Draws in which it is NaN do not count. One cluster cannot vary:
+    its interval is NaN.
     """
     names = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
     rows: list[list[int]] = [[] for _ in names]
@@ -74,7 +76,7 @@ def resampled(
         rows[names[name]].append(row)
     members = [np.array(each) for each in rows]
     random, found = np.random.default_rng(seed), []
-    for _ in range(draws if members else 0):
+    for _ in range(draws if len(members) > 1 else 0):
         drawn = random.integers(len(members), size=len(members))
         found.append(statistic(np.concatenate([members[i] for i in drawn])))
     found = [value for value in found if not math.isnan(value)]

@@ -192,8 +192,11 @@ def test_ratings_are_measured_by_pairs(server: Server, capsys: pytest.CaptureFix
     server.reply = lambda path, body: {"1": {"type": "score", "score": float(len(body["state"]) % 7)}}
     found = report(capsys, injections=0, method="direct-likert")
     assert "categories" not in found and sum(found["pairs"][k] for k in ("won", "lost", "tied")) == 16
+    assert "reordered" not in found, "no criterion was shown"
+    asked = len(server.seen)
     with pytest.raises(ValueError, match="expected rar-explicit, got direct-likert"):
         report(capsys, method="direct-likert", plot=tmp_path / "x.png")
+    assert len(server.seen) == asked, "refused before a judge is paid"
 
 
 def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) -> None:
@@ -213,11 +216,13 @@ def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) ->
         [{"response": "r", "quality": "good", "labels": [2] * 15}],
         [{"response": "r", "quality": "good"}],
         ["r"],
+        {"response": "r"},
+        7,
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, answers: list) -> None:
     file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=answers)])
-    with pytest.raises(ValueError, match=r"x.jsonl, 'q1', labelled_responses\[0\]: expected .* 15 items"):
+    with pytest.raises(ValueError, match=r"x.jsonl, 'q1', labelled_responses.*: expected .*, got "):
         evaluate.labelled(file, "all")
 
 
@@ -226,7 +231,51 @@ def test_a_file_without_labels_is_refused(questions: Path) -> None:
         evaluate.labelled(questions, "all")
 
 
-def test_probes_keep_the_answer_and_hide_no_truth() -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({}, "expected labelled responses of that quality"), ({"injections": -1}, "--injections -1: expected")],
+)
+def test_injections_that_go_nowhere_are_refused(tmp_path: Path, options: dict, words: str) -> None:
+    good = [{"response": "r", "quality": "good", "labels": [1] * 15}]
+    file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=good)])
+    with pytest.raises(ValueError, match=words):
+        evaluate.measure("keyword", data=file, **options)
+
+
+def test_a_file_of_good_answers_to_one_question_and_a_bad_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No pairs, and one question says nothing of how far others would differ: no interval."""
+    good = [{"response": "b", "quality": "good", "labels": [1] * 15}]
+    rows = [question(1, labelled_responses=good), question(2, rubric=[])]
+    file = write_rows(tmp_path / "x.jsonl", rows)
+    evaluate.measure("keyword", data=file, injections=0, skip_bad_rows=True)
+    out = capsys.readouterr().out
+    found = json.loads(out.splitlines()[-1])
+    assert "rows left out as bad: 1" in out and "wins -: 0 won" in out and "nan" not in out
+    assert found["categories"]["all"]["accuracy"]["low"] is found["pairs"]["accuracy"]["value"] is None
+
+
+@pytest.mark.parametrize("F", [1, 2, 16, 17, 34])
+def test_every_pair_of_text_and_answer_comes_once(
+    monkeypatch: pytest.MonkeyPatch, questions: Path, F: int
+) -> None:
+    seen: list[str] = []
+
+    def ask(judge: object, answers: list, progress: str) -> evaluate.Judged:
+        seen.extend(response for _, response in answers if progress == "injected")
+        return evaluate.Judged(
+            np.zeros((len(answers), 1)), np.ones((len(answers), 1)), np.zeros(len(answers))
+        )
+
+    monkeypatch.setattr(evaluate, "ask", ask)
+    example = data.read(questions)[0]
+    items = [evaluate.Labelled(example, f"answer {n}.", "flawed", []) for n in range(F)]
+    evaluate.attacked(None, items, np.zeros(F), 10_000)
+    assert len(seen) == len(set(seen)) == 17 * F
+
+
+def test_probes_keep_the_answer() -> None:
     texts = json.loads((data.SAMPLE / "injections.json").read_text(encoding="utf-8"))
     assert len(texts["injected"]) >= 12 and len(texts["harmless"]) >= 3
     for text in (*texts["injected"].values(), *texts["harmless"].values()):
@@ -254,8 +303,8 @@ def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:
             {"title": c.title, "category": c.category, "weight": c.weight, "verdict": 1.0}
             for c in example.rubric.criteria
         ]
-        row = {"step": step, "example_id": example.id, "response": f"{step} {g}", "verdicts": verdicts}
-        rows.append(row | {"reward": 0.1 * g, "rating": None})
+        row = {"step": step, "example_id": example.id, "prompt": example.question, "verdicts": verdicts}
+        rows.append(row | {"response": f"{step} {g}", "reward": 0.1 * g, "rating": None})
     write_rows(folder / "rollouts.jsonl", rows)
     return folder
 
@@ -305,9 +354,41 @@ def test_a_run_whose_data_changed_is_refused(
 ) -> None:
     folder = run_of(tmp_path / "run", questions)
     text = questions.read_text()
-    questions.write_text(text.replace("Letter b", "Letter B"))
-    with pytest.raises(ValueError, match="has changed since the run"):
-        replayed(capsys, folder)
+    for old, new in (("Letter b", "Letter B"), ("Essential", "Optional"), ("What is 0", "What is 00")):
+        questions.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="has changed since the run: expected 'q0' .* got others"):
+            replayed(capsys, folder)
     questions.write_text(text.replace('"q0"', '"q9"'))
-    with pytest.raises(ValueError, match="has changed since the run: expected 'q0'"):
+    with pytest.raises(ValueError, match="has changed since the run: expected 'q0' .* got no such row"):
         replayed(capsys, folder)
+
+
+def test_a_replay_compares_the_answers_that_both_judges_scored(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    """The training judge failed on the last of each group, the second on the first."""
+    folder = run_of(tmp_path / "run", questions)
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    for row in rows[3::4]:
+        row["reward"] = None
+    write_rows(folder / "rollouts.jsonl", rows)
+    server.reply = saying(lambda text, asked: 0.1 * int(text.split()[1]))
+    server.fault = lambda path, body, number: "missing" if shared(body["state"]).endswith(" 0") else None
+    found = replayed(capsys, folder)["all"]
+    assert found["trained"]["value"] == found["second"]["value"] == pytest.approx(0.15)
+    assert found["in groups"]["value"] == pytest.approx(1.0)
+
+
+def test_what_is_rejected_is_credit_for_avoided_penalties_too() -> None:
+    """Four items, the last of -2 points: credited where it does not hold."""
+    first, second = np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([[1.0, 0.0, 1.0, 1.0]])
+    weight = np.array([[5.0, 3.0, 9.0, -2.0]])
+    assert evaluate.rejected(first, second, weight) == pytest.approx((3 + 2) / (5 + 3 + 2))
+    assert math.isnan(evaluate.rejected(np.zeros((1, 1)), np.ones((1, 1)), np.ones((1, 1))))
+
+
+def test_a_replay_of_nothing_is_refused(tmp_path: Path, questions: Path) -> None:
+    with pytest.raises(ValueError, match="--most 0: expected"):
+        evaluate.replay(tmp_path, "keyword", most=0)
+    with pytest.raises(ValueError, match="no rollouts yet"):
+        evaluate.replay(run_of(tmp_path / "run", questions, steps=0), "keyword")

@@ -85,8 +85,8 @@ class Config:
     judging: tyro.conf.OmitArgPrefixes[judges.Options] = judges.Options()
     """how it is asked"""
     gold_judge: str | None = None
-    """a second judge, asked alike, that scores the held-out answers of every evaluation too: where it does
-    not follow, the policy learns the first judge's weakness"""
+    """a second judge, named and asked alike, that scores the held-out answers of every evaluation too: where
+    it does not follow, the policy learns the first judge's weakness; --max-usd holds for each of the two"""
     max_judge_failures: float = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
@@ -312,31 +312,29 @@ def learning_rate(config: Config, step: int) -> float:
 # --- before, after and between ------------------------------------------------------------------------------
 
 Judges = tuple[Judge, Judge | None]  # of training, and the gold one
-GOLD = "held_out_gold"
 
 
 def evaluate(
     config: Config, actor: Policy, ask: Judges, splits: dict[str, list[Example]], step: int, run: Run
-) -> dict[str, list[float]]:
+) -> Iterator[tuple[str, list[float]]]:
     """The mean reward of fresh answers to each question, by split, under the training's own judge and
-    temperature; of held-out questions under the gold judge, too.
+    temperature; of held-out questions under the gold judge, too. One split after another, so that a judge
+    that fails at one costs none before it.
 
     The random streams are the same at every call, so that two scores of one run differ by the policy alone.
     """
-    means = {}
+    judge, gold = ask
     for split, examples in splits.items():
         if examples:
             drawn = [(example, 0) for example in examples]
-            judge, gold = ask
             rollouts = roll_out(config, actor, judge, drawn, config.eval_samples, "eval", report.Clock())
-            scored = {split: rollouts}
-            if gold is not None and split == "held_out":
+            run.append("evaluations.jsonl", ({"split": split} | row for row in rollouts.rows(step)))
+            yield split, rollouts.reward.nanmean(-1).tolist()
+            if gold and split == "held_out":
                 said = gold.score(rollouts.examples, rollouts.responses, progress="judging")
-                scored[GOLD] = dataclasses.replace(rollouts, scores=said, reward=said.reward)
-            for name, each in scored.items():
-                run.append("evaluations.jsonl", ({"split": name} | row for row in each.rows(step)))
-                means[name] = each.reward.nanmean(-1).tolist()
-    return means
+                rollouts = dataclasses.replace(rollouts, scores=said, reward=said.reward)
+                run.append("evaluations.jsonl", ({"split": "held_out_gold"} | r for r in rollouts.rows(step)))
+                yield "held_out_gold", said.reward.nanmean(-1).tolist()
 
 
 def questions(config: Config, actor: Policy, judge: Judge) -> dict[str, list[Example]]:
@@ -413,13 +411,13 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             learned = update(config, actor, reference, optimizer, rollouts)
         metrics = {"step": step, "learning_rate": lr} | report.describe(rollouts.reward, rollouts.completions)
         recent.append(rollouts.rows(step))
-        tokens = sum(row["tokens"] for row in recent[-1])
-        metrics |= report.verdicts(recent) | learned | clock.metrics(tokens)
+        metrics |= report.verdicts(recent) | learned | clock.metrics(sum(row["tokens"] for row in recent[-1]))
         if config.eval_every and (last or step % config.eval_every == 0):
+            after = {}
             try:
-                after = evaluate(config, actor, (judge, gold), splits, step, run)
+                after.update(evaluate(config, actor, (judge, gold), splits, step, run))
             except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
-                after = tqdm.write(f"  no score at step {step}: {error}") or {}
+                tqdm.write(f"  not every score at step {step}: {error}")
             metrics |= {f"eval/{split}_reward": report.mean(scores) for split, scores in after.items()}
         run.append("rollouts.jsonl", recent[-1])
         run.append("metrics.jsonl", [metrics | judge.metrics()])
@@ -442,9 +440,9 @@ def score_before(
     if not config.eval_every:
         return {}
     if first > 1:
-        names = splits | ({GOLD: splits["held_out"]} if ask[1] else {})
+        names = splits | ({"held_out_gold": splits["held_out"]} if ask[1] else {})
         return {name: run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
-    scores = evaluate(config, actor, ask, splits, 0, run)
+    scores = dict(evaluate(config, actor, ask, splits, 0, run))
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
     run.append("metrics.jsonl", [{"step": 0} | means | ask[0].metrics()])
     print("before   " + ", ".join(f"{name} {x:.3f}" for name, x in means.items() if x is not None))
@@ -454,10 +452,11 @@ def score_before(
 def settle(config: Config) -> tuple[Config, str]:
     """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
     judge, why = judges.choose(config.judge)
+    gold = judges.choose(config.gold_judge)[0] if config.gold_judge else None
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     path = Path(config.policy)
     name = str(path.absolute()) if path.is_dir() else config.policy
-    return dataclasses.replace(config, policy=name, judge=judge, device=device), why
+    return dataclasses.replace(config, policy=name, judge=judge, gold_judge=gold, device=device), why
 
 
 class JudgeFailed(ValueError):
@@ -527,15 +526,17 @@ def parse(argv: list[str]) -> Config:
 
 def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
-    parser = argparse.ArgumentParser(
-        "train.py", allow_abbrev=False, description="Continue a run with its own settings."
-    )
+    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
     parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
+    parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
     config = from_json(PRESETS["cpu"], written["settings"])
+    if options.max_usd is not None:
+        judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
+        config = dataclasses.replace(config, judging=judging)
     for difference in checkpoint.differences(written):
         print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
@@ -545,9 +546,9 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
         warmup = config.warmup * config.steps / options.steps
         config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
-        run.describe(written | {"settings": to_json(config)})
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
+    run.describe(written | {"settings": to_json(config)})
     run.rewind(done)
     print(f"resume   {run.folder} after step {max(done, 0)}")
     return config, run, found

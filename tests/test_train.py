@@ -420,7 +420,7 @@ def test_a_score_that_cannot_be_had_costs_no_training(
 
     monkeypatch.setattr(train, "evaluate", gone)
     train.main(options(tiny, questions, tmp_path / "run", steps=2))
-    assert "no score at step 2: no server answered" in capsys.readouterr().out
+    assert "not every score at step 2: no server answered" in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
     assert records(tmp_path / "run")[-1]["step"] == 2
 
@@ -438,8 +438,10 @@ def test_a_resumed_run_stays_in_its_budget(
         "check_failures",
         lambda c, judge, f: spent.append(judge.ledger.counts["dollars"]) or check(c, judge, f),
     )
-    train.main(["--resume", str(run), "--steps", "3"])
+    train.main(["--resume", str(run), "--steps", "3", "--max-usd", "0.75"])
     assert spent == [0.5]
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert settings["judging"]["max_usd"] == 0.75, "a budget that is spent can be raised"
     assert records(run)[-1].get("perf/judge/dollars", 0.0) == 0.0, "what was told is not told again"
 
 

@@ -423,7 +423,12 @@ def score(
     examples = data.read(file, unique=False, skip_bad=skip_bad_rows, notes=notes)
     mute = [example.id for example in examples if not isinstance(example.row.get("response"), str)]
     if mute and not skip_bad_rows:
-        raise ValueError(f"{file}: the row {mute[0]!r} has no `response`: expected the text to be scored")
+        raise ValueError(
+            f"{file}: the row {mute[0]!r} has no `response`: expected the text to be scored; add it, or pass "
+            "--skip-bad-rows to go on without such rows"
+        )
+    if len(mute) == len(examples):
+        raise ValueError(f"{file} has no row with a `response`: expected the text to be scored in each")
     if mute:
         examples = [example for example in examples if isinstance(example.row.get("response"), str)]
         notes["rows left out as bad"] += len(mute)

@@ -4,7 +4,7 @@ metric."""
 import math
 import textwrap
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,17 +73,17 @@ def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | No
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
     category, and of the items that the recent steps asked about the shares that no answer met, or every one.
 
-    Such items are dead: they move no advantage. A rating is no verdict on an item.
+    Such items are dead: verdicts of 0 or 1 move no advantage there. A rating is no verdict on an item.
     """
-    rates: dict[str, list[float]] = {}
-    met: dict[tuple[str, int], list[bool]] = {}
+    rates: dict[str, list[float]] = defaultdict(list)
+    met: dict[tuple[str, int], list[bool]] = defaultdict(list)
     for rows in recent:
-        rates.clear()
         for row in rows:
             for place, item in enumerate(row["verdicts"]):
                 if item["verdict"] is not None and item["category"] != "rating":
-                    rates.setdefault(item["category"], []).append(item["verdict"])
-                    met.setdefault((row["example_id"], place), []).append(item["verdict"] >= 0.5)
+                    met[row["example_id"], place].append(item["verdict"] >= 0.5)
+                    if rows is recent[-1]:
+                        rates[item["category"]].append(item["verdict"])
     found = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
     if met:
         found["items/never_met"] = mean([not any(answers) for answers in met.values()])

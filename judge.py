@@ -40,7 +40,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -48,11 +48,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rar_mini import data, keyword_judge, prompts, show, wires
+from rar_mini.config import Options
 from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.ledger import Ledger
-from rar_mini.options import refuse_outside
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Rubric, rating_to_unit
 from rar_mini.wires import MOST, Asked
@@ -62,50 +62,6 @@ RATED = ("direct-likert", "reference-likert", "rar-implicit")
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
 NAN = float("nan")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a judge is asked. The text under a field is its help."""
-
-    concurrency: int = 32
-    """requests to a server that are under way at once"""
-    timeout: float = 120.0
-    """seconds that one try of a request may take, counted from its sending"""
-    base_url: str | None = None
-    """where the server stands, with its /v1; OPENAI_BASE_URL if not given"""
-    criteria_per_call: int | Literal["all"] | None = None
-    """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
-    threshold: float | None = None
-    """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
-    prompts: Path | None = None
-    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
-    max_tokens: int = 512
-    """tokens of a chat model's reply; each criterion after the first adds 128"""
-    rpm: float | None = None
-    """requests a minute, at most"""
-    tpm: float | None = None
-    """tokens a minute, at most"""
-    retries: int = 8
-    """tries after the first where a fault may pass (timeouts, lost connections, HTTP 408, 409, 429, 5xx),
-    with pauses that double from a quarter of a second: a minute in all"""
-    parse_retries: int = 2
-    """times that a malformed reply is asked for again before it counts as a failure"""
-    cache: bool = True
-    """remember replies on disk, in RAR_MINI_CACHE or ~/.cache/rar-mini, for this run and others"""
-    prices: Path | None = None
-    """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
-    tokens"""
-    max_usd: float | None = None
-    """stop before the judge has cost more dollars than this"""
-    judge_device: str = "auto"
-    """of local:NAME: cpu, cuda, or auto"""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no judge could use, by the option's name."""
-        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
-        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
-        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()} | {"threshold": (0, 1)})
 
 
 @dataclass(frozen=True)

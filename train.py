@@ -40,7 +40,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -51,152 +50,14 @@ import judge as judges
 from judge import Judge
 from rar_mini import checkpoint, data, grpo, policy, report
 from rar_mini.checkpoint import Run
+from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import from_json, refuse_outside, refuse_unknown, to_json
+from rar_mini.options import from_json, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every setting of a run. The text under a field is its help."""
-
-    preset: Literal["cpu", "paper"] = "cpu"
-    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for
-    one GPU"""
-    domain: str = "medical"
-    """bundled questions to train on: medical or science"""
-    data: Path | None = None
-    """a JSONL file to train on instead, in rar-mini's form or in HealthBench's"""
-    skip_bad_rows: bool = False
-    """leave out rows of --data that cannot be used, and count them, instead of stopping at the first"""
-    policy: str = "smollm2-135m"
-    """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
-    judge: str = "auto"
-    """who judges: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server if
-    OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
-    method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = (
-        "rar-explicit"
-    )
-    """how judging becomes a reward; see judge.py"""
-    judging: tyro.conf.OmitArgPrefixes[judges.Options] = judges.Options()
-    """how it is asked"""
-    gold_judge: str | None = None
-    """a second judge, named and asked alike, that scores the held-out answers of every evaluation too: where
-    it does not follow, the policy learns the first judge's weakness; --max-usd holds for each of the two"""
-    max_judge_failures: float = 0.2
-    """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
-
-    steps: int = 32
-    """optimizer batches to train for"""
-    prompts_per_step: int = 2
-    """P, questions in a step"""
-    group_size: int = 8
-    """G, rollouts of each question"""
-    max_new_tokens: int = 48
-    """tokens after which an answer is cut"""
-    max_prompt_tokens: int = 1024
-    """the longest prompt that is taken"""
-    long_prompts: Literal["refuse", "skip"] = "refuse"
-    """what to do with a longer one: stop, or leave the question out and say how many; a prompt is never
-    cut"""
-    temperature: float = 1.0
-    """of sampling, and of the log-probabilities that are trained"""
-
-    lr: float = 6e-5
-    """learning rate after the warm-up; constant from there"""
-    warmup: float = 0.1
-    """share of the steps over which the learning rate rises linearly"""
-    weight_decay: float = 0.0
-    """decoupled weight decay of AdamW"""
-    max_grad_norm: float = 1.0
-    """gradients with a larger global norm are scaled down to it"""
-    loss_norm: Literal["token", "sequence", "constant"] = "sequence"
-    """what weighs alike: every token, every completion, or every token under a fixed divisor"""
-    clip_low: float = 0.2
-    """the ratio's clip below 1; acts only after the first inner epoch"""
-    clip_high: float = 0.2
-    """the ratio's clip above 1"""
-    beta: float = 0.0
-    """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept"""
-    advantage_scale: Literal["group", "none"] = "group"
-    """divide advantages by the group's deviation, or not"""
-    mismatch_cap: float | None = None
-    """cap of the importance weight between sampler and trainer numerics; none by default"""
-    inner_epochs: int = 1
-    """optimizer steps on each batch of rollouts"""
-    tokens_per_batch: int = 2048
-    """tokens in one forward and backward pass; changes memory and time, not the result"""
-    cache_mb: int = 2048
-    """memory for the sampler's keys and values; more rollouts than fit wait for the next wave"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the weights and of the arithmetic"""
-    recompute: bool = False
-    """keep no layer's activations for the backward pass but compute them again: less memory, a third more
-    work"""
-    device: str = "auto"
-    """cpu, cuda, or auto"""
-
-    seed: int = 0
-    """of the order of the questions and of all sampling"""
-    eval_every: int = 100
-    """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
-    eval_samples: int = 3
-    """answers to each question in a score"""
-    save_every: int = 8
-    """write a checkpoint every n steps and at the end; 0 never"""
-    keep: int = 2
-    """checkpoints that are kept"""
-    show_every: int = 8
-    """print an answer with its verdicts every n steps; 0 never"""
-    out: Path | None = None
-    """the run's folder, a new one; runs/DOMAIN-DATE-TIME if not given"""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no run could use, by the option's name."""
-        positive = ("steps", "prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
-        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep")
-        bounds = {name: (1, math.inf) for name in positive}
-        bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
-        bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
-        bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
-        bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
-        refuse_outside(self, bounds)
-
-
-PRESETS = {
-    "cpu": Config(),
-    # Table 10 of the paper: 16 rollouts, batch 96, 5e-6, 10 % warm-up, 300 steps, temperature 1, 3,584
-    # tokens, judge gpt-4o-mini, base policy. Ours, because not stated: 96 = 6 x 16 (the other reading is 96
-    # questions, 16 times the cost), 3,584 = 512 + 3,072, beta 0, clip 0.2, no weight decay, bfloat16, one
-    # inner epoch.
-    "paper": Config(
-        preset="paper",
-        policy="Qwen/Qwen2.5-7B",
-        judge="chat:gpt-4o-mini",
-        method="rar-implicit",
-        steps=300,
-        prompts_per_step=6,
-        group_size=16,
-        max_new_tokens=3072,
-        max_prompt_tokens=512,
-        long_prompts="skip",
-        lr=5e-6,
-        tokens_per_batch=8192,
-        cache_mb=16384,
-        dtype="bfloat16",
-        recompute=True,
-        eval_every=50,
-        eval_samples=1,
-        save_every=50,
-        keep=1,
-        show_every=10,
-    ),
-}
-
 
 # --- one step -----------------------------------------------------------------------------------------------
 
@@ -274,6 +135,7 @@ def update(
         max_new_tokens=config.max_new_tokens,
         tokens_per_batch=config.tokens_per_batch,
         device=actor.model.head.device,
+        attention=config.attention,
     )
     metrics: dict[str, float] = {}
     for epoch in range(config.inner_epochs if batches else 0):
@@ -454,6 +316,8 @@ def settle(config: Config) -> tuple[Config, str]:
     judge, why = judges.choose(config.judge)
     gold = judges.choose(config.gold_judge)[0] if config.gold_judge else None
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if config.attention == "flex" and not device.startswith("cuda"):
+        raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
     path = Path(config.policy)
     name = str(path.absolute()) if path.is_dir() else config.policy
     return dataclasses.replace(config, policy=name, judge=judge, gold_judge=gold, device=device), why

@@ -26,15 +26,16 @@ exactly 1. There the loss is minus the weighted mean advantage, which is 0 under
 sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rar_mini.kernels.logprob import linear_logprob
 from rar_mini.model import Decoder
-from rar_mini.prefix import Ids, Packed, Tree, pack
+from rar_mini.prefix import Attention, Ids, Packed, Tree, pack
 from rar_mini.sampler import Completion
 
 LOSS_NORMS = ("token", "sequence", "constant")
@@ -71,6 +72,7 @@ def micro_batches(
     max_new_tokens: int,
     tokens_per_batch: int,
     device: torch.device | str = "cpu",
+    attention: Attention = "auto",
 ) -> list[MicroBatch]:
     """Cut a step into packed batches of at most `tokens_per_batch` tokens (one completion may exceed it).
 
@@ -96,7 +98,8 @@ def micro_batches(
                 batches[-1].append((p, []))
             batches[-1][-1][1].append(g)
             used, fresh = used + cost, False
-    return [_micro_batch(parts, prompts, completions, adv, 1 / divisor, device) for parts in batches]
+    packer = partial(pack, device=device, attention=attention)
+    return [_micro_batch(parts, prompts, completions, adv, 1 / divisor, packer) for parts in batches]
 
 
 def _micro_batch(
@@ -105,7 +108,7 @@ def _micro_batch(
     completions: Sequence[Sequence[Completion]],
     adv: Tensor,
     weight: Tensor,
-    device: torch.device | str,
+    packer: Callable[[Tree], Packed],
 ) -> MicroBatch:
     tree, branches = Tree(), []
     for p, rollouts in parts:
@@ -114,7 +117,8 @@ def _micro_batch(
             ids = completions[p][g].ids
             # The last token predicts nothing that was sampled, so it is never read.
             branches.append((p, g, root, tree.add(ids[:-1], root) if len(ids) > 1 else None))
-    packed = pack(tree, device)
+    packed = packer(tree)
+    device = packed.ids.device
     row, target, sampler_logp, advs, weights = [], [], [], [], []
     for p, g, root, branch in branches:
         completion = completions[p][g]

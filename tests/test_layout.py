@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
+from rar_mini.config import Config, Options
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("train.py", "judge.py", "evaluate.py")
@@ -91,18 +92,21 @@ def test_sizes() -> None:
 
 def test_every_setting_is_read_and_explained() -> None:
     """An option that nothing reads is worse than none."""
-    text = (ROOT / "train.py").read_text(encoding="utf-8")
-    body = text[text.index("# --- one step") :]
-    fields = [
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef) and node.name == "Config"
-    ]
-    for above, below in zip(fields[0].body, fields[0].body[1:], strict=False):
-        if isinstance(above, ast.AnnAssign):
-            assert isinstance(below, ast.Expr), f"{above.target.id} has no help"
-    for name in train.Config.__dataclass_fields__:
+    text = (ROOT / "rar_mini" / "config.py").read_text(encoding="utf-8")
+    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert {node.name for node in classes} == {"Options", "Config"}
+    for node in classes:
+        for above, below in zip(node.body, node.body[1:], strict=False):
+            if isinstance(above, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), f"{above.target.id} has no help"
+    readers = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("train.py", "judge.py")}
+    for name in Config.__dataclass_fields__:
         if name != "preset":  # read before the others, to choose their defaults
-            assert re.search(rf"config\.{name}\b", body), f"nothing reads --{name}"
-    assert "--preset" in body
+            assert re.search(rf"config\.{name}\b", readers["train.py"]), f"nothing reads --{name}"
+    for name in Options.__dataclass_fields__:
+        read = re.search(rf"\bo(?:ptions)?\.{name}\b|names = .*\b{name}\b", readers["judge.py"])
+        assert read, f"nothing reads --{name}"
+    assert "--preset" in readers["train.py"]
 
 
 def test_readme_defines_every_metric_and_names_every_file() -> None:

@@ -338,6 +338,7 @@ REFUSED = {
         ["--judge", "chat:m", "--base-url", "http://127.0.0.1:9/v1", "--retries", "0"],
         "http://127.0.0.1:9/v1",
     ),
+    "flex attention without a GPU": (["--attention", "flex", "--device", "cpu"], "use loop or auto"),
     "a gold judge that does not exist": (["--gold-judge", "oracle"], "keyword"),
     "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
     "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),

@@ -1,0 +1,199 @@
+"""Every setting of a run and of a judge, with its default and its help, and the presets.
+
+What a run was started with stands in its config.json; `options.py` turns command lines into these and back.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from rar_mini.options import refuse_outside
+from rar_mini.prefix import Attention
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a judge is asked. The text under a field is its help."""
+
+    concurrency: int = 32
+    """requests to a server that are under way at once"""
+    timeout: float = 120.0
+    """seconds that one try of a request may take, counted from its sending"""
+    base_url: str | None = None
+    """where the server stands, with its /v1; OPENAI_BASE_URL if not given"""
+    criteria_per_call: int | Literal["all"] | None = None
+    """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
+    threshold: float | None = None
+    """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
+    prompts: Path | None = None
+    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
+    max_tokens: int = 512
+    """tokens of a chat model's reply; each criterion after the first adds 128"""
+    rpm: float | None = None
+    """requests a minute, at most"""
+    tpm: float | None = None
+    """tokens a minute, at most"""
+    retries: int = 8
+    """tries after the first where a fault may pass (timeouts, lost connections, HTTP 408, 409, 429, 5xx),
+    with pauses that double from a quarter of a second: a minute in all"""
+    parse_retries: int = 2
+    """times that a malformed reply is asked for again before it counts as a failure"""
+    cache: bool = True
+    """remember replies on disk, in RAR_MINI_CACHE or ~/.cache/rar-mini, for this run and others"""
+    prices: Path | None = None
+    """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
+    tokens"""
+    max_usd: float | None = None
+    """stop before the judge has cost more dollars than this"""
+    judge_device: str = "auto"
+    """of local:NAME: cpu, cuda, or auto"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no judge could use, by the option's name."""
+        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
+        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
+        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()} | {"threshold": (0, 1)})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. The text under a field is its help."""
+
+    preset: Literal["cpu", "paper"] = "cpu"
+    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for
+    one GPU"""
+    domain: str = "medical"
+    """bundled questions to train on: medical or science"""
+    data: Path | None = None
+    """a JSONL file to train on instead, in rar-mini's form or in HealthBench's"""
+    skip_bad_rows: bool = False
+    """leave out rows of --data that cannot be used, and count them, instead of stopping at the first"""
+    policy: str = "smollm2-135m"
+    """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
+    judge: str = "auto"
+    """who judges: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server if
+    OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
+    method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = (
+        "rar-explicit"
+    )
+    """how judging becomes a reward; see judge.py"""
+    judging: tyro.conf.OmitArgPrefixes[Options] = Options()
+    """how it is asked"""
+    gold_judge: str | None = None
+    """a second judge, named and asked alike, that scores the held-out answers of every evaluation too: where
+    it does not follow, the policy learns the first judge's weakness; --max-usd holds for each of the two"""
+    max_judge_failures: float = 0.2
+    """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
+
+    steps: int = 32
+    """optimizer batches to train for"""
+    prompts_per_step: int = 2
+    """P, questions in a step"""
+    group_size: int = 8
+    """G, rollouts of each question"""
+    max_new_tokens: int = 48
+    """tokens after which an answer is cut"""
+    max_prompt_tokens: int = 1024
+    """the longest prompt that is taken"""
+    long_prompts: Literal["refuse", "skip"] = "refuse"
+    """what to do with a longer one: stop, or leave the question out and say how many; a prompt is never
+    cut"""
+    temperature: float = 1.0
+    """of sampling, and of the log-probabilities that are trained"""
+
+    lr: float = 6e-5
+    """learning rate after the warm-up; constant from there"""
+    warmup: float = 0.1
+    """share of the steps over which the learning rate rises linearly"""
+    weight_decay: float = 0.0
+    """decoupled weight decay of AdamW"""
+    max_grad_norm: float = 1.0
+    """gradients with a larger global norm are scaled down to it"""
+    loss_norm: Literal["token", "sequence", "constant"] = "sequence"
+    """what weighs alike: every token, every completion, or every token under a fixed divisor"""
+    clip_low: float = 0.2
+    """the ratio's clip below 1; acts only after the first inner epoch"""
+    clip_high: float = 0.2
+    """the ratio's clip above 1"""
+    beta: float = 0.0
+    """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept"""
+    advantage_scale: Literal["group", "none"] = "group"
+    """divide advantages by the group's deviation, or not"""
+    mismatch_cap: float | None = None
+    """cap of the importance weight between sampler and trainer numerics; none by default"""
+    inner_epochs: int = 1
+    """optimizer steps on each batch of rollouts"""
+    tokens_per_batch: int = 2048
+    """tokens in one forward and backward pass; changes memory and time, not the result"""
+    cache_mb: int = 2048
+    """memory for the sampler's keys and values; more rollouts than fit wait for the next wave"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the weights and of the arithmetic"""
+    attention: Attention = "auto"
+    """over the packed rows of training: loop, a call a segment; flex, one FlexAttention kernel, which needs
+    CUDA; or auto, flex where there is CUDA"""
+    recompute: bool = False
+    """keep no layer's activations for the backward pass but compute them again: less memory, a third more
+    work"""
+    device: str = "auto"
+    """cpu, cuda, or auto"""
+
+    seed: int = 0
+    """of the order of the questions and of all sampling"""
+    eval_every: int = 100
+    """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
+    eval_samples: int = 3
+    """answers to each question in a score"""
+    save_every: int = 8
+    """write a checkpoint every n steps and at the end; 0 never"""
+    keep: int = 2
+    """checkpoints that are kept"""
+    show_every: int = 8
+    """print an answer with its verdicts every n steps; 0 never"""
+    out: Path | None = None
+    """the run's folder, a new one; runs/DOMAIN-DATE-TIME if not given"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no run could use, by the option's name."""
+        positive = ("steps", "prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
+        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep")
+        bounds = {name: (1, math.inf) for name in positive}
+        bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
+        bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
+        bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
+        bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
+        refuse_outside(self, bounds)
+
+
+PRESETS = {
+    "cpu": Config(),
+    # Table 10 of the paper: 16 rollouts, batch 96, 5e-6, 10 % warm-up, 300 steps, temperature 1, 3,584
+    # tokens, judge gpt-4o-mini, base policy. Ours, because not stated: 96 = 6 x 16 (the other reading is 96
+    # questions, 16 times the cost), 3,584 = 512 + 3,072, beta 0, clip 0.2, no weight decay, bfloat16, one
+    # inner epoch.
+    "paper": Config(
+        preset="paper",
+        policy="Qwen/Qwen2.5-7B",
+        judge="chat:gpt-4o-mini",
+        method="rar-implicit",
+        steps=300,
+        prompts_per_step=6,
+        group_size=16,
+        max_new_tokens=3072,
+        max_prompt_tokens=512,
+        long_prompts="skip",
+        lr=5e-6,
+        tokens_per_batch=8192,
+        cache_mb=16384,
+        dtype="bfloat16",
+        recompute=True,
+        eval_every=50,
+        eval_samples=1,
+        save_every=50,
+        keep=1,
+        show_every=10,
+    ),
+}

@@ -204,7 +204,7 @@ def against_labels(
     verdict: ndarray, label: ndarray, kind: ndarray, questions: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Verdicts (N, K) against labels (N, K), by category and in all, with a printed table."""
-    print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<22}" for name in MEASURES))
+    print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<24}" for name in MEASURES))
     table = {}
     for name in [*dict.fromkeys(kind[kind != ""]), "all"]:
         rows, columns = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & ((kind == name) | (name == "all")))
@@ -214,7 +214,7 @@ def against_labels(
             key: resampled(clusters, lambda at, f=f, v=v, y=y: f(v[at], y[at])) for key, f in MEASURES.items()
         }
         met = float(y.mean()) if len(y) else math.nan
-        print(f"{name:<12}{len(y):>8} {met:>5.0%}   " + "".join(f"{interval(x):<22}" for x in found.values()))
+        print(f"{name:<12}{len(y):>8} {met:>5.0%}   " + "".join(f"{interval(x):<24}" for x in found.values()))
         table[name] = {"verdicts": len(y), "met": met} | found
     print()
     return table

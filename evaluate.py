@@ -26,7 +26,6 @@ pairs, or one answer several injections. The last line printed is one JSON objec
 import dataclasses
 import json
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,12 +39,13 @@ from numpy import ndarray
 from judge import Judge, Options, choose
 from rar_mini import agreement, data
 from rar_mini.agreement import accuracy, auc, brier, correlation, kappa, resampled, share
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, records
 from rar_mini.data import Example
 from rar_mini.kernels.advantage import TIE
+from rar_mini.options import run_command
+from rar_mini.plot import drawing
 from rar_mini.prompts import fill
 from rar_mini.rubric import Rubric
-from rar_mini.show import records
 
 MEASURES = {"accuracy": accuracy, "kappa": kappa, "auc": auc, "brier": brier}
 Judging = tyro.conf.OmitArgPrefixes[Options]
@@ -152,7 +152,7 @@ def measure(
             raise ValueError(
                 f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}"
             )
-        figures()
+        drawing()
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), method {method}")
     items = labelled(data, domain, skip_bad_rows)
@@ -285,7 +285,7 @@ def draw_reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -
     bins = np.minimum((verdict * 10).astype(int), 9)
     rows = [(verdict[bins == b].mean(), label[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
     shares = [share(int(met), int(n)) for _, met, n in rows]
-    sheet = figures().Figure(figsize=(4.2, 4.2), layout="constrained")
+    sheet = drawing().figure.Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = sheet.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
     for (p, _, n), found in zip(rows, shares, strict=True):
@@ -296,15 +296,6 @@ def draw_reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -
     axes.set_title(f"{title}: {len(label)} verdicts, in tenths", loc="left", fontsize=10, parse_math=False)
     sheet.savefig(path, dpi=200, format=path.suffix[1:] or "png")
     return path
-
-
-def figures() -> Any:
-    """matplotlib's figures. Raises ValueError where it is not installed."""
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise ValueError(f"plotting needs matplotlib ({error}): pip install -e '.[plot]'") from error
-    return figure
 
 
 # --- replay -------------------------------------------------------------------------------------------------
@@ -459,10 +450,4 @@ def finish(judge: Judge, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"judge": measure, "replay": replay}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="evaluate.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command({"judge": measure, "replay": replay}, "evaluate.py", __doc__)

@@ -53,6 +53,7 @@ from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.ledger import Ledger
+from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Rubric, rating_to_unit
 from rar_mini.wires import MOST, Asked
@@ -451,10 +452,4 @@ def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> Non
 
 
 if __name__ == "__main__":
-    commands = {"score": score, "show": show_run}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="judge.py", description=__doc__)
-    except (ValueError, OSError) as error:
-        sys.exit(f"judge.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command({"score": score, "show": show_run}, "judge.py", __doc__)

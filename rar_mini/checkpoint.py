@@ -92,18 +92,17 @@ class Run:
 
     def steps(self, name: str) -> list[list[dict[str, Any]]]:
         """The rows of a record, step by step."""
-        path, rows = self.folder / name, {}
-        for row in map(json.loads, path.read_bytes().splitlines() if path.exists() else []):
-            rows.setdefault(row["step"], []).append(row)
-        return list(rows.values())
+        steps: dict[int, list[dict[str, Any]]] = {}
+        for row in records(self.folder, name):
+            steps.setdefault(row["step"], []).append(row)
+        return list(steps.values())
 
     def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
         """The mean reward of each question at an evaluation, read from the record; NaN where none is."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
-        with open(self.folder / "evaluations.jsonl", encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                if row["step"] == step and row["split"] == split and row["reward"] is not None:
-                    rewards[row["example_id"]].append(row["reward"])
+        for row in records(self.folder, "evaluations.jsonl"):
+            if row["step"] == step and row["split"] == split and row["reward"] is not None:
+                rewards[row["example_id"]].append(row["reward"])
         return [sum(values) / len(values) if values else float("nan") for values in rewards.values()]
 
     def checkpoints(self) -> list[Path]:
@@ -180,6 +179,25 @@ class Run:
         finally:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of one of a run's records, none where there is no such file.
+
+    What comes after the last line feed is left out: half a line, of a run that is at work or was killed.
+    """
+    path = folder / name
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["step"]
+        except (ValueError, TypeError, KeyError):
+            came = line[:40].decode("utf-8", "replace")
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with a step, got {came!r}"
+            ) from None
+    return rows
 
 
 def _step(checkpoint: Path) -> int:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+
+import tyro
 
 T = TypeVar("T")
 
@@ -23,6 +26,16 @@ ELSEWHERE |= dict.fromkeys(
     "training samples from the full softmax, because under a truncated one the ratio of GRPO would not start "
     "at 1. Lower --temperature instead.",
 )
+
+
+def run_command(commands: dict[str, Callable], prog: str, description: str | None) -> None:
+    """Run the command that the command line names; what it refuses ends in one line, without a traceback."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def refuse_unknown(argv: Iterable[str], settings: Any) -> None:

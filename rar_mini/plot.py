@@ -16,9 +16,8 @@ from typing import Any
 
 import tyro
 
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, records
 from rar_mini.report import paired
-from rar_mini.show import records
 
 LIGHT, DARK, WARM, GREY = "#a8bdd0", "#1f4e79", "#c2571a", "#555555"
 STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold"}
@@ -101,6 +100,16 @@ def _scores(rows: Sequence[dict[str, Any]], axes: Any) -> None:
     axes.set(title="Fresh answers", xlabel="step", ylabel="mean reward")
 
 
+def drawing() -> Any:
+    """matplotlib without pyplot: no display, no global state. Raises ValueError if it is not installed."""
+    try:
+        import matplotlib.figure
+        import matplotlib.ticker
+    except ImportError as error:
+        raise ValueError(f"plotting needs matplotlib ({error}): pip install -e '.[plot]'") from error
+    return matplotlib
+
+
 def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
     """Draw a run's curves and scores into one picture.
 
@@ -108,10 +117,7 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
         run: the run's folder
         out: the picture, RUN/plot.png if not given
     """
-    try:
-        from matplotlib import figure, rc_context, ticker  # without pyplot: no display, no global state
-    except ImportError as error:
-        raise ValueError(f"plotting needs matplotlib ({error}): pip install -e '.[plot]'") from error
+    matplotlib = drawing()
     settings = Run.reopen(run)[1]["settings"]
     rows, answers = (records(run, name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     window = max(2, min(20, len(rows) // 5))
@@ -124,10 +130,10 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
         raise ValueError(f"{run} has nothing to draw yet: expected a step in metrics.jsonl")
     columns, last = 4 if len(panels) % 3 else 3, max(row["step"] for row in rows + answers)
     lines = math.ceil(len(panels) / columns)
-    ticks = partial(ticker.MaxNLocator, 5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1)
+    ticks = partial(matplotlib.ticker.MaxNLocator, 5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=1)
     note = f"Dots: steps. Lines: mean of the last {window}. Bars: two standard errors of the paired change."
-    with rc_context(STYLE):
-        sheet = figure.Figure(figsize=(2.7 * columns, 2.0 * lines + 0.8), layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        sheet = matplotlib.figure.Figure(figsize=(2.7 * columns, 2.0 * lines + 0.8), layout="constrained")
         about = f"{run.absolute().name}: " + HEAD.format_map(defaultdict(lambda: "?", settings))
         sheet.suptitle(textwrap.fill(about, 36 * columns), x=0.01, ha="left", fontsize=10, parse_math=False)
         sheet.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)

@@ -1,34 +1,14 @@
 """The rollouts of a step for a person to read: the best and the worst answer of each group side by side, and
 the verdicts that told them apart."""
 
-import json
 import shutil
 import textwrap
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, records
 from rar_mini.report import printable
-
-
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one of a run's records, none where there is no such file.
-
-    What comes after the last line feed is left out: half a line, of a run that is at work or was killed.
-    """
-    path = folder / name
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["step"]
-        except (ValueError, TypeError, KeyError):
-            came = line[:40].decode("utf-8", "replace")
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a step, got {came!r}"
-            ) from None
-    return rows
 
 
 def show(folder: Path, step: int | None = None, width: int | None = None) -> str:

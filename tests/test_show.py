@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rar_mini.show import records, show
+from rar_mini.checkpoint import records
+from rar_mini.show import show
 
 
 def rollout(step: int, name: str, reward: float | None, **changes: object) -> dict:

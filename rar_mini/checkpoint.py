@@ -252,6 +252,7 @@ def environment() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    versions["torch"] = str(torch.__version__)  # with its build, +cpu or +cu130, which metadata may lack
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -108,7 +108,8 @@ def roll_out(
         streams = range(visit * G, (visit + 1) * G)
         draws = [uniforms(config.seed, key, example.id, g, config.max_new_tokens) for g in streams]
         requests.append(Request(actor.encode(example), draws))
-    settings = Settings(config.max_new_tokens, config.temperature, cache_bytes=config.cache_mb * 2**20)
+    budget = config.cache_mb * 2**20
+    settings = Settings(config.max_new_tokens, config.temperature, cache_bytes=budget, graph=config.graph)
     total = len(drawn) * G * config.max_new_tokens
     with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
         completions = sample(actor.model, requests, actor.ends, settings, bar.update)

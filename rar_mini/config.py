@@ -130,6 +130,8 @@ class Config:
     """tokens in one forward and backward pass; changes memory and time, not the result"""
     cache_mb: int = 2048
     """memory for the sampler's keys and values; more rollouts than fit wait for the next wave"""
+    graph: bool = True
+    """on CUDA, capture the sampler's step in CUDA graphs; changes time, not the result"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the weights and of the arithmetic"""
     attention: Attention = "auto"

@@ -71,9 +71,12 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by the angles of cos, sin (T, 1, d / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by the angles of cos and sin (T, 1, d).
+
+    A pair (a, b) becomes (a cos - b sin, b cos + a sin): with the minus in the first half of `sin`, three
+    operations do all.
+    """
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Attention(nn.Module):
@@ -94,12 +97,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(d, eps) if family == "qwen3" else nn.Identity()
         self.k_norm = RMSNorm(d, eps) if family == "qwen3" else nn.Identity()
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, D) -> q (T, H d), k and v (T, KV d)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q = rearrange(self.q_proj(x), "t (h d) -> t h d", d=self.width)  # (T, H, d)
-        k = rearrange(self.k_proj(x), "t (kv d) -> t kv d", d=self.width)  # (T, KV, d)
-        v = rearrange(self.v_proj(x), "t (kv d) -> t kv d", d=self.width)  # (T, KV, d)
+        q, k, v = (y.unflatten(-1, (-1, self.width)) for y in self.project(x))  # (T, H, d), (T, KV, d) twice
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        return self.o_proj(rearrange(attend(self.layer, q, k, v), "t h d -> t (h d)"))
+        return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -172,7 +177,8 @@ class Decoder(nn.Module):
         if self._frequencies.device != x.device:  # once: a copy to the GPU would stall every pass
             self._frequencies = self._frequencies.to(x.device)
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        cos, sin = angles.cos(), angles.sin()
+        cos, sin = (torch.cat(pair, -1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))  # (T, 1, d)
         for layer in self.model["layers"]:
             if self.checkpointing and torch.is_grad_enabled():
                 # Nothing here draws random numbers, so there is no generator to rewind.

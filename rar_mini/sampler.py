@@ -1,15 +1,14 @@
 """The sampler: completions of prompts, with a key-value cache in which each prompt is stored once.
 
 Every prompt is read once for all of its G rollouts. Its keys and values are kept once and shared; what a
-rollout adds goes into a preallocated cache of its own. So a wave of R rollouts of P prompts with n tokens
-each holds
+rollout adds goes into a preallocated cache of its own. So a wave of R rollouts of P prompts, the longest of n
+tokens, holds
 
     2 x layers x KV x d x (P n + R max_new_tokens) numbers
 
 instead of R (n + max_new_tokens). Attention is one softmax over two parts: scores against the shared prompt
 (one matrix product for all of a prompt's rollouts) and scores against the row's own past. Rows start
-together, so that all have the same number of own tokens; a finished row leaves at once, and what remains
-costs less.
+together, so that all have the same number of own tokens; finished rows leave, and what remains costs less.
 
 Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
 that distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution. `top_k`
@@ -17,16 +16,18 @@ and `top_p` are for evaluation; `logp` ignores them.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from rar_mini.model import Decoder, head_width
+from rar_mini.onednn import Product, blocked
 from rar_mini.prefix import Ids, Tree, pack
 
 
@@ -39,6 +40,7 @@ class Settings:
     top_p: float = 1.0  # keep the likeliest tokens that together have this much probability
     top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
     cache_bytes: int = 2**31  # more rollouts than fit wait for the next wave
+    graph: bool = True  # on CUDA, capture the decoding step in CUDA graphs
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -96,60 +98,31 @@ def sample(
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> list[list[Completion]]:
     """Complete every request, in waves under the cache budget. Returns completions[request][rollout]."""
-    done: list[list[Completion | None]] = [[None] * len(request.uniforms) for request in requests]
-    prefilled: dict[int, _Prompt] = {}
-    with _blocked(model) as head:
-        for wave in _waves(model, requests, settings):
-            here = sorted({r for r, _ in wave})
+    done: list[list[Completion]] = [[] for _ in requests]
+    prompts: dict[int, _Prompt] = {}
+    with blocked(model) as head:
+        for rows in _waves(model, requests, settings):
+            here = sorted({r for r, _ in rows})
             # A group that is split over waves keeps its prompt: nothing is read twice.
-            prefilled = {r: prompt for r, prompt in prefilled.items() if r in here}
-            missing = [r for r in here if r not in prefilled]
+            missing = [r for r in here if r not in prompts]
             read = _prefill(model, [requests[r].prompt for r in missing])
-            prefilled.update(zip(missing, read, strict=True))
-            counts = [sum(r == row for row, _ in wave) for r in here]
-            draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in wave]))
-            prompts = [prefilled[r] for r in here]
-            written = _decode(model, head, prompts, counts, draws, ends, settings, progress)
-            for (r, g), completion in zip(wave, written, strict=True):
-                done[r][g] = completion
-    return done  # type: ignore[return-value]
-
-
-@contextmanager
-def _blocked(model: Decoder) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Within it, float32 weights on a CPU lie as oneDNN likes them for few rows. Yields the head's product.
-
-    At 16 rows a head of 49,152 x 576 then takes 12 ms instead of 25 on two cores, and the layers a quarter
-    less. Cost: a second copy of the weights while sampling, and a quarter of a second each time, because
-    training moves the weights in between.
-    """
-    head, layers = model.head, [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if head.device.type != "cpu" or head.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        yield lambda x: x @ head.T
-        return
-    try:
-        for layer in layers:
-            layer.forward = _blocked_product(layer.weight, layer.bias)
-        yield _blocked_product(head, None)
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)  # and the class's own is back
-
-
-def _blocked_product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """x (R, I) -> x weight^T + bias (R, O), by the operators that torch.compile uses to freeze models."""
-    blocked = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+            prompts = {r: prompts[r] for r in here if r in prompts} | dict(zip(missing, read, strict=True))
+            draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in rows]))
+            owner = [here.index(r) for r, _ in rows]
+            wave = Wave(model, head, [prompts[r] for r in here], owner, draws, ends, settings)
+            prompts = {r: prompts[r] for r in here[-1:]}  # of the others the wave has its copy
+            for (r, _), completion in zip(rows, wave.run(progress), strict=True):
+                done[r].append(completion)
+    return done
 
 
 @dataclass(frozen=True)
 class _Prompt:
     """What a prompt leaves behind once it has been read."""
 
-    length: int
     last: Tensor  # (D,) the hidden state that predicts the first new token
-    keys: list[Tensor]  # for each layer (KV, d, n), ready to be multiplied
-    values: list[Tensor]  # for each layer (KV, n, d)
+    keys: Tensor  # (layers, KV, n, d)
+    values: Tensor  # (layers, KV, n, d)
 
 
 def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> list[list[tuple[int, int]]]:
@@ -158,21 +131,22 @@ def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> l
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_width(config)
     per_token = numbers * model.head.element_size()
     waves: list[list[tuple[int, int]]] = []
-    free = 0
+    held = longest = 0  # prompts of the wave, and the length of the longest
     for r, request in enumerate(requests):
         for g in range(len(request.uniforms)):
-            row, prompt = per_token * settings.max_new_tokens, per_token * len(request.prompt)
-            need = row + (prompt if g == 0 else 0)
-            if not waves or need > free:
+            held, longest = held + (g == 0), max(longest, len(request.prompt))
+            rows = len(waves[-1]) + 1 if waves else 1
+            need = per_token * (held * longest + rows * settings.max_new_tokens)
+            if not waves or need > settings.cache_bytes:
                 waves.append([])
-                free, need = settings.cache_bytes, row + prompt
-                if need > free:
+                held, longest = 1, len(request.prompt)
+                need = per_token * (longest + settings.max_new_tokens)
+                if need > settings.cache_bytes:
                     raise ValueError(
                         f"one rollout needs {need / 2**20:.0f} MiB of key-value cache, the budget is "
-                        f"{free / 2**20:.0f} MiB; raise --cache-mb or lower --max-new-tokens"
+                        f"{settings.cache_bytes / 2**20:.0f} MiB; raise --cache-mb or lower --max-new-tokens"
                     )
             waves[-1].append((r, g))
-            free -= need
     return waves
 
 
@@ -184,118 +158,237 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
     for prompt in prompts:
         tree.add(prompt)
     packed = pack(tree, model.head.device)
-    keys: list[list[Tensor]] = [[] for _ in prompts]
-    values: list[list[Tensor]] = [[] for _ in prompts]
+    kept: list[list[Tensor]] = [[], []]  # keys and values of each layer, (T, KV, d)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for i, (start, end) in enumerate(packed.spans):
-            keys[i].append(rearrange(k[start:end], "n kv d -> kv d n").contiguous())
-            values[i].append(rearrange(v[start:end], "n kv d -> kv n d").contiguous())
+        kept[0].append(k)
+        kept[1].append(v)
         return packed.attend(layer, q, k, v)
 
     hidden = model(packed.ids, packed.positions, attend)  # (T, D)
-    return [_Prompt(len(p), hidden[packed.last(i)], keys[i], values[i]) for i, p in enumerate(prompts)]
+    return [
+        _Prompt(
+            hidden[end - 1], *(torch.stack([x[start:end] for x in side]).transpose(1, 2) for side in kept)
+        )
+        for start, end in packed.spans
+    ]
 
 
-class _Rows:
-    """The rows of a wave that still run: their own keys and values, and which prompt each one continues."""
+class Wave:
+    """Rows that are written together: their buffers, and `step`, which writes one token into each of them.
 
-    def __init__(self, model: Decoder, prompts: list[_Prompt], counts: list[int], capacity: int) -> None:
-        config, keys = model.config, prompts[0].keys[0]
-        shape = (config.num_hidden_layers, sum(counts), keys.shape[0], capacity, keys.shape[1])
-        self.prompts, self.counts = prompts, counts
-        self.keys, self.values = keys.new_empty(shape), keys.new_empty(shape)  # (layers, R, KV, capacity, d)
-        self.starts = torch.tensor([p.length for p in prompts], device=keys.device).repeat_interleave(
-            torch.tensor(counts, device=keys.device)
-        )  # (R,) the position of each row's first own token
-        self.length = 0  # own tokens in the cache, alike for all rows
+    A row's own keys and values lie in a cache (layers, capacity, R KV, d), place by place. Its prompt's are
+    shared: for them the rows stand in a grid, P prompts by the most rows that one of them has; `slots` picks
+    rows into the grid, `back` out of it. A step reads `span` places of the cache and masks those that are not
+    written yet.
+
+    On a CPU `span` is exact and a row leaves as soon as it has finished. On a GPU a step is captured in a
+    CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when half of them can,
+    and each time another graph is captured.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        head: Product,
+        prompts: Sequence[_Prompt],
+        owner: Sequence[int],
+        draws: Tensor,
+        ends: frozenset[int],
+        settings: Settings,
+    ) -> None:
+        """Row i continues prompts[owner[i]] by the random numbers draws[i] (max_new_tokens,)."""
+        self.model, self.head, self.settings, self.ends = model, head, settings, ends
+        on, R, capacity = model.head.device, len(owner), settings.max_new_tokens
+        layers, KV, _, d = prompts[0].keys.shape
+        self.captures = settings.graph and on.type == "cuda"
+        self.end_ids, self.draws = torch.tensor(sorted(ends), device=on), draws.to(on)
+        self.ids = torch.zeros(R, capacity, dtype=torch.long, device=on)
+        self.logp = torch.zeros(R, capacity, device=on)
+        self.done = torch.zeros(R, dtype=torch.bool, device=on)
+        self.position = torch.zeros(1, dtype=torch.long, device=on)  # of the newest token, alike for all rows
+        self.first = torch.stack([p.last for p in prompts])[owner]  # (R, D)
+        # Zeros and not whatever memory holds: a masked place weighs 0, but 0 times NaN is NaN.
+        self.keys, self.values = (prompts[0].keys.new_zeros(layers, capacity, R * KV, d) for _ in range(2))
+        self.lengths = torch.tensor([p.keys.shape[2] for p in prompts], device=on)  # (P,)
+        n = int(self.lengths.max())
+        self.shared_keys, self.shared_values = (
+            torch.stack([F.pad(x, (0, 0, 0, n - x.shape[2])) for x in side], 1)
+            for side in ([p.keys for p in prompts], [p.values for p in prompts])
+        )  # (layers, P, KV, n, d)
+        self._arrange(list(range(R)), list(owner))
+
+    def run(self, progress: Callable[[int], object]) -> list[Completion]:
+        """Write until every row has finished or is full."""
+        every = 8 if self.captures else 1  # tokens between looks at `done`, which a GPU has to be waited for
+        self.write(self.first)
+        progress(self.running)
+        for written in range(1, self.settings.max_new_tokens):
+            if written % every == 0 and not self.retire():
+                break
+            self.advance(written)
+            progress(self.running)
+        return [self._cut(*row) for row in zip(self.ids.tolist(), self.logp.tolist(), strict=True)]
+
+    def _cut(self, ids: list[int], logp: list[float]) -> Completion:
+        """A row up to its first end token; what was written behind it, until the row left, is nothing."""
+        ended = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        length = len(ids) if ended is None else ended + 1
+        return Completion(ids[:length], logp[:length], ended is not None)
+
+    def step(self, span: int) -> None:
+        """Read the newest token of each row and write the next. Nothing is read back, and no shape changes
+        while `span` stays."""
+        unwritten = torch.arange(span, device=self.position.device) > self.position
+        self.own_bias = torch.zeros_like(unwritten, dtype=self.keys.dtype).masked_fill(unwritten, -torch.inf)
+        tokens = self.ids[self.rows, self.position]  # (R,)
+        hidden = self.model(tokens, self.starts + self.position, self.attend)  # (R, D)
+        self.position += 1
+        self.write(hidden)
+
+    def write(self, hidden: Tensor) -> None:
+        """Draw the token at `position` of each row from the hidden state (R, D) that predicts it."""
+        at = self.rows, self.position
+        tokens, logp = draw(self.head(hidden), self.draws[at], self.settings)  # (R,), (R,)
+        self.ids[at], self.logp[at] = tokens, logp
+        self.done[self.rows] |= (tokens[:, None] == self.end_ids).any(-1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token a row: q (R, H, d), k and v (R, KV, d) -> (R, H, d)."""
-        R, t = q.shape[0], self.length + 1
-        own_k, own_v = self.keys[layer, :R], self.values[layer, :R]  # (R, KV, capacity, d)
-        own_k[:, :, t - 1], own_v[:, :, t - 1] = k, v
-        q = rearrange(q * q.shape[-1] ** -0.5, "r (kv j) d -> r kv j d", kv=k.shape[1])
-        own = q @ own_k[:, :, :t].mT  # (R, KV, j, t)
-        out, start = [], 0
-        for prompt, count in zip(self.prompts, self.counts, strict=True):
-            rows = slice(start, start := start + count)
-            if not count:
-                continue
-            shared = rearrange(q[rows], "r kv j d -> kv (r j) d") @ prompt.keys[layer]  # (KV, r j, n)
-            scores = torch.cat([rearrange(shared, "kv (r j) n -> r kv j n", r=count), own[rows]], -1)
-            share = scores.float().softmax(-1).to(q.dtype)  # (r, KV, j, n + t)
-            n = prompt.length
-            read = rearrange(share[..., :n], "r kv j n -> kv (r j) n") @ prompt.values[layer]  # (KV, r j, d)
-            own_read = share[..., n:] @ own_v[rows, :, :t]  # (r, KV, j, d)
-            out.append(rearrange(read, "kv (r j) d -> r kv j d", r=count) + own_read)
-        return rearrange(torch.cat(out), "r kv j d -> r (kv j) d")
+        (R, H, d), KV, span = q.shape, k.shape[1], len(self.own_bias)
+        keys, values = self.keys[layer], self.values[layer]  # (capacity, R KV, d)
+        keys.index_copy_(0, self.position, k.reshape(1, R * KV, d))
+        values.index_copy_(0, self.position, v.reshape(1, R * KV, d))
+        shared_keys, shared_values = (
+            self.shared_keys[layer].flatten(0, 1),
+            self.shared_values[layer].flatten(0, 1),
+        )
+        (PKV, n, _), j = shared_keys.shape, H // KV
+        q = q.reshape(R * KV, j, d)
+        grid = q.flatten(1).index_select(0, self.slots).view(PKV, -1, d)  # (P KV, g j, d)
+        scores = torch.baddbmm(self.bias, grid, shared_keys.mT, alpha=d**-0.5)  # (P KV, g j, n)
+        scores = scores.view(-1, j * n).index_select(0, self.back).view(R * KV, j, n)
+        own = torch.baddbmm(self.own_bias, q, keys[:span].permute(1, 2, 0), alpha=d**-0.5)  # (R KV, j, span)
+        share = torch.cat([scores, own], -1).softmax(-1, dtype=torch.float32).to(q.dtype)
+        grid = share.flatten(1).index_select(0, self.slots).view(PKV, -1, n + span)  # (P KV, g j, n + span)
+        read = (grid[..., :n] @ shared_values).view(-1, j * d).index_select(0, self.back)
+        own = values[:span].transpose(0, 1)  # (R KV, span, d)
+        return torch.baddbmm(read.view(R * KV, j, d), share[..., n:], own).view(R, H, d)
 
-    def keep(self, stay: list[int]) -> None:
-        """Retire all rows but these: the ones that stay move up in the cache."""
-        t, n = self.length, len(stay)
-        self.keys[:, :n, :, :t] = self.keys[:, stay, :, :t]
-        self.values[:, :n, :, :t] = self.values[:, stay, :, :t]
-        self.starts = self.starts[stay]
-        bounds = np.cumsum([0, *self.counts])
-        self.counts = [sum(a <= row < b for row in stay) for a, b in zip(bounds, bounds[1:], strict=False)]
+    def retire(self) -> bool:
+        """Let rows go that have finished. Says whether any are left."""
+        done = self.done.tolist()
+        places = {row: i for i, row in enumerate(self.batch)}  # of a row that stands in twice, either
+        stay = [i for row, i in places.items() if not done[row]]
+        size = len(stay)
+        if self.captures:  # the next power of two: places that are too many repeat a row, and write the same
+            size = min(len(self.batch), 1 << (size - 1).bit_length()) if size else 0
+        if 0 < size < len(self.batch):
+            self._keep(stay + stay[:1] * (size - len(stay)))
+        self.running = len(stay)
+        return bool(stay)
 
+    def _keep(self, stay: list[int]) -> None:
+        """Keep these rows of the batch: they move up in the cache, and prompts that nobody continues go."""
+        KV, written = self.shared_keys.shape[2], int(self.position)
+        columns = (torch.tensor(stay)[:, None] * KV + torch.arange(KV)).flatten().to(self.keys.device)
+        for cache in (self.keys, self.values):
+            for layer in cache:  # one at a time: what is picked is a copy until it is written back
+                layer[:written, : len(columns)] = layer[:written].index_select(1, columns)
+        self.keys, self.values = self.keys[:, :, : len(columns)], self.values[:, :, : len(columns)]
+        owner = [self.owner[i] for i in stay]
+        if len(alive := sorted(set(owner))) < len(self.lengths):
+            self.shared_keys, self.shared_values = self.shared_keys[:, alive], self.shared_values[:, alive]
+            self.lengths, owner = self.lengths[alive], [alive.index(p) for p in owner]
+        self._arrange([self.batch[i] for i in stay], owner)
 
-def _decode(
-    model: Decoder,
-    head: Callable[[Tensor], Tensor],
-    prompts: list[_Prompt],
-    counts: list[int],
-    draws: Tensor,
-    ends: frozenset[int],
-    settings: Settings,
-    progress: Callable[[int], object],
-) -> list[Completion]:
-    """Write one wave's completions, token by token. draws (R, max_new_tokens); prompt i has counts[i]
-    rows."""
-    rows = _Rows(model, prompts, counts, settings.max_new_tokens)
-    running = list(range(len(draws)))  # which completion each row of the batch writes
-    ids: list[list[int]] = [[] for _ in running]
-    logps: list[list[float]] = [[] for _ in running]
-    finished = [False] * len(running)
-    hidden = torch.stack([prompt.last for prompt in prompts])
-    hidden = hidden.repeat_interleave(torch.tensor(counts, device=hidden.device), 0)  # (R, D)
-    for position in range(settings.max_new_tokens):
-        tokens, logp = draw(head(hidden), draws[running, position], settings)  # (R,), (R,)
-        for row, token, value in zip(running, tokens.tolist(), logp.tolist(), strict=True):
-            ids[row].append(token)
-            logps[row].append(value)
-            finished[row] = token in ends
-        progress(len(running))
-        stay = [i for i, row in enumerate(running) if not finished[row]]
-        if not stay or position + 1 == settings.max_new_tokens:
-            break
-        if len(stay) < len(running):
-            rows.keep(stay)
-            running, tokens = [running[i] for i in stay], tokens[stay]
-        hidden = model(tokens, rows.starts + position, rows.attend)  # (R, D)
-        rows.length += 1
-    return [Completion(*row) for row in zip(ids, logps, finished, strict=True)]
+    def _arrange(self, batch: list[int], owner: list[int]) -> None:
+        """Set what depends on the rows of the batch: which completion each one writes, and whose prompt it
+        continues."""
+        self.batch, self.owner, self.running = batch, owner, len(batch)
+        on, (_, P, KV, n, _) = self.keys.device, self.shared_keys.shape
+        seen: Counter[int] = Counter()
+        place = [seen.update([p]) or seen[p] - 1 for p in owner]  # among the rows of the same prompt
+        heads, g = torch.arange(KV), max(place) + 1
+        slots = torch.zeros(P, KV, g, dtype=torch.long)  # a slot that no row needs reads the first row's
+        back = torch.empty(len(batch), KV, dtype=torch.long)
+        for row, (p, i) in enumerate(zip(owner, place, strict=True)):
+            slots[p, :, i], back[row] = row * KV + heads, (p * KV + heads) * g + i
+        self.slots, self.back = slots.flatten().to(on), back.flatten().to(on)
+        self.rows, self.starts = torch.tensor(batch, device=on), self.lengths[owner]  # (R,), (R,)
+        padding = torch.arange(n, device=on) >= self.lengths[:, None]  # (P, n)
+        bias = torch.zeros_like(padding, dtype=self.keys.dtype).masked_fill(padding, -torch.inf)
+        self.bias = bias.repeat_interleave(KV, 0)[:, None]  # (P KV, 1, n)
+        self.graph: tuple[Callable[[], object], int] | None = None  # a captured step, and its span
+
+    def advance(self, written: int) -> None:
+        """One step of rows that have so many tokens, from its graph where there is one."""
+        span = written
+        if self.captures:
+            span = min(self.settings.max_new_tokens, max(128, 1 << (written - 1).bit_length()))
+        if self.graph is not None and self.graph[1] == span:
+            self.graph[0]()
+            return
+        self.step(span)  # also a warm-up: a capture may not make libraries' handles and workspaces
+        if self.captures:
+            self.graph = self._capture(span), span
+
+    def _capture(self, span: int) -> Callable[[], object]:
+        """Record a step, without doing it. Returns what does it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(span)
+        return graph.replay
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """Choose one token a row: logits (R, V), uniform (R,) in [0, 1) -> (tokens (R,), logp (R,)).
 
-    By inverse CDF, so that one number decides a token. The running sum is in float64: in float32 a vocabulary
-    of 150,000 loses its rare tokens to rounding.
+    By inverse CDF, so that one number decides a token. Sums are in float64: in float32 a vocabulary of
+    150,000 loses its rare tokens to rounding.
     """
+    logits = logits.float() if settings.temperature in (0, 1) else logits.float() / settings.temperature
+    top = logits.amax(-1, keepdim=True)  # (R, 1)
+    mass = (logits - top).exp_()  # (R, V), of which the likeliest token has 1
+    sums = _sums(mass)
+    whole = sums.sum(-1, keepdim=True)  # (R, 1)
     if settings.temperature == 0:
-        tokens = logits.argmax(-1)
-        return tokens, logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-    logp = (logits.float() / settings.temperature).log_softmax(-1)  # (R, V)
-    mass = logp.exp()
-    if settings.top_k or settings.top_p < 1:
-        mass = _truncate(mass, settings)
-    cdf = mass.cumsum(-1, dtype=torch.float64)  # (R, V)
-    # u < 1 and `right` together never land on a token without mass: the cdf has to exceed u * total.
-    point = uniform.to(cdf.device)[:, None] * cdf[:, -1:]
-    tokens = torch.searchsorted(cdf, point, right=True).clamp_max(logits.shape[-1] - 1)  # (R, 1)
-    return tokens[:, 0], logp.gather(-1, tokens)[:, 0]
+        tokens = logits.argmax(-1, keepdim=True)
+    else:
+        if settings.top_k or settings.top_p < 1:
+            mass = _truncate(mass, settings)
+            sums = _sums(mass)
+        tokens = _inverse(mass, sums, uniform.to(mass.device)[:, None])  # (R, 1)
+    logp = logits.gather(-1, tokens) - top - whole.log()
+    return tokens[:, 0], logp[:, 0].float()
+
+
+def _sums(mass: Tensor) -> Tensor:
+    """What blocks of neighbouring tokens have together: (R, V) -> (R, blocks), float64."""
+    V = mass.shape[-1]
+    return mass.unflatten(-1, (-1, math.gcd(V, 256))).sum(-1, dtype=torch.float64)
+
+
+def _inverse(mass: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the running sum of mass (R, V) passes uniform (R, 1) of the whole -> (R, 1).
+
+    First the block, then the token in it: a running sum over the whole vocabulary takes ten times as long.
+    """
+    cdf = sums.cumsum(-1)
+    point = uniform * cdf[:, -1:]
+    block = _passing(cdf, point)  # (R, 1)
+    rest = point - (cdf - sums).gather(-1, block)
+    size = mass.shape[-1] // sums.shape[-1]
+    within = mass.unflatten(-1, (-1, size)).take_along_dim(block[..., None], 1)[:, 0]  # (R, size)
+    return block * size + _passing(within.cumsum(-1, dtype=torch.float64), rest)
+
+
+def _passing(cdf: Tensor, point: Tensor) -> Tensor:
+    """Where cdf (R, n) first exceeds point (R, 1): a place with mass of its own -> (R, 1)."""
+    end = cdf[:, -1:]  # which rounding may let the point reach
+    point = torch.minimum(point, torch.nextafter(end, torch.zeros_like(end)))
+    found = torch.searchsorted(cdf, point, right=True)
+    return found.clamp_max(cdf.shape[-1] - 1)  # of a policy that is broken: nothing exceeds a NaN
 
 
 def _truncate(mass: Tensor, settings: Settings) -> Tensor:

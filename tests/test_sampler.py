@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from rar_mini import model, sampler, speed
+from rar_mini import model, onednn, sampler, speed
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
 
@@ -96,6 +98,86 @@ def test_each_prompt_is_read_once_even_when_its_group_is_split(
     assert read == [30, 2, 2]  # the prompt, then one token for each of two waves of two rows
 
 
+def wave(decoder: Decoder, tokens: int, ends: frozenset[int] = frozenset()) -> sampler.Wave:
+    """Seven rows of three prompts, 3, 1 and 3 of each."""
+    owner = [0, 0, 0, 1, 2, 2, 2]
+    draws = np.stack([uniforms(0, 1, f"q{p}", i, tokens) for i, p in enumerate(owner)])
+    prompts = sampler._prefill(decoder, PROMPTS)
+    head = lambda x: x @ decoder.head.T  # noqa: E731
+    return sampler.Wave(decoder, head, prompts, owner, torch.from_numpy(draws), ends, Settings(tokens))
+
+
+@torch.no_grad()
+def test_one_compiled_step_serves_every_position(decoder: Decoder) -> None:
+    """What a CUDA graph needs: no branch on a tensor, no number read back (either breaks the one graph), and
+    no shape that depends on how much is written."""
+    tokens, counter = 12, CompileCounter()
+    compiled, plain = wave(decoder, tokens), wave(decoder, tokens)
+    step = torch.compile(compiled.step, backend=counter, fullgraph=True, dynamic=False)
+    for one in (compiled, plain):
+        one.write(one.first)
+    for _ in range(tokens - 1):
+        step(tokens)
+        plain.step(tokens)
+    assert counter.frame_count == 1
+    assert torch.equal(compiled.ids, plain.ids) and (compiled.ids != 0).any()
+
+
+@torch.no_grad()
+def test_a_step_allocates_the_same_at_every_position(decoder: Decoder) -> None:
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+            out = func(*args, **kwargs or {})
+            shapes = [tuple(x.shape) for x in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(x)]
+            self.seen.append((str(func), shapes))
+            return out
+
+    rows, mode = wave(decoder, 12), Shapes()
+    rows.write(rows.first)
+    records = []
+    for _ in range(11):
+        mode.seen = []
+        with mode:
+            rows.step(12)
+        records.append(mode.seen)
+    assert len(records[0]) > 50 and all(seen == records[0] for seen in records)
+    assert not any("_local_scalar_dense" in name for name, _ in records[0])
+
+
+@pytest.mark.parametrize("tokens", [24, 300])
+def test_buckets_and_graphs_change_no_row(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """A GPU's way, with every captured step done by the step itself: masked places, rows that wait for their
+    bucket, rows that stand in twice. A row must not notice."""
+    spans, ends, init = set(), frozenset(range(0, 259, 80)), sampler.Wave.__init__
+
+    def capture(self: sampler.Wave, span: int) -> object:
+        spans.add((span, len(self.batch)))
+        return lambda: self.step(span)
+
+    def captures(self: sampler.Wave, *args: object) -> None:
+        init(self, *args)
+        self.captures = True
+
+    todo = requests(6, tokens)
+    plain = sample(decoder, todo, ends, Settings(tokens))
+    monkeypatch.setattr(sampler.Wave, "_capture", capture)
+    monkeypatch.setattr(sampler.Wave, "__init__", captures)
+    graphed = sample(decoder, todo, ends, Settings(tokens))
+    assert [[c.ids for c in group] for group in graphed] == [[c.ids for c in group] for group in plain]
+    sizes = {size for _, size in spans}
+    assert 18 in sizes and len(sizes) > 1 and all(n == 18 or n & (n - 1) == 0 for n in sizes)
+    assert max(span for span, _ in spans) > min(128, tokens - 1)
+
+
+def test_the_cache_is_as_large_as_its_formula_says(decoder: Decoder) -> None:
+    rows, config = wave(decoder, 24), decoder.config
+    held = sum(x.nbytes for x in (rows.keys, rows.values, rows.shared_keys, rows.shared_values))
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    assert held == 4 * numbers * (3 * 30 + 7 * 24)
+
+
 def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) -> None:
     """A completion without its end token would never teach the policy to stop."""
     ends = frozenset(range(0, 259, 8))
@@ -124,6 +206,27 @@ def test_draws_follow_the_distribution() -> None:
     assert torch.equal(logp, logits[0].log_softmax(-1)[tokens])
 
 
+@pytest.mark.parametrize("V", [259, 1003, 49152])
+def test_draws_are_those_of_one_running_sum(V: int) -> None:
+    """Blocks are for speed alone. A token without mass is never drawn, even by the last number below 1."""
+    logits = 4 * torch.randn(64, V, generator=torch.Generator().manual_seed(V))
+    logits[:, ::3] = logits[:, -2:] = -torch.inf
+    numbers = torch.linspace(0, 0.999, 64, dtype=torch.float64)
+    tokens, logp = draw(logits, numbers, Settings(1))
+    truth = logits.double().log_softmax(-1)
+    cdf = truth.exp().cumsum(-1)
+    assert torch.equal(tokens, torch.searchsorted(cdf, numbers[:, None], right=True)[:, 0])
+    assert (logp - truth.gather(-1, tokens[:, None])[:, 0]).abs().max() < 2e-6
+    assert draw(logits, torch.full((64,), 1 - 2**-53, dtype=torch.float64), Settings(1))[1].isfinite().all()
+
+
+def test_a_broken_policy_does_not_stop_the_sampler() -> None:
+    """The loss is not a number then, and train.py says so, with what it came from."""
+    for settings in (Settings(1), Settings(1, temperature=0.0), Settings(1, top_p=0.5)):
+        tokens, logp = draw(torch.full((2, 512), torch.nan), torch.tensor([0.1, 0.9]), settings)
+        assert logp.isnan().all() and (tokens < 512).all()
+
+
 def test_top_p_and_top_k_cut_the_tail_and_logp_ignores_them() -> None:
     logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log().expand(1000, -1)
     grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
@@ -144,15 +247,15 @@ def test_random_numbers_are_a_rows_own() -> None:
 
 
 def test_blocked_weights_are_the_same_weights_and_go_away(decoder: Decoder) -> None:
-    x = torch.randn(9, 32)
-    layer = decoder.model["layers"][0].mlp.gate_proj
-    truth = [layer(x), x @ decoder.head.T]
-    with pytest.raises(KeyError), torch.inference_mode(), sampler._blocked(decoder) as head:
-        for got, right in zip([layer(x), head(x)], truth, strict=True):
+    x, layer = torch.randn(9, 32), decoder.model["layers"][0]
+    products = lambda: [*layer.self_attn.project(x), layer.self_attn.o_proj(x), layer.mlp(x)]  # noqa: E731
+    truth = [*products(), x @ decoder.head.T]
+    with pytest.raises(KeyError), torch.inference_mode(), onednn.blocked(decoder) as head:
+        for got, right in zip([*products(), head(x)], truth, strict=True):
             torch.testing.assert_close(got, right.detach(), atol=1e-5, rtol=1e-5)
         raise KeyError
-    assert torch.equal(layer(x), truth[0]) and layer(x).requires_grad
-    assert not any("forward" in vars(module) for module in decoder.modules())
+    assert all(torch.equal(a, b) and a.requires_grad for a, b in zip(products(), truth[:-1], strict=True))
+    assert not any({"forward", "project"} & set(vars(module)) for module in decoder.modules())
 
 
 def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:

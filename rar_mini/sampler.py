@@ -17,6 +17,7 @@ and `top_p` are for evaluation; `logp` ignores them.
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,12 +152,13 @@ def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> l
 
 
 def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
-    """Read prompts in one packed pass and keep their keys and values."""
+    """Read prompts in one packed pass, what all of them begin with once, and keep their keys and values."""
     if not prompts:
         return []
+    common = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if len(prompts) > 1 else 0
     tree = Tree()
-    for prompt in prompts:
-        tree.add(prompt)
+    root = tree.add(prompts[0][:common]) if common else None
+    leaves = [tree.add(prompt[common:], root) for prompt in prompts]
     packed = pack(tree, model.head.device)
     kept: list[list[Tensor]] = [[], []]  # keys and values of each layer, (T, KV, d)
 
@@ -166,12 +168,13 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
         return packed.attend(layer, q, k, v)
 
     hidden = model(packed.ids, packed.positions, attend)  # (T, D)
-    return [
-        _Prompt(
-            hidden[end - 1], *(torch.stack([x[start:end] for x in side]).transpose(1, 2) for side in kept)
-        )
-        for start, end in packed.spans
-    ]
+    keys, values = (torch.stack(side).transpose(1, 2) for side in kept)  # (layers, KV, T, d)
+    read = []
+    for leaf in leaves:
+        start, end = packed.spans[leaf]
+        own = (torch.cat([x[:, :, :common], x[:, :, start:end]], 2) for x in (keys, values))
+        read.append(_Prompt(hidden[packed.last(leaf)], *own))
+    return read
 
 
 class Wave:

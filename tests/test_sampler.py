@@ -178,6 +178,20 @@ def test_the_cache_is_as_large_as_its_formula_says(decoder: Decoder) -> None:
     assert held == 4 * numbers * (3 * 30 + 7 * 24)
 
 
+def test_what_all_prompts_begin_with_is_read_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All conversations open with the same system sentence."""
+    opening, read, forward = list(range(40, 60)), [], Decoder.forward
+    prompts = [opening + [1, 2, 3], opening, opening + [9]]
+    alone = [sampler._prefill(decoder, [prompt])[0] for prompt in prompts]
+    monkeypatch.setattr(
+        Decoder, "forward", lambda self, ids, *rest: read.append(len(ids)) or forward(self, ids, *rest)
+    )
+    for one, other in zip(sampler._prefill(decoder, prompts), alone, strict=True):
+        for name, value in vars(one).items():
+            torch.testing.assert_close(value, getattr(other, name), atol=1e-5, rtol=1e-5)
+    assert read == [19 + 4 + 1 + 2]  # the second prompt keeps a token of its own, to be predicted from
+
+
 def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) -> None:
     """A completion without its end token would never teach the policy to stop."""
     ends = frozenset(range(0, 259, 8))

@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, policy, report
+from rar_mini import checkpoint, data, grpo, policy, report, speed
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -419,9 +419,36 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     return config, run, found
 
 
+def bench(argv: list[str]) -> None:
+    """Time whole steps on the benchmark's work, which no end token cuts short; nothing is written."""
+    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, add_help=False)
+    parser.add_argument("--bench", action="store_true")
+    parser.add_argument("--runs", type=int, default=5)
+    options, rest = parser.parse_known_args(argv)
+    P, G, T = speed.WORK
+    sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
+    config = settle(dataclasses.replace(parse(rest), **sizes))[0]
+    dtype = getattr(torch, config.dtype)
+    actor = dataclasses.replace(policy.load(config.policy, dtype, config.device), ends=frozenset())
+    actor.model.checkpointing = config.recompute
+    reference = policy.load(config.policy, dtype, config.device) if config.beta else None
+    optimizer, judge = AdamW(actor.model.parameters(), config.lr), Judge(config.judge, "rar-explicit")
+    drawn = [(example, 0) for example in speed.work()]
+
+    def step(clock: report.Clock) -> None:
+        rollouts = roll_out(config, actor, judge, drawn, G, 0, clock)
+        with clock("train"):
+            update(config, actor, reference, optimizer, rollouts)
+
+    speed.training(config.policy, actor, step, options.runs)
+
+
 def main(argv: list[str]) -> None:
-    if any(word.split("=")[0] == "--resume" for word in argv):
+    named = {word.split("=")[0] for word in argv}
+    if "--resume" in named:
         train(*reopen(argv))
+    elif "--bench" in named:
+        bench(argv)
     else:
         train(parse(argv))
 

@@ -1,44 +1,93 @@
-"""How fast the sampler is, beside what this device allows: `python -m rar_mini.sampler --bench`.
+"""How fast the sampler and a whole training step are, beside what this device allows.
+
+    python -m rar_mini.sampler --bench
+    python train.py --bench
 
 The work is that of many comparisons: 2 prompts x 8 completions x 64 tokens of the default policy, with end
-tokens ignored, so that every row is as long as it may be. Then what a token costs as groups and answers grow.
-A decoding step reads every weight once and multiplies it with one vector a row, so two limits stand beside
-the tokens a second: those weights at the speed of copying, and those products at the speed of a large one.
+tokens ignored, so that every row is as long as it may be. The sampler's table goes on to say what a token
+costs as groups and answers grow. A decoding step reads every weight once and multiplies it with one vector a
+row, so two limits stand beside the tokens a second: those weights at the speed of copying, and those products
+at the speed of a large one. A training step reads its packed tokens forwards and twice backwards: its limit
+is the second.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 
-from rar_mini import data, policy
+from rar_mini import policy
+from rar_mini.data import Example
 from rar_mini.kernels import bench
 from rar_mini.policy import Policy
+from rar_mini.report import Clock
+from rar_mini.rubric import Criterion, Rubric
 from rar_mini.sampler import Request, Settings, sample, uniforms
 
 WORK = (2, 8, 64)  # prompts, completions of each, tokens of each
 GROUPS = ((2, 4, 64), (2, 16, 64), (2, 64, 64))
 LENGTHS = ((2, 8, 256), (2, 8, 1024))
+SYSTEM = "Answer the medical question."
+QUESTIONS = (
+    "What are common symptoms of iron deficiency anemia, and how is it confirmed?",
+    "A child has a barking cough and stridor at rest. What is the diagnosis and the treatment?",
+)
+RUBRIC = ("blood", "child", "croup", "ferritin", "iron", "fatigue", "steroid", "symptoms")
 
 
-def rate(actor: Policy, work: tuple[int, int, int], runs: int) -> float:
+def work() -> list[Example]:
+    """The two questions, as rows of data, with a rubric that costs a judge next to nothing."""
+    rubric = Rubric(tuple(Criterion(word, word, "essential", 1.0) for word in RUBRIC))
+    system = {"role": "system", "content": SYSTEM}
+    return [
+        Example(f"bench-{i}", "train", (system, {"role": "user", "content": text}), "", rubric, {})
+        for i, text in enumerate(QUESTIONS)
+    ]
+
+
+def rate(actor: Policy, size: tuple[int, int, int], runs: int) -> float:
     """Tokens a second of sampling P x G x T tokens: the median of some runs, after one to warm up."""
-    P, G, T = work
+    P, G, T = size
     requests = [
         Request(actor.encode(example), [uniforms(0, 0, example.id, g, T) for g in range(G)])
-        for example in data.sample("medical")[:P]
+        for example in work()[:P]
     ]
     settings, on = Settings(T, cache_bytes=2**34), actor.model.head.device.type
     return P * G * T / bench.seconds(lambda: sample(actor.model, requests, frozenset(), settings), on, runs)
 
 
 def limits(actor: Policy) -> tuple[float, float]:
-    """How often a second this device reads all weights, and how many tokens it multiplies with them."""
-    on, dtype = actor.model.head.device.type, actor.model.head.dtype
-    numbers = sum(p.numel() for p in actor.model.parameters())
-    copied, multiplied = bench.copying(on)[1], bench.multiplying(on, dtype)[1]
-    return copied / (numbers * actor.model.head.element_size()), multiplied / (2 * numbers)
+    """How often a second this device reads the weights that it multiplies with, and how many tokens it
+    multiplies with all of them."""
+    on, head = actor.model.head.device.type, actor.model.head
+    numbers = head.numel() + sum(p.numel() for p in actor.model.model["layers"].parameters())
+    copied, multiplied = bench.copying(on)[1], bench.multiplying(on, head.dtype)[1]
+    return copied / (numbers * head.element_size()), multiplied / (2 * numbers)
+
+
+def training(name: str, actor: Policy, step: Callable[[Clock], object], runs: int) -> None:
+    """Print what `step`, a whole one on the benchmark's work, takes: the median of some runs after one to
+    warm up, by stage, and the share of its matrix products' limit."""
+    P, G, T = WORK
+    on = actor.model.head.device.type
+    head, multiplied = bench.conditions(on), limits(actor)[1]
+    clocks = [Clock() for _ in range(runs + 1)]
+    for clock in clocks:
+        step(clock)
+    found = [clock.seconds for clock in clocks[1:]]
+    stages = {stage: statistics.median(row[stage] for row in found) for stage in found[0]}
+    seconds = statistics.median(row.total() for row in found)
+    prompts = sum(len(actor.encode(example)) for example in work())
+    # Sampling reads prompts and completions once; training goes forwards once and backwards twice.
+    least = (prompts + P * G * T + 3 * (prompts + P * G * (T - 1))) / multiplied
+    print(f"a step on {head['device']}, torch {head['torch']}, {name}, median of {runs}")
+    told = ", ".join(f"{stage} {taken:.2f}" for stage, taken in stages.items())
+    print(f"{' x '.join(map(str, WORK))}: {seconds:.2f} s ({told}), {least / seconds:.2f} of matrix products")
+    row = {"seconds_per_step": round(seconds, 3), "tokens_per_second": round(P * G * T / seconds, 1)}
+    row |= {"stages": {stage: round(taken, 3) for stage, taken in stages.items()}}
+    print(json.dumps(head | row | {"matrix products": round(least / seconds, 3)}))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ exactly 1. There the loss is minus the weighted mean advantage, which is 0 under
 sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +75,8 @@ def micro_batches(
     device: torch.device | str = "cpu",
     attention: Attention = "auto",
 ) -> list[MicroBatch]:
-    """Cut a step into packed batches of at most `tokens_per_batch` tokens (one completion may exceed it).
+    """Cut a step into packed batches, as few and as even as `tokens_per_batch` allows (one completion may
+    exceed it).
 
     prompts[p], completions[p][g], adv (P, G), teaches (P, G). A prompt is read once for its whole group; a
     group too large for one batch is cut between completions, and its prompt is then read once a part.
@@ -85,21 +87,33 @@ def micro_batches(
     divisor = {"token": torch.full_like(lengths, N), "sequence": S * lengths}.get(loss_norm)  # (P, G)
     if divisor is None:
         divisor = torch.full_like(lengths, S * max_new_tokens)
-    batches: list[list[tuple[int, list[int]]]] = []
-    used = tokens_per_batch
-    for p, prompt in enumerate(prompts):
-        fresh = True  # whether this prompt still has to be read in the current batch
-        for g in teaches[p].nonzero()[:, 0].tolist():
-            cost = len(completions[p][g].ids) + (len(prompt) if fresh else 0)
-            if used + cost > tokens_per_batch:
-                batches.append([])
-                used, fresh, cost = 0, True, len(completions[p][g].ids) + len(prompt)
-            if fresh:
-                batches[-1].append((p, []))
-            batches[-1][-1][1].append(g)
-            used, fresh = used + cost, False
+    rows = [(p, g) for p in range(len(prompts)) for g in teaches[p].nonzero()[:, 0].tolist()]
+    cut = partial(_cut, rows, [len(prompt) for prompt in prompts], lengths.tolist())
+    fewest = len(cut(tokens_per_batch))
+    # Balanced: the smallest budget that takes no more batches. The peak of memory is the largest batch's.
+    budget = bisect_left(range(tokens_per_batch), True, key=lambda budget: len(cut(budget)) <= fewest)
     packer = partial(pack, device=device, attention=attention)
-    return [_micro_batch(parts, prompts, completions, adv, 1 / divisor, packer) for parts in batches]
+    return [_micro_batch(parts, prompts, completions, adv, 1 / divisor, packer) for parts in cut(budget)]
+
+
+def _cut(
+    rows: Sequence[tuple[int, int]], prompts: Sequence[int], lengths: Sequence[Sequence[int]], budget: int
+) -> list[list[tuple[int, list[int]]]]:
+    """Fill batches of `budget` tokens with rows (p, g) in their order; prompts and lengths in tokens. A batch
+    is a list of prompts, each with its completions there."""
+    batches: list[list[tuple[int, list[int]]]] = []
+    used = budget
+    for p, g in rows:
+        fresh = not batches or batches[-1][-1][0] != p  # whether the batch still has to read this prompt
+        cost = lengths[p][g] + fresh * prompts[p]
+        if not batches or used + cost > budget:
+            batches.append([])
+            used, fresh, cost = 0, True, lengths[p][g] + prompts[p]
+        if fresh:
+            batches[-1].append((p, []))
+        batches[-1][-1][1].append(g)
+        used += cost
+    return batches
 
 
 def _micro_batch(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rar_mini import grpo, model
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
@@ -102,6 +104,35 @@ def test_batches_keep_to_their_budget_and_hold_every_token_once(completions: lis
         assert sum(len(part.target) for part in parts) == sum(
             len(completions[p][g].ids) for p in range(3) for g in range(3) if TEACHES[p, g]
         )
+
+
+GROUPS = st.lists(st.lists(st.integers(1, 30), min_size=4, max_size=4), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(lengths=GROUPS, budget=st.integers(20, 200))
+def test_batches_are_as_few_as_can_be_and_even(lengths: list[list[int]], budget: int) -> None:
+    """Memory has to hold the largest: a step of 2,200 tokens is two batches of 1,100, not 2,048 and 152."""
+
+    def cut(budget: int) -> list[int]:
+        completions = [[Completion([1] * n, [0.0] * n, True) for n in group] for group in lengths]
+        made = grpo.micro_batches(
+            [[1] * 10] * len(lengths),
+            completions,
+            torch.zeros(len(lengths), 4),
+            torch.ones(len(lengths), 4, dtype=torch.bool),
+            loss_norm="token",
+            max_new_tokens=30,
+            tokens_per_batch=budget,
+        )
+        assert sum(len(batch.target) for batch in made) == sum(map(sum, lengths))
+        # Every token but each completion's last is read, and a prompt once in every batch that needs it.
+        return [len(batch.packed.ids) for batch in made]
+
+    found = cut(budget)
+    for smaller in (budget - 1, max(found) - 1):
+        if smaller > 40:  # every completion fits with its prompt
+            assert len(cut(smaller)) > len(found) or max(cut(smaller)) >= max(found)
 
 
 def test_the_first_ratio_is_one_and_the_end_token_is_trained(

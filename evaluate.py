@@ -42,10 +42,10 @@ from rar_mini.agreement import accuracy, auc, brier, correlation, kappa, resampl
 from rar_mini.checkpoint import Run, records
 from rar_mini.data import Example
 from rar_mini.kernels.advantage import TIE
-from rar_mini.options import run_command
+from rar_mini.options import from_json, run_command
 from rar_mini.plot import drawing
 from rar_mini.prompts import fill
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Design, Rubric
 
 MEASURES = {"accuracy": accuracy, "kappa": kappa, "auc": auc, "brier": brier}
 Judging = tyro.conf.OmitArgPrefixes[Options]
@@ -308,7 +308,7 @@ def replay(
     most: int = 512,
     judging: Judging = DEFAULTS,
 ) -> None:
-    """Have another judge score a run's rollouts, by the run's own method.
+    """Have another judge score a run's rollouts, by the run's own method and rubrics.
 
     Args:
         run: the run's folder
@@ -318,12 +318,14 @@ def replay(
     if most < 1:
         raise ValueError(f"--most {most}: expected a number of answers from 1 on")
     settings = Run.reopen(run)[1]["settings"]
+    if settings["method"] == "sft":
+        raise ValueError(f"{run} learnt from reference answers (--method sft): expected a run with rewards")
     spec, why = choose(judge)
     rows = spaced(records(run, "rollouts.jsonl"), most)
     examples = examples_of(run, settings, rows)
     print(f"judge     {spec} ({why}) after {settings['judge']}, method {settings['method']}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
-    asker = Judge(spec, settings["method"], **vars(judging))
+    asker = Judge(spec, settings["method"], design=design_of(settings), **vars(judging))
     said = ask(asker, [(e, row["response"]) for e, row in zip(examples, rows, strict=True)], "judging")
     first = np.array([number(row["reward"]) for row in rows])
     both = ~(np.isnan(first) | np.isnan(said.reward))  # means of other answers could not be compared
@@ -366,6 +368,11 @@ def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] in kept]
 
 
+def design_of(settings: dict[str, Any]) -> Design:
+    """What became of the rubrics of a run; nothing in one from before that was a choice."""
+    return from_json(Design(), settings.get("design", {}))
+
+
 def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
     """The question of each row. Raises ValueError where the run's data is not as it was."""
     file = settings["data"] and Path(settings["data"])
@@ -377,7 +384,8 @@ def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, An
         same = example is not None and row["prompt"] == example.question
         if same and settings["method"] == "rar-explicit":
             judged = [(item["title"], item["weight"]) for item in row["verdicts"]]
-            same = judged == [(c.title, c.weight) for c in example.rubric.criteria]
+            rubric = design_of(settings).apply(example.rubric, example.id)
+            same = judged == [(c.title, c.weight) for c in rubric.criteria]
         if not same:
             raise ValueError(
                 f"{file or settings['domain']} has changed since the run: expected {row['example_id']!r} "

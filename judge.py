@@ -17,6 +17,10 @@ takes that response out of its group.
 | rar-explicit | the question's own criteria, each on its own (Eq. 1) | sum w v / sum w |
 | rar-implicit | the question's own criteria, all in one question (Eq. 2) | (rating - 1) / 9 |
 
+The last two take the rubric as --rubric-drop, --weights and --pitfalls make it (rar_mini/rubric.py). Where a
+pitfall costs its weight (signed), w is negative, v means that it holds, and sum w is that of the positive
+weights, as HealthBench has it: such a reward can be below 0.
+
 | judge | how it is asked | what it returns |
 |---|---|---|
 | chat:NAME | a server's chat completions; JSON by schema, or in plain text where there is none | 0 or 1 |
@@ -55,12 +59,14 @@ from rar_mini.kernels.advantage import group_advantage
 from rar_mini.ledger import Ledger
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
-from rar_mini.rubric import Criterion, Rubric, rating_to_unit
+from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.wires import MOST, Asked
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
+OWN = ("rar-explicit", "rar-implicit")  # those that ask about a question's own rubric
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
+PLAIN = Design()
 NAN = float("nan")
 log = logging.getLogger(__name__)
 
@@ -113,12 +119,18 @@ class Judge:
     """A judge and the method by which it is asked.
 
     `spec` is `keyword`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name; `method` one
-    of METHODS; the rest are Options. Raises ValueError for what does not exist or does not go together.
-    `ledger` counts what happened.
+    of METHODS; `design` what becomes of a question's own rubric; the rest are Options. Raises ValueError for
+    what does not exist or does not go together. `ledger` counts what happened.
     """
 
     def __init__(
-        self, spec: str, method: str, concurrency: int = 32, timeout: float = 120.0, **options: Any
+        self,
+        spec: str,
+        method: str,
+        concurrency: int = 32,
+        timeout: float = 120.0,
+        design: Design = PLAIN,
+        **options: Any,
     ) -> None:
         kind, _, name = spec.partition(":")
         if method not in METHODS:
@@ -128,13 +140,20 @@ class Judge:
                 f"no judge {spec!r}: expected auto, keyword, or chat:NAME, systemone:NAME, decisions:NAME or "
                 "local:NAME with a model's name"
             )
-        if kind == "keyword" and method not in ("rar-explicit", "rar-implicit"):
+        if kind == "keyword" and method not in OWN:
             raise ValueError(
                 f"the keyword judge cannot serve {method}: it only matches the words of a question's own "
                 "criteria; use --method rar-explicit or rar-implicit, or a model with --judge chat:NAME"
             )
+        weighed = design.weights == "paper" or (method == "rar-explicit" and design.rubric_drop != "labels")
+        if design != PLAIN and not (method in OWN and weighed):
+            raise ValueError(
+                f"{method} cannot serve --rubric-drop {design.rubric_drop} --weights {design.weights} "
+                f"--pitfalls {design.pitfalls}: expected these options with rar-explicit or rar-implicit, "
+                "and --weights with rar-explicit alone, where it keeps its labels"
+            )
         self.options = o = Options(concurrency=concurrency, timeout=timeout, **options)
-        self.spec, self.method, self.kind = spec, method, kind
+        self.spec, self.method, self.kind, self.design = spec, method, kind, design
         self.per_call = MOST[kind] if o.criteria_per_call == "all" else o.criteria_per_call
         self.per_call = self.per_call or (1 if kind == "chat" else MOST[kind])
         if kind != "keyword" and self.per_call > MOST[kind]:
@@ -168,7 +187,11 @@ class Judge:
             return Rubric(prompts.PREDEFINED)
         if self.method in RATED:
             return Rubric((Criterion(f"{self.method} rating", "", "rating", 1.0),))
-        return example.rubric
+        return self._own(example)
+
+    def _own(self, example: Example) -> Rubric:
+        """The question's own rubric, as designed. Raises ValueError where nothing of it is left."""
+        return self.design.apply(example.rubric, example.id)
 
     def calls(self, example: Example) -> int:
         """How many questions one response to this example costs."""
@@ -180,7 +203,9 @@ class Judge:
         return [items[start : start + self.per_call] for start in range(0, len(items), self.per_call)]
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Refuse examples that the method has no question for."""
+        """Refuse examples that the method has no question for, or whose rubric the design leaves empty."""
+        for example in examples:
+            self._own(example)
         missing = [example.id for example in examples if not example.reference]
         if self.method == "reference-likert" and missing:
             raise ValueError(
@@ -263,6 +288,7 @@ class Judge:
         """16 hexadecimal digits that change with anything that this judge is told about a response, or is set
         to."""
         told = {"spec": self.spec, "method": self.method, "criteria": repr(self.rubric(example))}
+        told |= {"rubric": repr(example.rubric), "design": repr(self.design)}
         told |= {"question": example.question, "reference": example.reference, "response": response}
         told |= {"per_call": self.per_call, "threshold": self.options.threshold}
         told |= {"prompts": self.prompts.digest, "server": self.endpoint and self.endpoint.address}
@@ -280,10 +306,11 @@ class Judge:
         known |= {"response": response, "reference": reference, "fence": fence}
         shared = prompts.fill(p.shared_reference if self.method == "reference-likert" else p.shared, **known)
         if self.method in RATED:
-            task = {"direct-likert": p.rate, "reference-likert": p.rate_reference}.get(
-                self.method, p.rate_rubric
-            )
-            items = "\n".join(prompts.item_line(c) for c in example.rubric.criteria if c.weight)
+            labelled = self.design.rubric_drop != "labels"
+            whole = p.rate_rubric if labelled else p.rate_unlabelled
+            task = {"direct-likert": p.rate, "reference-likert": p.rate_reference}.get(self.method, whole)
+            shown = (c for c in self._own(example).criteria if c.weight)
+            items = "\n".join(prompts.item_line(c, labelled) for c in shown)
             return Asked(shared, fence, [prompts.fill(task, items=items, fence=fence)], True)
         return Asked(shared, fence, [prompts.closed_question(p, c) for c in criteria], False)
 
@@ -299,7 +326,7 @@ class Judge:
         self.ledger.counts["questions"] += 1
         done()
         if self.method in RATED:
-            return [keyword_judge.rating(example.rubric, response)]
+            return [keyword_judge.rating(self._own(example), response)]
         return [keyword_judge.verdict(criterion, response) for criterion in criteria]
 
     def _local(self, items: Sequence[tuple], done: Callable) -> Iterator[list[float] | Failure]:
@@ -363,6 +390,7 @@ def score(
     judge: str = "auto",
     method: str = "rar-explicit",
     skip_bad_rows: bool = False,
+    design: tyro.conf.OmitArgPrefixes[Design] = PLAIN,
     judging: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
 ) -> None:
     """Score a file of answered questions. Rows that OUT already has, from the same judge, are kept.
@@ -391,7 +419,7 @@ def score(
         notes["rows left out as bad"] += len(mute)
     for note, count in notes.items():
         print(f"{note}: {count}", file=sys.stderr)
-    asker = Judge(spec, method, **vars(judging))
+    asker = Judge(spec, method, design=design, **vars(judging))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]
     rows = kept_rows(out, asked)

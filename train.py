@@ -15,18 +15,24 @@ One step, for P questions with G rollouts each:
    normalised over the whole step (rar_mini/grpo.py has every formula).
 6. **Step**: clip the gradient's norm, AdamW, a learning rate that warms up and then stays.
 
+`--method sft` is the paper's other baseline, the same loop without 1 to 4: a step trains on the likelihood of
+reference answers, one a question. `--steps 0` only scores the policy as it is.
+
 Where this departs from the paper (arXiv 2507.17746), or fills what it leaves open:
 
-1. No KL penalty by default (`--beta 0`) and one optimizer step a batch. The paper states neither coefficient
-   nor epochs.
+1. No KL penalty (`--beta 0`), a clip of 0.2 on both sides (`--clip-low`, `--clip-high`) and one optimizer
+   step a batch (`--inner-epochs 1`), where the clip cannot act yet. The paper states none of them.
 2. The loss weighs every completion alike (`--loss-norm sequence`, GRPO as first published). Not stated
    either.
-3. Pitfalls have positive weights and the judge is asked whether the mistake was avoided, because the released
-   data words them both ways.
-4. The paper's batch of 96 is read as 96 completions, 6 questions x 16; its 3,584 tokens as 512 + 3,072.
+3. Pitfalls have positive weights and the judge is asked whether the mistake was avoided (`--pitfalls
+   avoided`), because the released data words them both ways.
+4. The paper's batch of 96 is read as 96 completions (`--prompts-per-step 6 --group-size 16`; the other
+   reading is `--prompts-per-step 96`), its 3,584 tokens as `--max-prompt-tokens 512 --max-new-tokens 3072`.
 5. The prompt is the model's chat template with one system sentence of ours, or a plain "Question: ...
    Answer:".
-6. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, and a judge that matches
+6. Supervised training has its settings from here, for want of any: the same rate, batch and `--loss-norm`,
+   the end token as part of an answer. Its scores are asked for by RaR-Explicit.
+7. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, and a judge that matches
    words.
 """
 
@@ -39,6 +45,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,16 +129,28 @@ def roll_out(
     return Rollouts(examples, [r.prompt for r in requests], completions, responses, scores, reward, adv)
 
 
+def recite(actor: Policy, drawn: Drawn) -> Rollouts:
+    """The reference answers to the drawn questions in the place of rollouts: G = 1, advantage 1, no
+    reward."""
+    examples, P = [example for example, _ in drawn], len(drawn)
+    prompts, responses = [actor.encode(e) for e in examples], [[e.reference] for e in examples]
+    completions = [[Completion(actor.completion(e.reference), [], True)] for e in examples]
+    none, adv = torch.full((P, 1), judges.NAN), torch.ones(P, 1)  # (P, 1)
+    unjudged = judges.Scores(torch.empty(P, 1, 0), torch.empty(P, 0), none, [e.rubric for e in examples])
+    return Rollouts(examples, prompts, completions, responses, unjudged, none, adv)
+
+
 def update(
     config: Config, actor: Policy, reference: Policy | None, optimizer: AdamW, rollouts: Rollouts
 ) -> dict[str, float]:
     """Train on one batch of rollouts. Returns loss, gradient norm and token metrics, of the last inner epoch;
     {} if no group teaches, and then nothing moves: AdamW's momentum would otherwise go on by itself."""
+    teaches = grpo.scored(rollouts.reward) | config.supervised  # (P, G)
     batches = grpo.micro_batches(
         rollouts.prompts,
         rollouts.completions,
         rollouts.adv,
-        grpo.scored(rollouts.reward),
+        teaches,
         loss_norm=config.loss_norm,
         max_new_tokens=config.max_new_tokens,
         tokens_per_batch=config.tokens_per_batch,
@@ -143,7 +162,7 @@ def update(
         parts = []
         for batch in tqdm(batches, desc="training", leave=False, disable=None):
             logp, entropy = grpo.token_logp(actor.model, batch, config.temperature)  # (N,), (N,)
-            if epoch == 0:
+            if epoch == 0 and not config.supervised:
                 batch.old_logp = logp.detach()
             if reference is not None and batch.ref_logp is None:
                 with torch.no_grad():
@@ -208,20 +227,17 @@ def questions(config: Config, actor: Policy, judge: Judge) -> dict[str, list[Exa
     else:
         examples = data.read(config.data, skip_bad=config.skip_bad_rows, notes=notes)
     judge.check(examples)
-    room = min(config.max_prompt_tokens, policy.window(actor) - config.max_new_tokens)
-    fitting = []
+    fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
-        length = len(actor.encode(example))
-        if length <= room:
+        taught = config.supervised and example.split == "train"
+        if taught and not example.reference:
+            notes["training questions left out without a reference answer"] += 1
+        elif not (why := policy.too_long(actor, example, *limits, answered=taught)):
             fitting.append(example)
         elif config.long_prompts == "skip":
             notes["questions left out as too long"] += 1
         else:
-            raise ValueError(
-                f"the prompt of {example.id!r} has {length} tokens: expected at most {room} "
-                f"(--max-prompt-tokens, and the model's window of {policy.window(actor)} less "
-                "--max-new-tokens); raise the limit, or pass --long-prompts skip"
-            )
+            raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
     for note, count in notes.items():
         print(f"  {note}: {count}")
     splits = {split: [e for e in fitting if e.split == split] for split in ("train", "held_out")}
@@ -236,8 +252,10 @@ def questions(config: Config, actor: Policy, judge: Judge) -> dict[str, list[Exa
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     config, why = settle(config)
-    judge = Judge(config.judge, config.method, **vars(config.judging))
-    gold = config.gold_judge and Judge(config.gold_judge, config.method, **vars(config.judging))
+    # Reference answers need no judge, but the scores do.
+    method = "rar-explicit" if config.supervised else config.method
+    ask = partial(Judge, method=method, design=config.design, **vars(config.judging))
+    judge, gold = ask(config.judge), config.gold_judge and ask(config.gold_judge)
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, config.device)
     actor.model.checkpointing = config.recompute
@@ -251,13 +269,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     # Made now that nothing is left to be refused.
     run = run or Run.create(config.out, to_json(config), judge_prompts=judge.prompts.digest)
     judge.ledger.carry(run.steps("metrics.jsonl"))
-    calls = sum(map(judge.calls, splits["train"])) / len(splits["train"])
-    answers = config.steps * config.prompts_per_step * config.group_size
-    cost = judge.estimate(splits["train"], answers, config.max_new_tokens)
-    millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
-    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
-    print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
-    print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
+    announce(config, actor, judge, why, splits, run)
     before = after = score_before(config, actor, (judge, gold), splits, run, first)
     stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
     recent = deque(run.steps("rollouts.jsonl"), maxlen=report.RECENT)
@@ -267,12 +279,16 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         optimizer.param_groups[0]["lr"] = lr
         drawn = data.draw(splits["train"], config.prompts_per_step, step - 1, config.seed)
         with keep_progress(config, run, step, actor, optimizer):
-            rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
-            failed.append(rollouts.reward.isnan().float().mean().item())
-            check_failures(config, judge, failed)
+            if config.supervised:
+                rollouts = recite(actor, drawn)
+            else:
+                rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
+                failed.append(rollouts.reward.isnan().float().mean().item())
+                check_failures(config, judge, failed)
         with clock("train"), keep_evidence(run, step, actor, rollouts):
             learned = update(config, actor, reference, optimizer, rollouts)
-        metrics = {"step": step, "learning_rate": lr} | report.describe(rollouts.reward, rollouts.completions)
+        metrics = {"step": step, "learning_rate": lr}
+        metrics |= {} if config.supervised else report.describe(rollouts.reward, rollouts.completions)
         recent.append(rollouts.rows(step))
         metrics |= report.verdicts(recent) | learned | clock.metrics(sum(row["tokens"] for row in recent[-1]))
         if config.eval_every and (last or step % config.eval_every == 0):
@@ -294,6 +310,20 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             print(f"{name:<9}{asked.ledger.line()}")
             asked.close()
     print(report.conclusion(before, after, run.folder, config.steps))
+
+
+def announce(
+    config: Config, actor: Policy, judge: Judge, why: str, splits: dict[str, list[Example]], run: Run
+) -> None:
+    """What the run is about to do, and what its training costs."""
+    judged = not config.supervised
+    calls = judged * sum(map(judge.calls, splits["train"])) / len(splits["train"])
+    answers = judged * config.steps * config.prompts_per_step * config.group_size
+    cost = judge.estimate(splits["train"], answers, config.max_new_tokens)
+    millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
+    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
+    print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
+    print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
 
 
 def score_before(
@@ -321,7 +351,9 @@ def settle(config: Config) -> tuple[Config, str]:
         raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
     path = Path(config.policy)
     name = str(path.absolute()) if path.is_dir() else config.policy
-    return dataclasses.replace(config, policy=name, judge=judge, gold_judge=gold, device=device), why
+    G = 1 if config.supervised else config.group_size
+    settled = {"policy": name, "judge": judge, "gold_judge": gold, "device": device, "group_size": G}
+    return dataclasses.replace(config, **settled), why
 
 
 class JudgeFailed(ValueError):
@@ -365,6 +397,8 @@ def check_failures(config: Config, judge: Judge, shares: Sequence[float]) -> Non
 def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts) -> None:
     """The step's line, and now and then an answer with its verdicts: the best of the first group."""
     tqdm.write(report.line(step, config.steps, metrics))
+    if config.supervised:
+        return
     if step == 1 and metrics.get("loss") is not None:
         tqdm.write(report.FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
@@ -409,7 +443,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         if options.steps < max(config.steps, done):
             raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        warmup = config.warmup * config.steps / options.steps
+        warmup = config.warmup * (config.steps or options.steps) / options.steps
         config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")

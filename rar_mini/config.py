@@ -12,6 +12,7 @@ import tyro
 
 from rar_mini.options import refuse_outside
 from rar_mini.prefix import Attention
+from rar_mini.rubric import Design
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,14 @@ class Config:
     judge: str = "auto"
     """who judges: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server if
     OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
-    method: Literal["direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit"] = (
-        "rar-explicit"
-    )
-    """how judging becomes a reward; see judge.py"""
+    method: Literal[
+        "direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit", "sft"
+    ] = "rar-explicit"
+    """how judging becomes a reward; see judge.py. Or sft: a step samples and judges nothing, but trains on
+    the likelihood of reference answers, one a question; --group-size and the clip do not act, and the
+    scores are asked for by rar-explicit"""
+    design: tyro.conf.OmitArgPrefixes[Design] = Design()
+    """what becomes of a rubric before it is judged"""
     judging: tyro.conf.OmitArgPrefixes[Options] = Options()
     """how it is asked"""
     gold_judge: str | None = None
@@ -89,18 +94,18 @@ class Config:
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
     steps: int = 32
-    """optimizer batches to train for"""
+    """optimizer batches to train for; 0 only scores the policy as it is"""
     prompts_per_step: int = 2
     """P, questions in a step"""
     group_size: int = 8
     """G, rollouts of each question"""
     max_new_tokens: int = 48
-    """tokens after which an answer is cut"""
+    """tokens after which an answer is cut; the longest reference answer that sft takes"""
     max_prompt_tokens: int = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
-    """what to do with a longer one: stop, or leave the question out and say how many; a prompt is never
-    cut"""
+    """what to do with a longer one, and with a reference answer too long for sft: stop, or leave the question
+    out and say how many; neither is ever cut"""
     temperature: float = 1.0
     """of sampling, and of the log-probabilities that are trained"""
 
@@ -160,14 +165,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
-        positive = ("steps", "prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
+        positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
         positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep")
         bounds = {name: (1, math.inf) for name in positive}
         bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
-        bounds |= {name: (0, math.inf) for name in ("eval_every", "save_every", "show_every")}
-        bounds |= {"group_size": (2, 1024), "temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
+        bounds |= {name: (0, math.inf) for name in ("steps", "eval_every", "save_every", "show_every")}
+        bounds |= {"temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
+        bounds |= {"group_size": (1 if self.supervised else 2, 1024)}
         bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
         refuse_outside(self, bounds)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether a step learns from reference answers, with neither rollouts nor rewards."""
+        return self.method == "sft"
 
 
 PRESETS = {

@@ -24,6 +24,10 @@ $\pi_{old}$:
 `old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
 exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages
 sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
+
+Reference answers (`--method sft`) stand in the place of completions, each with A = 1. Nobody sampled them, so
+there is no ratio and nothing to clip: gain_it = A_i logp_it, which has the gradient of that first epoch at
+every epoch. The loss is then the weighted mean negative log-likelihood.
 """
 
 from bisect import bisect_left
@@ -51,8 +55,8 @@ class MicroBatch:
     target: Tensor  # (N,) the token
     adv: Tensor  # (N,)
     weight: Tensor  # (N,) w_it
-    sampler_logp: Tensor  # (N,)
-    old_logp: Tensor | None = None  # (N,) set in the first inner epoch
+    sampler_logp: Tensor  # (N,), or (0,) of reference answers
+    old_logp: Tensor | None = None  # (N,) set in the first inner epoch, but never of reference answers
     ref_logp: Tensor | None = None  # (N,) set where there is a KL penalty
 
 
@@ -166,29 +170,33 @@ def policy_loss(
     logp (N,) with gradient. The shares of all micro-batches add up to the loss of the step, so each is
     differentiated as it is.
     """
-    assert batch.old_logp is not None, "old_logp is set in the first inner epoch"
+    sampled = len(batch.sampler_logp) > 0
+    assert sampled == (batch.old_logp is not None), "old_logp is set in the first inner epoch"
     assert beta == 0 or batch.ref_logp is not None, "a KL penalty needs the reference's log-probabilities"
-    log_ratio = logp - batch.old_logp
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    gain = torch.minimum(ratio * batch.adv, clipped * batch.adv)
-    gap = batch.old_logp - batch.sampler_logp  # trainer's numerics against the sampler's, same weights
-    if mismatch_cap is not None:
-        gain = gain * gap.exp().clamp_max(mismatch_cap)
+    sums = {"tokens": torch.tensor(float(len(logp)))}
+    gain = batch.adv * logp
+    if sampled:
+        log_ratio = logp - batch.old_logp
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+        gain = torch.minimum(ratio * batch.adv, clipped * batch.adv)
+        gap = batch.old_logp - batch.sampler_logp  # trainer's numerics against the sampler's, same weights
+        if mismatch_cap is not None:
+            gain = gain * gap.exp().clamp_max(mismatch_cap)
+        sums |= {
+            "gap": gap.abs().sum(),
+            "gap_max": gap.abs().max(),
+            "clip_low": ((ratio < 1 - clip_low) & (batch.adv < 0)).sum(),
+            "clip_high": ((ratio > 1 + clip_high) & (batch.adv > 0)).sum(),
+        }
     per_token = -gain
-    sums = {
-        "tokens": torch.tensor(float(len(logp))),
-        "gap": gap.abs().sum(),
-        "clip_low": ((ratio < 1 - clip_low) & (batch.adv < 0)).sum(),
-        "clip_high": ((ratio > 1 + clip_high) & (batch.adv > 0)).sum(),
-    }
     if batch.ref_logp is not None:
         toward = batch.ref_logp - logp
         k3 = toward.exp() - toward - 1
         per_token = per_token + beta * k3
         sums["kl"] = k3.detach().sum()
     loss = (batch.weight * per_token).sum()
-    return loss, sums | {"loss": loss.detach(), "gap_max": gap.abs().max()}
+    return loss, sums | {"loss": loss.detach()}
 
 
 def token_metrics(parts: Iterable[dict[str, Tensor]]) -> dict[str, float]:
@@ -201,12 +209,12 @@ def token_metrics(parts: Iterable[dict[str, Tensor]]) -> dict[str, float]:
                 max(totals.get(name, 0.0), number) if name == "gap_max" else totals.get(name, 0.0) + number
             )
     n = totals["tokens"]
-    metrics = {
-        "loss": totals["loss"],
-        "entropy": totals["entropy"] / n,
-        "sampling/sampling_logp_difference/mean": totals["gap"] / n,
-        "sampling/sampling_logp_difference/max": totals["gap_max"],
-        "clip_ratio/low_mean": totals["clip_low"] / n,
-        "clip_ratio/high_mean": totals["clip_high"] / n,
-    }
+    metrics = {"loss": totals["loss"], "entropy": totals["entropy"] / n}
+    if "gap" in totals:  # not of reference answers
+        metrics |= {
+            "sampling/sampling_logp_difference/mean": totals["gap"] / n,
+            "sampling/sampling_logp_difference/max": totals["gap_max"],
+            "clip_ratio/low_mean": totals["clip_low"] / n,
+            "clip_ratio/high_mean": totals["clip_high"] / n,
+        }
     return metrics | ({"kl": totals["kl"] / n} if "kl" in totals else {})

@@ -40,6 +40,17 @@ class Policy:
             return self.tokenizer.encode(text, add_special_tokens=False)
         return self.tokenizer.encode(prompts.policy_text(prompts.policy_messages(example.messages)))
 
+    def completion(self, text: str) -> list[int]:
+        """A text as the token ids of a completion, the end token included; `decode` gives the text back.
+
+        A special token that the text spells out is read as plain characters, so that no text ends early.
+        After a plain prompt there is a space first, as in the plain template.
+        """
+        text = text.strip() if self.tokenizer.chat_template else " " + text.strip()
+        end = self.tokenizer.eos_token_id
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return [*ids, end if end in self.ends else min(self.ends)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -65,3 +76,24 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
 def window(policy: Policy) -> int:
     """How many tokens a prompt and its completion may have together."""
     return policy.model.config.max_position_embeddings
+
+
+def too_long(policy: Policy, example: Example, prompt: int, new: int, *, answered: bool) -> str:
+    """What of an example does not fit, in words; "" where all does.
+
+    A prompt may have so many tokens, and as many as the window leaves beside the `new` ones; where the
+    example is to be `answered` by its reference, that may have as many as the new ones, its end token
+    included.
+    """
+    room = min(prompt, window(policy) - new)
+    if (length := len(policy.encode(example))) > room:
+        return (
+            f"the prompt of {example.id!r} has {length} tokens: expected at most {room} "
+            f"(--max-prompt-tokens, and the model's window of {window(policy)} less --max-new-tokens)"
+        )
+    if answered and (length := len(policy.completion(example.reference))) > new:
+        return (
+            f"the reference answer of {example.id!r} has {length} tokens with its end: expected at most "
+            f"{new} (--max-new-tokens)"
+        )
+    return ""

@@ -99,6 +99,11 @@ class JudgePrompts:
         "Weigh all criteria together, each according to its category, and rate the response as a whole. 1 is "
         "the worst, 10 the best."
     )
+    rate_unlabelled: str = (
+        "--- criteria {fence}\n{items}\n--- end of criteria {fence}\n"
+        "Weigh all criteria together and rate the response as a whole. 1 is the worst, 10 the best."
+    )
+    """the same where the criteria are shown without their categories"""
     rating: str = (
         "Give a reason in one sentence first.\n"
         'Reply with one JSON object: {"reason": "...", "rating": a whole number from 1 to 10}'
@@ -149,10 +154,13 @@ def closed_question(prompts: JudgePrompts, criterion: Criterion) -> str:
     return fill(text, criterion=criterion.description)
 
 
-def item_line(criterion: Criterion) -> str:
-    """One criterion in the list that an overall rating weighs."""
+def item_line(criterion: Criterion, labelled: bool = True) -> str:
+    """One criterion in the list that an overall rating weighs, with its category or without."""
+    notes = [criterion.category] if labelled else []
     if criterion.category == "literal":
-        return f"- ({criterion.weight:+g} points if it holds) {criterion.description}"
-    if criterion.asks_avoidance:
-        return f"- (pitfall, a mistake that a good response avoids) {criterion.description}"
-    return f"- ({criterion.category}) {criterion.description}"
+        notes = [f"{criterion.weight:+g} points if it holds"]
+    elif criterion.asks_avoidance:
+        notes.append("a mistake that a good response avoids")
+    elif criterion.weight < 0:
+        notes.append("counts against a response of which it holds")
+    return f"- ({', '.join(notes)}) {criterion.description}" if notes else f"- {criterion.description}"

@@ -118,21 +118,26 @@ def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, floa
 
 
 def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """One step on one line."""
+    """One step on one line. Of reference answers it is shorter: nobody sampled or judged them."""
 
     def show(name: str, form: str) -> str:
         value = metrics.get(name)
         return "-" if value is None else format(value, form)
 
-    seconds = "+".join(show(f"perf/seconds_{stage}", ".1f") for stage in ("sample", "judge", "train"))
+    stages = ("sample", "judge", "train") if "reward" in metrics else ("train",)
+    seconds = "+".join(show(f"perf/seconds_{stage}", ".1f") for stage in stages)
+    learned = f"loss {show('loss', '.4f')}"
+    if "reward" in metrics:
+        learned = (
+            f"reward {show('reward', '.3f')}  spread {show('reward_std', '.3f')}  "
+            f"ties {show('frac_reward_zero_std', '.0%')}  length {show('completions/mean_length', '.0f')}  "
+            f"cut {show('completions/clipped_ratio', '.0%')}  loss {show('loss', '+.1e')}"
+        )
     text = (
-        f"step {step:>{len(str(steps))}}/{steps}  reward {show('reward', '.3f')}  "
-        f"spread {show('reward_std', '.3f')}  ties {show('frac_reward_zero_std', '.0%')}  "
-        f"length {show('completions/mean_length', '.0f')}  cut {show('completions/clipped_ratio', '.0%')}  "
-        f"loss {show('loss', '+.1e')}  grad {show('grad_norm', '.2f')}  {seconds} s  "
+        f"step {step:>{len(str(steps))}}/{steps}  {learned}  grad {show('grad_norm', '.2f')}  {seconds} s  "
         f"{show('perf/tokens_per_second', '.0f')} tok/s"
     )
-    failures = metrics["judge/failures"]
+    failures = metrics.get("judge/failures")
     return text + (f"  judge failed on {failures}" if failures else "")
 
 
@@ -177,7 +182,7 @@ def conclusion(
     """The scores before and after, where the run lies, and what to try next."""
     lines = []
     for split, scores in after.items():
-        if (change := paired(before[split], scores)) is not None:
+        if steps and (change := paired(before[split], scores)) is not None:
             low, high = mean(before[split]), mean(scores)
             lines.append(
                 f"{split:<8} reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
@@ -187,6 +192,6 @@ def conclusion(
         f"run      {folder}: metrics.jsonl, rollouts.jsonl, checkpoints/",
         "next     other questions: --domain science, or --data YOURS.jsonl",
         "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
-        f"         more steps:      python train.py --resume {folder} --steps {2 * steps}",
+        f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}",
     ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ Two kinds exist, and the sign of a verdict differs between them:
 - **RaR rubrics** name a category in front of each item ("Essential Criteria: ..."). A verdict means *the
   response is good on this item*; for a pitfall that is "the mistake was avoided", however the item words it,
   and the weight is positive. The released data words its pitfalls both ways, so that no rule about signs is
-  right for all of it.
+  right for all of it. `Design` has the other rules, and the paper's other rubrics.
 - **Literal rubrics** (HealthBench) carry signed points. A verdict means *the text of the item holds*, and an
   item with negative points takes away.
 """
@@ -13,10 +13,15 @@ Two kinds exist, and the sign of a verdict differs between them:
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 CATEGORY_WEIGHT = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """What an item weighs in RaR-Explicit (the paper, section 2 and appendix; v1 gave pitfalls 0.8)."""
+
+WEIGHTS = {"paper": CATEGORY_WEIGHT, "v1": CATEGORY_WEIGHT | {"pitfall": 0.8}}
+WEIGHTS["uniform"] = dict.fromkeys(CATEGORY_WEIGHT, 1.0)
+DROPPED = {"optional-and-below": ("important", "optional", "pitfall"), "pitfalls": ("pitfall",)}
 
 # Not any word before "criteria": an item may open with "Ranson criteria: ...", and that is what it asks for.
 _PREFIX = re.compile(
@@ -35,11 +40,13 @@ class Criterion:
     description: str
     category: str  # a key of CATEGORY_WEIGHT, or "literal" for signed points
     weight: float
+    raw: float = 0.0  # the data's own weight, with its sign; of a criterion of ours there is none
+    as_worded: bool = False  # a pitfall of which the judge is asked if its text holds
 
     @property
     def asks_avoidance(self) -> bool:
         """Whether the judge is asked if a mistake was avoided, rather than if the text holds."""
-        return self.category == "pitfall"
+        return self.category == "pitfall" and not self.as_worded
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,55 @@ class Rubric:
     @property
     def weights(self) -> list[float]:
         return [criterion.weight for criterion in self.criteria]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What becomes of a rubric before it is judged. The text under a field is its help.
+
+    For rubrics with categories. Signed points (HealthBench) have none, and take the defaults alone.
+    """
+
+    rubric_drop: Literal["none", "optional-and-below", "labels", "pitfalls"] = "none"
+    """what is left out, as in the paper's Table 2: optional-and-below, all items but the essential ones (its
+    "essential items only": important ones and pitfalls go, too); pitfalls; or labels, the words essential,
+    important, optional, pitfall: rar-implicit does not show them, in rar-explicit all items weigh alike"""
+    weights: Literal["paper", "v1", "raw", "uniform"] = "paper"
+    """what an item weighs in rar-explicit: 1, 0.7, 0.3, of a pitfall 0.9 (paper) or 0.8 (v1, its first
+    version); the size of the data's own weight (raw); or 1 (uniform)"""
+    pitfalls: Literal["avoided", "literal", "signed"] = "avoided"
+    """what a pitfall asks: was the mistake avoided, however it is worded, which earns its weight (avoided);
+    or does it hold as worded, which earns its weight (literal) or costs it (signed)"""
+
+    def apply(self, rubric: Rubric, name: str) -> Rubric:
+        """The criteria that a judge is asked about. `name` is of the example, for errors.
+
+        Raises ValueError where there are no categories to go by, and where nothing is left to be earned.
+        """
+        if self == Design():
+            return rubric
+        if any(criterion.category not in CATEGORY_WEIGHT for criterion in rubric.criteria):
+            raise ValueError(
+                f"the rubric of {name!r} has signed points: expected categories, which --rubric-drop, "
+                "--weights and --pitfalls go by; leave these options out"
+            )
+        dropped = DROPPED.get(self.rubric_drop, ())
+        kept = tuple(self._put(each) for each in rubric.criteria if each.category not in dropped)
+        if not any(criterion.weight > 0 for criterion in kept):
+            raise ValueError(
+                f"--rubric-drop {self.rubric_drop} with --pitfalls {self.pitfalls} leaves nothing to earn in "
+                f"the rubric of {name!r}: expected an item of positive weight; leave that row out, or change "
+                "these options"
+            )
+        return Rubric(kept)
+
+    def _put(self, criterion: Criterion) -> Criterion:
+        by = "uniform" if self.rubric_drop == "labels" else self.weights
+        size = abs(criterion.raw) if by == "raw" else WEIGHTS[by][criterion.category]
+        as_worded = criterion.category == "pitfall" and self.pitfalls != "avoided"
+        weight = -size if as_worded and self.pitfalls == "signed" else size
+        # What weighs nothing in the data weighs nothing here.
+        return replace(criterion, weight=weight if criterion.weight else 0.0, as_worded=as_worded)
 
 
 def rating_to_unit(rating: float) -> float:
@@ -93,18 +149,15 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
         elif item["weight"] and (category == "pitfall") != (item["weight"] < 0):
             notes["items whose weight has the wrong sign for their category"] += 1
         weight = CATEGORY_WEIGHT[category] if item["weight"] else 0.0
-        criteria.append(Criterion(item["title"], text, category, weight))
+        criteria.append(Criterion(item["title"], text, category, weight, float(item["weight"])))
     return Rubric(tuple(criteria))
 
 
 def from_points(items: Sequence[dict]) -> Rubric:
     """Make a literal rubric of HealthBench's {criterion, points} rows. The title is the item's first
     words."""
-    return Rubric(
-        tuple(
-            Criterion(
-                " ".join(item["criterion"].split()[:4]), item["criterion"], "literal", float(item["points"])
-            )
-            for item in items
-        )
-    )
+    criteria = []
+    for item in items:
+        title, points = " ".join(item["criterion"].split()[:4]), float(item["points"])
+        criteria.append(Criterion(title, item["criterion"], "literal", points, points))
+    return Rubric(tuple(criteria))

@@ -18,6 +18,8 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     """
     width = max(60, width or shutil.get_terminal_size((100, 24)).columns)
     run, config = Run.reopen(folder)
+    if config["settings"].get("method") == "sft":
+        raise ValueError(f"{folder} learnt from reference answers (--method sft): it has no rollouts to show")
     rows = records(run.folder, "rollouts.jsonl")
     steps = sorted({row["step"] for row in rows})
     if not steps:

@@ -342,7 +342,7 @@ REFUSED = {
     "a gold judge that does not exist": (["--gold-judge", "oracle"], "keyword"),
     "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
     "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),
-    "no steps": (["--steps", "0"], "--steps"),
+    "no steps": (["--steps", "-1"], "--steps"),
     "a group of one": (["--group-size", "1"], "--group-size"),
     "temperature 0": (["--temperature", "0"], "--temperature"),
     "a run that does not exist": (["--resume", "nowhere"], "config.json"),

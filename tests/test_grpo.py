@@ -1,5 +1,6 @@
 """The loss against formulas written out by hand, and the invariances that codebases of this kind break."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -207,3 +208,28 @@ def test_no_group_that_teaches_gives_no_batch(completions: list) -> None:
         assert not grpo.micro_batches(
             PROMPTS, completions, ADV, none, loss_norm=norm, max_new_tokens=12, tokens_per_batch=64
         )
+
+
+@pytest.mark.parametrize("loss_norm", grpo.LOSS_NORMS)
+def test_reference_answers_have_the_first_epochs_gradient_and_a_loss_to_read(
+    decoder: model.Decoder, completions: list, monkeypatch: pytest.MonkeyPatch, loss_norm: str
+) -> None:
+    """With A = 1 it is the gradient of the on-policy step, but at every epoch: beside an old policy, the
+    second would be clipped at 1.2 times the first's probability, and the loss would be -1."""
+    monkeypatch.setitem(globals(), "ADV", torch.ones(3, 3))
+    truth, _ = gradient(decoder, batches(completions, loss_norm))
+    likelihood = by_hand(decoder, completions, loss_norm).item()
+    answers = [[dataclasses.replace(c, logp=[]) for c in group] for group in completions]
+    parts = batches(answers, loss_norm, tokens_per_batch=30)
+    assert len(parts) > 1
+    decoder.zero_grad()
+    loss = 0.0
+    for batch in parts:
+        logp, _ = grpo.token_logp(decoder, batch, 1.0)
+        share, sums = grpo.policy_loss(logp, batch, clip_low=0.0, clip_high=0.0, mismatch_cap=1.0)
+        share.backward()
+        loss += share.item()
+        assert sums.keys() == {"tokens", "loss"}
+    assert loss == pytest.approx(likelihood, rel=1e-5) and loss > 0
+    for a, b in zip([p.grad for p in decoder.parameters()], truth, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()

@@ -1,5 +1,6 @@
 """What a judge says becomes numbers by one rule, and a failure is never a score."""
 
+import dataclasses
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from rar_mini.endpoint import Failure
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.ledger import Ledger
 from rar_mini.local_judge import LocalJudge
+from rar_mini.rubric import Design, Rubric
 from rar_mini.wires import inert, parse_rating, parse_verdicts, without_thoughts
 
 NAN = float("nan")
@@ -304,6 +306,83 @@ def test_pitfalls_are_asked_for_avoidance_and_literal_items_literally(
     asked = "\n".join(user(body) for _, body, _ in server.seen).split("\n")
     aspirin = [line for line in asked if "Recommends aspirin." in line]
     assert sorted("avoid the mistake" in line for line in aspirin) == [False, True]
+
+
+DESIGNS = [
+    Design(),
+    *(Design(rubric_drop=drop) for drop in ("optional-and-below", "labels", "pitfalls")),
+    *(Design(weights=weights) for weights in ("v1", "raw", "uniform")),
+    *(Design(pitfalls=pitfalls) for pitfalls in ("literal", "signed")),
+]
+
+
+@pytest.mark.parametrize(
+    ("design", "essential", "pitfall"),
+    [
+        (Design(), "(essential) ", "(pitfall, a mistake that a good response avoids) "),
+        (Design(pitfalls="literal"), "(essential) ", "(pitfall) "),
+        (
+            Design(pitfalls="signed"),
+            "(essential) ",
+            "(pitfall, counts against a response of which it holds) ",
+        ),
+        (Design("labels"), "", "(a mistake that a good response avoids) "),
+        (Design("labels", pitfalls="literal"), "", ""),
+        (Design("pitfalls"), "(essential) ", None),
+        (Design("optional-and-below"), "(essential) ", None),
+    ],
+)
+def test_an_overall_rating_is_shown_the_rubric_as_designed(
+    server: Server, examples: list[data.Example], design: Design, essential: str, pitfall: str | None
+) -> None:
+    """Without labels a pitfall is still shown as a mistake: in the released medical rubrics it is worded as
+    what a bad answer does, and bare, it would be asked for."""
+    Judge("chat:m", "rar-implicit", design=design).score(examples[:1], [["x"]])
+    lines = user(server.seen[0][1]).split("\n")
+    assert f"- {essential}Mentions b." in lines
+    shown = [line for line in lines if "Recommends aspirin." in line]
+    assert shown == ([] if pitfall is None else [f"- {pitfall}Recommends aspirin."])
+    assert any("Names fever" in line for line in lines) == (design.rubric_drop != "optional-and-below")
+    assert any("its category" in line for line in lines) == (design.rubric_drop != "labels")
+
+
+@pytest.mark.parametrize(
+    ("pitfalls", "reward"), [("avoided", 1.0), ("literal", 1.0), ("signed", 1 - 0.9 / 12.7)]
+)
+@pytest.mark.parametrize("spec", SERVERS)
+def test_a_pitfall_that_holds_can_cost_its_weight(
+    server: Server, examples: list[data.Example], spec: str, pitfalls: str, reward: float
+) -> None:
+    """The judge says yes to everything: 12 essential items, an important one, and a pitfall."""
+    server.reply = lambda path, body: (
+        says("yes")(path, body)
+        if path.endswith("completions")
+        else {n: {"type": "noul", "noul": 1.0} for n in body["questions"]}
+        if path.endswith("systemone")
+        else [{"name": q["name"], "type": "predicate", "probability": 1.0} for q in body["questions"]]
+    )
+    found = Judge(spec, "rar-explicit", design=Design(pitfalls=pitfalls)).score(examples[:1], [["x"]])
+    assert found.reward.item() == pytest.approx(reward)
+    asked = "\n".join(user(body) for _, body, _ in server.seen).split("\n")
+    (aspirin,) = [line for line in asked if "Recommends aspirin." in line]
+    assert ("avoid the mistake" in aspirin) == (pitfalls == "avoided")
+
+
+def test_what_a_design_does_not_change_is_refused(examples: list[data.Example], tmp_path: Path) -> None:
+    """An option that changed nothing would stand in a run's config.json as if it had."""
+    for method in ("direct-likert", "reference-likert", "rar-predefined"):
+        for design in DESIGNS[1:]:
+            with pytest.raises(ValueError, match=f"{method} cannot serve --rubric-drop"):
+                Judge("chat:m", method, design=design)
+    for method, design in [("rar-implicit", Design(weights="raw")), ("rar-explicit", Design("labels", "v1"))]:
+        with pytest.raises(ValueError, match="--weights with rar-explicit alone, where it keeps its labels"):
+            Judge("keyword", method, design=design)
+    turns = [{"role": "user", "content": "a"}]
+    rows = [question(0), {"prompt": turns, "rubrics": [{"criterion": "B.", "points": 3}]}]
+    mixed = data.read(write_rows(tmp_path / "rows.jsonl", rows))
+    Judge("keyword", "rar-implicit").check(mixed)
+    with pytest.raises(ValueError, match="'line-2' has signed points"):
+        Judge("keyword", "rar-implicit", design=Design("labels")).check(mixed)
 
 
 PAPER = """
@@ -810,6 +889,31 @@ def test_scores_of_another_judge_are_not_mixed_in(server: Server, tmp_path: Path
     with pytest.raises(ValueError, match="line 2"):
         score(write_rows(path, rows), out)
     assert [json.loads(line) for line in out.read_text().splitlines()] == before
+
+
+@pytest.mark.parametrize("method", ["rar-explicit", "rar-implicit"])
+def test_a_digest_tells_designs_and_rubrics_apart(examples: list[data.Example], method: str) -> None:
+    """Of rar-implicit it once held the rating's name alone, so that scores under other rubrics were kept."""
+    designs = [d for d in DESIGNS if method == "rar-explicit" or d.weights == "paper"]
+    asked = [Judge("keyword", method, design=design).digest(examples[0], "x") for design in designs]
+    turned = dataclasses.replace(examples[0], rubric=Rubric(examples[0].rubric.criteria[::-1]))
+    asked.append(Judge("keyword", method).digest(turned, "x"))
+    assert len(set(asked)) == len(designs) + 1
+
+
+def test_score_takes_a_design(tmp_path: Path) -> None:
+    rubric = question(0)["rubric"][-3:]
+    path, out = (
+        write_rows(tmp_path / "in.jsonl", [question(0, response="o", rubric=rubric)]),
+        tmp_path / "out",
+    )
+    words = ["--judge", "keyword", "--out", out, "--weights", "raw"]
+    done = run("score", path, *words, "--rubric-drop", "pitfalls")
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert [(v["title"], v["weight"]) for v in row["verdicts"]] == [("Letter o", 5), ("Names fever", 3)]
+    done = run("score", path, *words, "--pitfalls", "signed")
+    assert done.returncode == 1 and "expected the score of row 1 by this judge" in done.stderr
 
 
 def test_rows_that_failed_are_marked(server: Server, tmp_path: Path) -> None:

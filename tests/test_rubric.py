@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from rar_mini import rubric
+from rar_mini.rubric import Design
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,63 @@ def test_literal_points_keep_their_sign_and_their_text() -> None:
 
 def test_ratings_span_the_unit_interval() -> None:
     assert [rubric.rating_to_unit(r) for r in (1, 10)] == [0.0, 1.0]
+
+
+ROWS = [
+    {"title": "a", "description": "Essential Criteria: A.", "weight": 5},
+    {"title": "b", "description": "Important Criteria: B.", "weight": 4},
+    {"title": "c", "description": "Optional Criteria: C.", "weight": 2},
+    {"title": "d", "description": "Pitfall Criteria: Recommends D.", "weight": -2},
+    {"title": "e", "description": "Essential Criteria: E.", "weight": 0},
+]
+
+
+@pytest.mark.parametrize(
+    ("design", "weights", "avoidance"),
+    [
+        (Design(), {"a": 1.0, "b": 0.7, "c": 0.3, "d": 0.9, "e": 0.0}, True),
+        (Design(rubric_drop="optional-and-below"), {"a": 1.0, "e": 0.0}, None),
+        (Design(rubric_drop="pitfalls"), {"a": 1.0, "b": 0.7, "c": 0.3, "e": 0.0}, None),
+        (Design(rubric_drop="labels"), {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 0.0}, True),
+        (Design(weights="v1"), {"a": 1.0, "b": 0.7, "c": 0.3, "d": 0.8, "e": 0.0}, True),
+        (Design(weights="raw"), {"a": 5.0, "b": 4.0, "c": 2.0, "d": 2.0, "e": 0.0}, True),
+        (Design(weights="uniform"), {"a": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 0.0}, True),
+        (Design(pitfalls="literal"), {"a": 1.0, "b": 0.7, "c": 0.3, "d": 0.9, "e": 0.0}, False),
+        (Design(pitfalls="signed"), {"a": 1.0, "b": 0.7, "c": 0.3, "d": -0.9, "e": 0.0}, False),
+        (Design("pitfalls", "raw", "signed"), {"a": 5.0, "b": 4.0, "c": 2.0, "e": 0.0}, None),
+        (Design("none", "raw", "signed"), {"a": 5.0, "b": 4.0, "c": 2.0, "d": -2.0, "e": 0.0}, False),
+    ],
+)
+def test_a_design_drops_weighs_and_asks(
+    design: Design, weights: dict[str, float], avoidance: bool | None
+) -> None:
+    """`optional-and-below` sounds as if important items stayed; the paper's row keeps essential ones."""
+    made = design.apply(rubric.from_categories(ROWS, Counter()), "q")
+    assert {c.title: c.weight for c in made.criteria} == weights
+    asked = [c.asks_avoidance for c in made.criteria if c.category == "pitfall"]
+    assert asked == ([] if avoidance is None else [avoidance])
+
+
+@pytest.mark.parametrize(
+    ("design", "rows"),
+    [
+        (Design(rubric_drop="optional-and-below"), ROWS[1:4]),
+        (Design(rubric_drop="optional-and-below"), ROWS[1:]),  # what is left weighs nothing
+        (Design(rubric_drop="pitfalls"), ROWS[3:4]),
+        (Design(pitfalls="signed"), ROWS[3:4]),  # what is left only takes away
+    ],
+)
+def test_a_rubric_of_which_nothing_can_be_earned_is_refused(design: Design, rows: list[dict]) -> None:
+    words = f"--rubric-drop {design.rubric_drop} with --pitfalls {design.pitfalls} .* the rubric of 'q7'"
+    with pytest.raises(ValueError, match=words):
+        design.apply(rubric.from_categories(rows, Counter()), "q7")
+
+
+def test_signed_points_have_no_categories_for_a_design_to_go_by() -> None:
+    """HealthBench's rubrics are as they are, also those with nothing to earn; an option that did nothing to
+    them would be a figure with a false name."""
+    made = rubric.from_points([{"criterion": "Names it.", "points": -7}])
+    assert Design().apply(made, "q7") is made
+    for design in (Design(rubric_drop="labels"), Design(weights="uniform"), Design(pitfalls="signed")):
+        with pytest.raises(ValueError, match="the rubric of 'q7' has signed points: expected categories"):
+            design.apply(made, "q7")

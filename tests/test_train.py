@@ -17,10 +17,12 @@ from conftest import question, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import evaluate
 import train
 from rar_mini import checkpoint, policy
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.show import show
 
 ROOT = Path(__file__).parents[1]
 
@@ -243,6 +245,89 @@ def test_the_checkpoint_before_a_damaged_one_is_offered_and_goes_on(run: Path, t
     assert checkpoint.check(broken / "checkpoints" / "step-3") == 3
 
 
+ANSWERS = [question(i, reference_answer=f"It is {i}" + i * "!") for i in range(5)]
+
+
+def test_reference_answers_are_learnt_by_transformers_own_loss(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The first step's loss is the mean over answers of transformers' own, whose labels are the answer and
+    its end; no step has a reward, the scores do; and a resumed run has the same numbers."""
+    folder, path = tmp_path / "run", write_rows(tmp_path / "rows.jsonl", ANSWERS)
+    words = options(tiny, path, folder, steps=8, method="sft", lr=3e-3)
+    train.main(words)
+    steps, first, rows = records(folder), records(folder)[1], records(folder, "rollouts")[:2]
+    model, actor = AutoModelForCausalLM.from_pretrained(tiny), policy.load(str(tiny), torch.float32, "cpu")
+    known = {example.id: example for example in train.data.read(path)}
+    losses = []
+    for row in rows:
+        example = known[row["example_id"]]
+        assert row["response"] == example.reference and row["reward"] is None and row["verdicts"] == []
+        prompt, answer = actor.encode(example), actor.completion(example.reference)
+        assert answer[-1] == 258 and actor.decode(answer) == example.reference
+        assert row["tokens"] == len(answer) and row["finished"]
+        ids = torch.tensor([prompt + answer])
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        losses.append(model(ids, labels=labels).loss.item())
+    assert first["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert steps[-1]["loss"] < 0.8 * first["loss"]
+    judged = {"reward", "reward_std", "judge/failures", "clip_ratio/low_mean", "perf/seconds_sample"}
+    assert not judged & set().union(*steps) and 0 <= steps[-1]["eval/train_reward"] <= 1
+    said = capsys.readouterr().out
+    assert (
+        "method   sft: 16 answers x 0.0 = 0 questions" in said
+        and f"step 1/8  loss {first['loss']:.4f}" in said
+    )
+    for command in (show, lambda run: evaluate.replay(run, "keyword")):
+        with pytest.raises(ValueError, match="learnt from reference answers"):
+            command(folder)
+    broken = tmp_path / "broken"
+    train.main(options(tiny, path, broken, steps=3, method="sft", lr=3e-3))
+    train.main(["--resume", str(broken), "--steps", "8"])
+    assert [row["loss"] for row in numbers(broken)[1:]] == [row["loss"] for row in steps[1:]]
+
+
+def test_reference_answers_are_never_cut_and_held_out_questions_need_none(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [*ANSWERS, question(5, reference_answer=""), question(6, split="held_out", reference_answer="")]
+    rows[3] = question(3, reference_answer="far too long an answer")
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = options(tiny, path, tmp_path / "run", steps=1, method="sft")
+    with pytest.raises(ValueError, match="answer of 'q3' has 23 tokens .* at most 12 .* --long-prompts skip"):
+        train.main(words)
+    train.main([*words, "--long-prompts", "skip"])
+    said = capsys.readouterr().out
+    assert "questions left out as too long: 1" in said and "4 training questions, 1 held out" in said
+    assert "training questions left out without a reference answer: 1" in said
+
+
+def test_a_run_of_no_steps_scores_the_policy_as_it_is(
+    tiny: Path, tmp_path: Path, questions: Path, run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Off the shelf: the score before training, and nothing else. It can be trained on, with the warm-up of
+    a run that was never asked to stop."""
+    folder = tmp_path / "run"
+    train.main(options(tiny, questions, folder, steps=0))
+    assert numbers(folder) == numbers(run)[:1] and "change" not in capsys.readouterr().out
+    train.main(["--resume", str(folder), "--steps", "3"])
+    assert numbers(folder) == numbers(run)
+
+
+def test_a_run_of_other_rubrics_is_replayed_with_them(
+    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Replay makes the rubrics anew: with its own defaults, every such run would have changed data."""
+    folder = tmp_path / "run"
+    words = options(tiny, questions, folder, steps=1, eval_every=0, weights="raw", pitfalls="signed")
+    train.main(words)
+    weights = {v["title"]: v["weight"] for row in records(folder, "rollouts") for v in row["verdicts"]}
+    assert weights["Letter b"] == 5 and weights["Names fever"] == 3 and weights["No aspirin"] == -1
+    evaluate.replay(folder, "keyword")
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["all"]["same"]["value"] == found["all"]["correlation"]["value"] == 1.0
+
+
 def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(FloatingPointError, match=r"nan.* at step \d; .*nonfinite-step-\d.json.*--lr"):
@@ -318,6 +403,7 @@ def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_n
 
 BARE = [{"id": "q", "question": "What?", "reference_answer": "That.", "rubric": []}]
 WEIGHTLESS = [question(0, rubric=[{"title": "A", "description": "Mentions a.", "weight": 0}])]
+DROPPED = [question(0, rubric=[{"title": "A", "description": "Pitfall Criteria: A.", "weight": -1}])]
 REFUSED = {
     "an option that is spelt otherwise": (["--group-siz", "4"], "did you mean --group-size?"),
     "an option of other trainers": (["--num_generations=4"], "it is --group-size here"),
@@ -340,6 +426,11 @@ REFUSED = {
     ),
     "flex attention without a GPU": (["--attention", "flex", "--device", "cpu"], "use loop or auto"),
     "a gold judge that does not exist": (["--gold-judge", "oracle"], "keyword"),
+    "a design of which nothing is left": (["--data", DROPPED, "--rubric-drop", "pitfalls"], "rubric of 'q0'"),
+    "a design that the method does not take": (
+        ["--method", "rar-implicit", "--weights", "v1"],
+        "--weights v1",
+    ),
     "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
     "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),
     "no steps": (["--steps", "-1"], "--steps"),
@@ -354,8 +445,8 @@ def test_what_cannot_be_done_is_refused_in_words(
     tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture, name: str
 ) -> None:
     words, expected = REFUSED[name]
-    if isinstance(words[-1], list):
-        words = [words[0], str(write_rows(tmp_path / "rows.jsonl", words[-1]))]
+    rows = tmp_path / "rows.jsonl"
+    words = [str(write_rows(rows, word)) if isinstance(word, list) else word for word in words]
     line = words if words[0] == "--resume" else [*options(tiny, questions, tmp_path / "run"), *words]
     if words[0] == "--domain":
         line = [*words, "--out", str(tmp_path / "run"), "--policy", str(tiny)]

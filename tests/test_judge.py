@@ -347,25 +347,17 @@ def test_an_overall_rating_is_shown_the_rubric_as_designed(
 
 
 @pytest.mark.parametrize(
-    ("pitfalls", "reward"), [("avoided", 1.0), ("literal", 1.0), ("signed", 1 - 0.9 / 12.7)]
+    ("pitfalls", "reward"), [("avoided", 1.0), ("literal", 1.0), ("signed", 1 - 0.9 / 13.7)]
 )
-@pytest.mark.parametrize("spec", SERVERS)
 def test_a_pitfall_that_holds_can_cost_its_weight(
-    server: Server, examples: list[data.Example], spec: str, pitfalls: str, reward: float
+    server: Server, examples: list[data.Example], pitfalls: str, reward: float
 ) -> None:
-    """The judge says yes to everything: 12 essential items, an important one, and a pitfall."""
-    server.reply = lambda path, body: (
-        says("yes")(path, body)
-        if path.endswith("completions")
-        else {n: {"type": "noul", "noul": 1.0} for n in body["questions"]}
-        if path.endswith("systemone")
-        else [{"name": q["name"], "type": "predicate", "probability": 1.0} for q in body["questions"]]
-    )
-    found = Judge(spec, "rar-explicit", design=Design(pitfalls=pitfalls)).score(examples[:1], [["x"]])
+    """The judge says yes to everything: 13 essential items, an important one, and a pitfall."""
+    server.reply = says("yes")
+    found = Judge("chat:m", "rar-explicit", design=Design(pitfalls=pitfalls)).score(examples[:1], [["x"]])
     assert found.reward.item() == pytest.approx(reward)
-    asked = "\n".join(user(body) for _, body, _ in server.seen).split("\n")
-    (aspirin,) = [line for line in asked if "Recommends aspirin." in line]
-    assert ("avoid the mistake" in aspirin) == (pitfalls == "avoided")
+    (asked,) = [user(body) for _, body, _ in server.seen if "Recommends aspirin." in user(body)]
+    assert ("avoid the mistake" in asked) == (pitfalls == "avoided")
 
 
 def test_what_a_design_does_not_change_is_refused(examples: list[data.Example], tmp_path: Path) -> None:

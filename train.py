@@ -15,8 +15,9 @@ One step, for P questions with G rollouts each:
    normalised over the whole step (rar_mini/grpo.py has every formula).
 6. **Step**: clip the gradient's norm, AdamW, a learning rate that warms up and then stays.
 
-`--method sft` is the paper's other baseline, the same loop without 1 to 4: a step trains on the likelihood of
-reference answers, one a question. `--steps 0` only scores the policy as it is.
+Two of the paper's baselines are here as well. `--method sft` is the same loop without 1 to 4: reference
+answers stand in the place of rollouts, and the loss is their negative log-likelihood. `--steps 0` only scores
+the policy as it is.
 
 Where this departs from the paper (arXiv 2507.17746), or fills what it leaves open:
 
@@ -81,7 +82,7 @@ class Rollouts:
     completions: list[list[Completion]]  # P x G
     responses: list[list[str]]  # P x G
     scores: judges.Scores
-    reward: Tensor  # (P, G), NaN where the judge failed
+    reward: Tensor  # (P, G), NaN where the judge failed or was not asked
     adv: Tensor  # (P, G)
 
     def rows(self, step: int) -> list[dict]:

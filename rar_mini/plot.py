@@ -36,6 +36,7 @@ SERIES = {  # metric: title, unit, and the values that are in sight and have a l
     "entropy": ("Entropy", "nats per token", (0,)),
     "kl": ("KL to the start", "nats per token", (0,)),
     "judge/failures": ("Judge failures", "answers a step", (0, 1)),
+    "loss": ("Loss on reference answers", "nats", ()),  # of --method sft; GRPO's shows nothing
 }
 
 
@@ -121,7 +122,8 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
     settings = Run.reopen(run)[1]["settings"]
     rows, answers = (records(run, name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     window = max(2, min(20, len(rows) // 5))
-    panels = [partial(_series, rows, name, window) for name in SERIES if points(rows, name)]
+    shown = [name for name in SERIES if name != "loss" or settings.get("method") == "sft"]
+    panels = [partial(_series, rows, name, window) for name in shown if points(rows, name)]
     if points(rows, "completions/mean_length", "reward"):
         panels.insert(2, partial(_length, rows))
     if any(row["reward"] is not None for row in answers):

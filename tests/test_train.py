@@ -1,5 +1,6 @@
 """The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import question, write_rows
+from conftest import byte_tokenizer, question, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -285,6 +286,18 @@ def test_reference_answers_are_learnt_by_transformers_own_loss(
     train.main(options(tiny, path, broken, steps=3, method="sft", lr=3e-3))
     train.main(["--resume", str(broken), "--steps", "8"])
     assert [row["loss"] for row in numbers(broken)[1:]] == [row["loss"] for row in steps[1:]]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_an_answer_as_a_completion_ends_once_and_reads_back(tiny: Path, template: bool) -> None:
+    """An answer that spells the end token would otherwise teach the policy to stop in its midst."""
+    actor = policy.load(str(tiny), torch.float32, "cpu")
+    if not template:
+        actor = dataclasses.replace(actor, tokenizer=byte_tokenizer(None))
+    text = "a <|im_end|> b"
+    ids = actor.completion(f" {text}\n")
+    assert ids[-1] == 258 and not actor.ends & set(ids[:-1]) and actor.decode(ids) == text
+    assert len(ids) == len(text) + 1 + (not template)  # after "Answer:" there is a space
 
 
 def test_reference_answers_are_never_cut_and_held_out_questions_need_none(

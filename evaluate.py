@@ -375,9 +375,9 @@ def design_of(settings: dict[str, Any]) -> Design:
 
 def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
     """The question of each row. Raises ValueError where the run's data is not as it was."""
-    file = settings["data"] and Path(settings["data"])
-    skip_bad = settings.get("skip_bad_rows", False)
-    source = data.read(file, skip_bad=skip_bad) if file else data.sample(settings["domain"])
+    file, revision = settings["data"], settings.get("revision")
+    bad, weightless = settings.get("skip_bad_rows", False), settings.get("hygiene", False)
+    source = data.load(file, settings.get("domain", ""), revision, skip_bad=bad, skip_weightless=weightless)
     known = {example.id: example for example in source}
     for row in rows:
         example = known.get(row["example_id"])

@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, policy, report, speed
+from rar_mini import checkpoint, data, grpo, hub, policy, report, speed
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -195,10 +195,11 @@ def learning_rate(config: Config, step: int) -> float:
 # --- before, after and between ------------------------------------------------------------------------------
 
 Judges = tuple[Judge, Judge | None]  # of training, and the gold one
+Splits = dict[str, list[Example]]  # train and held_out
 
 
 def evaluate(
-    config: Config, actor: Policy, ask: Judges, splits: dict[str, list[Example]], step: int, run: Run
+    config: Config, actor: Policy, ask: Judges, splits: Splits, step: int, run: Run
 ) -> Iterator[tuple[str, list[float]]]:
     """The mean reward of fresh answers to each question, by split, under the training's own judge and
     temperature; of held-out questions under the gold judge, too. One split after another, so that a judge
@@ -220,13 +221,15 @@ def evaluate(
                 yield "held_out_gold", said.reward.nanmean(-1).tolist()
 
 
-def questions(config: Config, actor: Policy, judge: Judge) -> dict[str, list[Example]]:
+def questions(config: Config, actor: Policy, judge: Judge) -> Splits:
     """The training and held-out questions that fit, after saying what was left out and why."""
     notes: Counter[str] = Counter()
-    if config.data is None:
-        examples = data.sample(config.domain)
-    else:
-        examples = data.read(config.data, skip_bad=config.skip_bad_rows, notes=notes)
+    how = {"skip_bad": config.skip_bad_rows, "skip_weightless": config.hygiene, "notes": notes}
+    examples = data.load(config.data, config.domain, config.revision, **how)
+    if config.hygiene:
+        examples = data.tidy(examples, notes, references=config.method == "reference-likert")
+    # Released data is split in three: val is scored while training goes on, test is for the end.
+    examples = [example for example in examples if example.split != "test"]
     judge.check(examples)
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
@@ -267,11 +270,12 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         checkpoint.load_optimizer(resume, optimizer)
         first += checkpoint.check(resume)
     splits = questions(config, actor, judge)
+    scored = {split: data.spread(rows, config.eval_questions) for split, rows in splits.items()}
     # Made now that nothing is left to be refused.
     run = run or Run.create(config.out, to_json(config), judge_prompts=judge.prompts.digest)
     judge.ledger.carry(run.steps("metrics.jsonl"))
-    announce(config, actor, judge, why, splits, run)
-    before = after = score_before(config, actor, (judge, gold), splits, run, first)
+    announce(config, actor, judge, why, splits, scored, run)
+    before = after = score_before(config, actor, (judge, gold), scored, run, first)
     stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
     recent = deque(run.steps("rollouts.jsonl"), maxlen=report.RECENT)
 
@@ -295,7 +299,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         if config.eval_every and (last or step % config.eval_every == 0):
             after = {}
             try:
-                after.update(evaluate(config, actor, (judge, gold), splits, step, run))
+                after.update(evaluate(config, actor, (judge, gold), scored, step, run))
             except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
                 tqdm.write(f"  not every score at step {step}: {error}")
             metrics |= {f"eval/{split}_reward": report.mean(scores) for split, scores in after.items()}
@@ -314,13 +318,13 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
 
 
 def announce(
-    config: Config, actor: Policy, judge: Judge, why: str, splits: dict[str, list[Example]], run: Run
+    config: Config, actor: Policy, judge: Judge, why: str, splits: Splits, scored: Splits, run: Run
 ) -> None:
-    """What the run is about to do, and what its training costs."""
+    """What the run is about to do, and what its training costs, judged by the questions that are scored."""
     judged = not config.supervised
     calls = judged * sum(map(judge.calls, splits["train"])) / len(splits["train"])
     answers = judged * config.steps * config.prompts_per_step * config.group_size
-    cost = judge.estimate(splits["train"], answers, config.max_new_tokens)
+    cost = judge.estimate(scored["train"], answers, config.max_new_tokens)
     millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
     print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
     print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
@@ -328,7 +332,7 @@ def announce(
 
 
 def score_before(
-    config: Config, actor: Policy, ask: Judges, splits: dict[str, list[Example]], run: Run, first: int
+    config: Config, actor: Policy, ask: Judges, splits: Splits, run: Run, first: int
 ) -> dict[str, list[float]]:
     """The scores at step 0: taken now, or read back from the run that goes on."""
     if not config.eval_every:
@@ -352,9 +356,16 @@ def settle(config: Config) -> tuple[Config, str]:
         raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
     path = Path(config.policy)
     name = str(path.absolute()) if path.is_dir() else config.policy
+    source, revision = config.data, config.revision
+    if source == "rar":
+        revision = hub.fetch(config.domain, revision)[1]
+    elif revision:
+        raise ValueError(f"--revision {revision} is of --data rar: expected both, got --data {source}")
+    elif source:
+        source = str(Path(source).absolute())
     G = 1 if config.supervised else config.group_size
-    settled = {"policy": name, "judge": judge, "gold_judge": gold, "device": device, "group_size": G}
-    return dataclasses.replace(config, **settled), why
+    settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
+    return dataclasses.replace(config, **settled, device=device, group_size=G), why
 
 
 class JudgeFailed(ValueError):
@@ -419,7 +430,8 @@ def parse(argv: list[str]) -> Config:
     config = tyro.cli(Config, args=argv, default=preset, description=__doc__, prog="train.py")
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = config.data.stem if config.data else config.domain
+        names = {None: config.domain, "rar": f"rar-{config.domain}"}
+        name = names.get(config.data) or Path(config.data).stem
         config = dataclasses.replace(config, out=Path("runs") / f"{name}-{stamp}")
     return config
 

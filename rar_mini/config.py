@@ -67,11 +67,17 @@ class Config:
     """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for
     one GPU"""
     domain: str = "medical"
-    """bundled questions to train on: medical or science"""
-    data: Path | None = None
-    """a JSONL file to train on instead, in rar-mini's form or in HealthBench's"""
+    """questions to train on, bundled ones or with --data rar released ones: medical or science"""
+    data: str | None = None
+    """what to train on instead of the bundled questions: rar, the released RaR-Medicine or RaR-Science; a
+    JSONL or Parquet file, in rar-mini's form or in HealthBench's; or a directory of Parquet files"""
+    revision: str | None = None
+    """commit, branch or tag of --data rar; if not given, the commit that rar_mini/hub.py names"""
     skip_bad_rows: bool = False
     """leave out rows of --data that cannot be used, and count them, instead of stopping at the first"""
+    hygiene: bool = True
+    """leave out, and count, duplicate questions, training questions that another split has too, rows whose
+    items all weigh nothing, and rows without a reference answer if the method needs one"""
     policy: str = "smollm2-135m"
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
@@ -154,6 +160,8 @@ class Config:
     """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
     eval_samples: int = 3
     """answers to each question in a score"""
+    eval_questions: int = 64
+    """questions of each split in a score, at most: the same ones every time, spread evenly over the split"""
     save_every: int = 8
     """write a checkpoint every n steps and at the end; 0 never"""
     keep: int = 2
@@ -166,7 +174,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
         positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
-        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "keep")
+        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "eval_questions", "keep")
         bounds = {name: (1, math.inf) for name in positive}
         bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
         bounds |= {name: (0, math.inf) for name in ("steps", "eval_every", "save_every", "show_every")}

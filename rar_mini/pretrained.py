@@ -18,6 +18,7 @@ This module imports nothing heavy, so that a name in the cache resolves in milli
 
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 
 # The embedded default.
 NAME = "smollm2-135m"
@@ -102,10 +104,8 @@ def cache_folder() -> Path:
 
 def from_hub(name: str) -> Path:
     """Fetch a model of the Hub into huggingface_hub's own cache, or find it there."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(client().snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # types change with the HTTP library underneath; the remedy is the same
         raise ValueError(
             f"could not get {name!r}: there is no such directory here, and the Hub failed with "
@@ -113,6 +113,20 @@ def from_hub(name: str) -> Path:
             "Check the name and the network; or pass a local directory; or set HF_ENDPOINT to a mirror; or "
             "HF_TOKEN, if the model is gated or private; HF_HUB_OFFLINE=1 uses only what was fetched before."
         ) from None  # the chain would show the URL, credentials included
+
+
+def client() -> ModuleType:
+    """huggingface_hub, made to warn of retries without the credentials of the URLs that it shows."""
+    import huggingface_hub
+
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_redacted)
+    return huggingface_hub
+
+
+def _redacted(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
 
 
 def redact(text: str) -> str:

@@ -165,10 +165,11 @@ def printable(text: str) -> str:
 def opening(config: Any, questions: dict[str, int], calls: float, folder: Path) -> str:
     """What a run is about to do and what it costs. `calls`: how often the judge is asked about an answer."""
     answers = config.steps * config.prompts_per_step * config.group_size
+    released = config.data == "rar" and f"rar, {config.domain} at {config.revision:.12}"
     return (
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "
         "judge, and those of the scores\n"
-        f"data     {config.data or config.domain}: {questions['train']} training questions, "
+        f"data     {released or config.data or config.domain}: {questions['train']} training questions, "
         f"{questions['held_out']} held out\n"
         f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers of at "
         f"most {config.max_new_tokens} tokens\n"

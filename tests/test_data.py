@@ -139,8 +139,11 @@ def test_a_file_without_a_row_is_refused_also_where_bad_rows_are_left_out(tmp_pa
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(ValueError, match="cannot read"):
+    for path, words in (
+        (tmp_path / "none.jsonl", "cannot read"),
+        (tmp_path, "no usable row.*an empty .*folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
             data.read(path)
 
 

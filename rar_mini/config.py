@@ -90,7 +90,8 @@ class Config:
     the likelihood of reference answers, one a question; --group-size and the clip do not act, and the
     scores are asked for by rar-explicit"""
     design: tyro.conf.OmitArgPrefixes[Design] = Design()
-    """what becomes of a rubric before it is judged"""
+    """what becomes of a rubric before it is judged; with anything but the defaults, rows of signed points
+    (HealthBench) are refused"""
     judging: tyro.conf.OmitArgPrefixes[Options] = Options()
     """how it is asked"""
     gold_judge: str | None = None

@@ -67,13 +67,13 @@ class Rubric:
 class Design:
     """What becomes of a rubric before it is judged. The text under a field is its help.
 
-    For rubrics with categories. Signed points (HealthBench) have none, and take the defaults alone.
+    Signed points (HealthBench) have no categories: with anything but the defaults, such a row is refused.
     """
 
     rubric_drop: Literal["none", "optional-and-below", "labels", "pitfalls"] = "none"
-    """what is left out, as in the paper's Table 2: optional-and-below, all items but the essential ones (its
-    "essential items only": important ones and pitfalls go, too); pitfalls; or labels, the words essential,
-    important, optional, pitfall: rar-implicit does not show them, in rar-explicit all items weigh alike"""
+    """what is left out, as in the paper's Table 2: optional-and-below, all items but the essential ones, so
+    that important ones and pitfalls go, too; pitfalls; or labels, the words essential, important, optional
+    and pitfall: rar-implicit does not show them, in rar-explicit all items weigh alike"""
     weights: Literal["paper", "v1", "raw", "uniform"] = "paper"
     """what an item weighs in rar-explicit: 1, 0.7, 0.3, of a pitfall 0.9 (paper) or 0.8 (v1, its first
     version); the size of the data's own weight (raw); or 1 (uniform)"""

@@ -107,20 +107,19 @@ def read(
         try:
             example = _example(content, name, split, taken, found)
         except BadRow as error:
+            bad.append(f"{path}, {where}: {error}")
             if isinstance(error, Weightless) and skip_weightless:
                 notes["rows left out because no item weighs anything"] += 1
-                continue
-            bad.append(f"{path}, {where}: {error}")
-            if not skip_bad:
+            elif skip_bad:
+                notes["rows left out as bad"] += 1
+            else:
                 hint = "mend the row, or pass --skip-bad-rows to go on without it"
-                raise BadRow(f"{bad[0]}; {hint}") from None
+                raise BadRow(f"{bad[-1]}; {hint}") from None
             continue
         if unique:
             taken[example.id] = where
         examples.append(example)
         notes.update(found)
-    if bad:
-        notes["rows left out as bad"] += len(bad)
     if not examples:
         raise ValueError(
             f"{path} has no usable row: expected a JSON object a line, or *.parquet files in it or in its "

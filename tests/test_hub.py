@@ -424,7 +424,8 @@ def test_a_method_with_references_trains_on_those_rows_that_have_one(
     config = train.parse(
         words(tiny, tmp_path / "run", "--data", "rar", "--method", "reference-likert", "--judge", "local:x")
     )
-    judge = type("Judge", (), {"check": train.Judge.check, "method": config.method})()
+    judge = train.Judge("keyword", "rar-explicit")
+    judge.method = config.method
     splits = train.questions(config, train.policy.load(str(tiny), train.torch.float32, "cpu"), judge)
     assert len(splits["train"]) == 5 and all(e.reference for e in splits["train"])
     assert "  questions left out because they have no reference answer: 1\n" in capsys.readouterr().out

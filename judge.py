@@ -31,16 +31,12 @@ weights, as HealthBench has it: such a reward can be below 0.
 """
 
 import hashlib
-import hmac
 import json
-import logging
 import math
 import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -56,7 +52,7 @@ from rar_mini.config import Options
 from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.ledger import Ledger
+from rar_mini.ledger import Ledger, kept_rows
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
@@ -68,7 +64,6 @@ OWN = ("rar-explicit", "rar-implicit")  # those that ask about a question's own 
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
 PLAIN = Design()
 NAN = float("nan")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,15 +166,9 @@ class Judge:
 
             self.local = LocalJudge(name, o.judge_device, self.ledger)
         elif kind != "keyword":
-            names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
-            self.endpoint = Endpoint(
-                name,
-                cache=cache_folder() / "judge.sqlite" if o.cache else None,
-                price=read_price(o.prices, name) if o.prices else None,
-                **{option: getattr(o, option) for option in names},
-            )
+            self.endpoint = Endpoint.of(name, o)
             self.ledger = self.endpoint.ledger
-        self._secret = fence_secret(cache_folder()) if kind != "keyword" else b""
+        self._secret = wires.fence_secret(cache_folder()) if kind != "keyword" else b""
 
     def rubric(self, example: Example) -> Rubric:
         """The criteria whose verdicts make the reward of this example's responses."""
@@ -301,8 +290,8 @@ class Judge:
 
     def _asked(self, example: Example, response: str, criteria: Sequence[Criterion]) -> Asked:
         p, question, reference = self.prompts, example.question, example.reference
-        fence = self._fence(question, reference, response)
-        known = {"question": question, "question_fence": self._fence(question, reference)}
+        fence = wires.fence(self._secret, question, reference, response)
+        known = {"question": question, "question_fence": wires.fence(self._secret, question, reference)}
         known |= {"response": response, "reference": reference, "fence": fence}
         shared = prompts.fill(p.shared_reference if self.method == "reference-likert" else p.shared, **known)
         if self.method in RATED:
@@ -313,13 +302,6 @@ class Judge:
             items = "\n".join(prompts.item_line(c, labelled) for c in shown)
             return Asked(shared, fence, [prompts.fill(task, items=items, fence=fence)], True)
         return Asked(shared, fence, [prompts.closed_question(p, c) for c in criteria], False)
-
-    def _fence(self, *texts: str) -> str:
-        """A boundary that the author of the texts cannot guess, the same for every question about them and
-        in every run, so that equal requests are equal; 64 bits that none of the texts holds."""
-        mac = hmac.new(self._secret, "\0".join(texts).encode(), "sha256").hexdigest()
-        found = (mac[i : i + 16] for i in range(48))
-        return next(fence for fence in found if not any(fence in text for text in texts))
 
     def _keyword(self, example: Example, response: str, criteria: Sequence[Criterion], done: Callable) -> Any:
         """The answer of the judge without a model."""
@@ -344,39 +326,6 @@ class Judge:
     def _request(self, asked: Asked, repeat: int = 0) -> Request:
         name = self.spec.partition(":")[2]
         return wires.request(self.kind, name, asked, self.prompts, self.options.max_tokens, repeat)
-
-
-def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
-    """A model's price in a file of prices."""
-    try:
-        price = json.loads(path.read_text(encoding="utf-8")).get(name)
-        ok = price is None or (len(price) == 3 and all(0 <= number < math.inf for number in price))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"cannot read the prices in {path}: expected a JSON object, got {error}") from error
-    if not ok:
-        raise ValueError(f"{path}: expected three numbers of dollars for {name}, got {price}")
-    return price and tuple(price)
-
-
-def fence_secret(folder: Path) -> bytes:
-    """32 random bytes that are kept in a folder, for its owner alone; made there at the first use."""
-    path, fresh = folder / "fence.key", secrets.token_bytes(32)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"fence.key.{secrets.token_hex(4)}"
-        draft.touch(mode=0o600)
-        draft.write_bytes(fresh)
-        with suppress(FileExistsError):
-            os.link(draft, path)  # whole or not at all, and the first process wins
-        draft.unlink()
-        if len(kept := path.read_bytes()) == 32:
-            return kept
-        log.warning(f"{path} is damaged: fences of this run are new ones, and no cached reply will fit")
-    except OSError as error:
-        log.warning(
-            f"no secret can be kept in {folder} ({error}): no cached reply will fit this run's fences"
-        )
-    return fresh
 
 
 CHUNK = 256
@@ -422,7 +371,8 @@ def score(
     asker = Judge(spec, method, design=design, **vars(judging))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]
-    rows = kept_rows(out, asked)
+    wanted = "the score of that row by this judge with these options"
+    rows = kept_rows(out, file, lambda number, key: asked[number - 1 : number] == [key], wanted)
     if rows:
         print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
     for start in range(len(rows), len(examples), CHUNK):
@@ -444,29 +394,6 @@ def score(
     print(f"judge: {mass}{asker.ledger.line()}", file=sys.stderr)
     print(f"{len(rows)} responses, mean reward {mean}, {len(rows) - len(scored)} failed; scores in {out}")
     asker.close()
-
-
-def kept_rows(out: Path, asked: Sequence[str]) -> list[dict]:
-    """The rows that a file of scores already has, without a last line that was cut. Raises ValueError where
-    they do not answer what is asked now, row by row."""
-    if not out.exists():
-        return []
-    whole = out.read_bytes().rpartition(b"\n")
-    rows = []
-    for number, line in enumerate(whole[0].splitlines(), 1):
-        try:
-            row = json.loads(line)
-            fits = number <= len(asked) and row["asked"] == asked[number - 1]
-        except (ValueError, KeyError, TypeError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{out}, line {number}: expected the score of row {number} by this judge with these options, "
-                "got another; name another file with --out, or delete this one (the cache remembers replies)"
-            )
-        rows.append(row)
-    os.truncate(out, len(whole[0]) + len(whole[1]))
-    return rows
 
 
 def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Every setting of a run and of a judge, with its default and its help, and the presets.
+"""Every setting of a run, of a judge and of asking a server, with its default and its help; the presets.
 
 What a run was started with stands in its config.json; `options.py` turns command lines into these and back.
 """
@@ -16,8 +16,8 @@ from rar_mini.rubric import Design
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a judge is asked. The text under a field is its help."""
+class Asking:
+    """How a server is asked. The text under a field is its help."""
 
     concurrency: int = 32
     """requests to a server that are under way at once"""
@@ -25,14 +25,8 @@ class Options:
     """seconds that one try of a request may take, counted from its sending"""
     base_url: str | None = None
     """where the server stands, with its /v1; OPENAI_BASE_URL if not given"""
-    criteria_per_call: int | Literal["all"] | None = None
-    """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
-    threshold: float | None = None
-    """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
-    prompts: Path | None = None
-    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
     max_tokens: int = 512
-    """tokens of a chat model's reply; each criterion after the first adds 128"""
+    """tokens of a chat model's reply; of a judge, each criterion after the first adds 128"""
     rpm: float | None = None
     """requests a minute, at most"""
     tpm: float | None = None
@@ -48,15 +42,32 @@ class Options:
     """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
     tokens"""
     max_usd: float | None = None
-    """stop before the judge has cost more dollars than this"""
+    """stop before the model has cost more dollars than this"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no request could use, by the option's name."""
+        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
+        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0}
+        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()})
+
+
+@dataclass(frozen=True)
+class Options(Asking):
+    """How a judge is asked. The text under a field is its help."""
+
+    criteria_per_call: int | Literal["all"] | None = None
+    """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
+    threshold: float | None = None
+    """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
+    prompts: Path | None = None
+    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
     judge_device: str = "auto"
     """of local:NAME: cpu, cuda, or auto"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no judge could use, by the option's name."""
-        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
-        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0, "criteria_per_call": 1}
-        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()} | {"threshold": (0, 1)})
+        super().__post_init__()
+        refuse_outside(self, {"criteria_per_call": (1, 1e12), "threshold": (0, 1)})
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,16 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import openai
 
-from rar_mini.ledger import PRICES, Cache, Ledger
-from rar_mini.pretrained import SECRET
+from rar_mini.ledger import PRICES, Cache, Ledger, read_price
+from rar_mini.pretrained import SECRET, cache_folder
+
+if TYPE_CHECKING:  # it brings torch, which nothing here needs
+    from rar_mini.config import Asking
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +68,14 @@ class Request:
     """One question to a server.
 
     `read` turns the server's JSON into an answer, or raises Failure where it is not of the form asked for;
-    `again` then makes the body of the next try. `repeat` tells equal questions apart that want answers of
-    their own.
+    `again` then makes the body of the next try, from the last one, its reply and that Failure. `repeat` tells
+    equal questions apart that want answers of their own.
     """
 
     path: str  # below the base URL, such as /chat/completions
     body: dict[str, Any]
     read: Callable[[dict[str, Any]], Any]
-    again: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
+    again: Callable[[dict[str, Any], dict[str, Any], Failure], dict[str, Any]] = lambda body, *_: body
     repeat: int = 0
 
 
@@ -155,6 +158,17 @@ class Endpoint:
         self._thread.start()
         self.close = weakref.finalize(self, _close, self._loop, self._thread, self._client, self.cache)
 
+    @classmethod
+    def of(cls, model: str, options: "Asking") -> "Endpoint":
+        """The endpoint that the options of a command line describe, with the user's own cache."""
+        names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
+        return cls(
+            model,
+            cache=cache_folder() / "judge.sqlite" if options.cache else None,
+            price=read_price(options.prices, model) if options.prices else None,
+            **{name: getattr(options, name) for name in names},
+        )
+
     def ask(self, requests: Iterable[Request], done: Callable[[], Any] = lambda: None) -> list[Any]:
         """Ask all, and return the answers in order, a Failure where there is none; `done` is called after
         each.
@@ -235,11 +249,11 @@ class Endpoint:
             self.ledger.counts["plain_text"] += plain and "response_format" in request.body
             try:
                 answer = request.read(reply)
-            except Failure:
+            except Failure as failure:
                 if not left:
                     raise
                 self.ledger.counts["asked_again"] += 1
-                body = request.again(body)
+                body = request.again(body, reply, failure)
             else:
                 self.cache.put(key, self._clean(json.dumps(reply)))
                 return answer
@@ -284,7 +298,7 @@ class Endpoint:
                     raise
                 continue
             for name in sorted(without - self.refused):  # only now is it known that this was the reason
-                log.warning(f"the judge's server does not take {name}: asking without it from here on")
+                log.warning(f"the server does not take {name}: asking without it from here on")
             self.refused |= without
             return reply
 
@@ -300,7 +314,7 @@ class Endpoint:
             while self.max_usd is not None and count["dollars"] + self._reserved + bound > self.max_usd:
                 if self._reserved < 1e-12:
                     raise OverBudget(
-                        f"the judge has cost ${count['dollars']:.4f}, and the next request might pass "
+                        f"{self.model} has cost ${count['dollars']:.4f}, and the next request might pass "
                         f"--max-usd {self.max_usd:g}; raise it to go on"
                     )
                 await asyncio.sleep(0.02)  # those under way will cost less than what is reserved for them
@@ -370,7 +384,7 @@ class Endpoint:
 
     def _unreachable(self, failure: Failure) -> ConnectionError:
         return ConnectionError(
-            f"the judge's server has not answered for model {self.model!r}: expected a reply from "
+            f"the server has not answered for model {self.model!r}: expected a reply from "
             f"{self.address}, got {failure}; check that the server runs, and that the base URL (with its "
             "/v1), OPENAI_API_KEY and the model's name are right"
         )

@@ -1,11 +1,13 @@
-"""What asking a server leaves behind: its replies, in a cache that outlives the run, and a ledger of what
-they cost and of what went wrong."""
+"""What asking a server leaves behind: its replies, in a cache that outlives the run, a ledger of what they
+cost and of what went wrong, and files of answers that grow from run to run."""
 
 import json
 import logging
+import math
+import os
 import sqlite3
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,20 @@ PRICES = {
 bring their own."""
 
 
+def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
+    """A model's price in a file of prices."""
+    try:
+        price = json.loads(path.read_text(encoding="utf-8")).get(name)
+        ok = price is None or (len(price) == 3 and all(0 <= number < math.inf for number in price))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read the prices in {path}: expected a JSON object, got {error}") from error
+    if not ok:
+        raise ValueError(f"{path}: expected three numbers of dollars for {name}, got {price}")
+    return price and tuple(price)
+
+
 class Ledger:
-    """What judging cost and what went wrong, in counts that only grow."""
+    """What asking cost and what went wrong, in counts that only grow."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -82,10 +96,38 @@ class Ledger:
         return ", ".join(parts) + (f"\n         failures: {self.reasons()}" if self.failures else "")
 
 
+def kept_rows(out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str) -> list[dict[str, Any]]:
+    """The rows that a file of answers about `source` already has, without a last line that was cut.
+
+    Each row says under `asked` what it answers. Raises ValueError where that does not fit the number of its
+    line, and says what was wanted; and where `out` is `source` itself, whose last line may only look cut.
+    """
+    if not out.exists():
+        return []
+    if out.samefile(source):
+        raise ValueError(f"--out {out} is the file that is read: expected another one")
+    whole = out.read_bytes().rpartition(b"\n")
+    rows = []
+    for number, line in enumerate(whole[0].splitlines(), 1):
+        try:
+            row = json.loads(line)
+            known = fits(number, row["asked"])
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"{out}, line {number}: expected {wanted}, got another; name another file with --out, or "
+                "delete this one (the cache remembers replies)"
+            )
+        rows.append(row)
+    os.truncate(out, len(whole[0]) + len(whole[1]))
+    return rows
+
+
 class Cache:
     """Replies by key in an SQLite file, which several processes may use at once.
 
-    A file that is damaged, locked or not writable costs a warning, and judging goes on without it.
+    A file that is damaged, locked or not writable costs a warning, and asking goes on without it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -126,7 +168,7 @@ class Cache:
             yield
         except (sqlite3.Error, OSError, ValueError) as error:
             log.warning(
-                f"the judge's cache {self.path} cannot be used ({error}): going on without it; delete it "
+                f"the cache of replies {self.path} cannot be used ({error}): going on without it; delete it "
                 "if it is damaged"
             )
             self.close()

@@ -1,4 +1,5 @@
-"""The judge's wires: what is asked, as the body of a request, and a server's JSON, as verdicts or a rating.
+"""The judge's wires: what is asked, as the body of a request, and a server's JSON, as verdicts or a rating;
+and the fences between which a model finds what others wrote.
 
 A reader takes the one form that was asked for and nothing else. Whatever else came, from a careless model, a
 broken server or a response that speaks for the judge, is a Failure; no verdict is guessed.
@@ -8,10 +9,16 @@ is tested against a stand-in that was written from the types in openai's own pac
 that its client sends.
 """
 
+import hmac
 import json
+import logging
+import os
 import re
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rar_mini import prompts
@@ -20,6 +27,8 @@ from rar_mini.prompts import JudgePrompts
 
 MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword": 1}
 """How many criteria may be asked about at once; 64 and 400 are the limits of those servers."""
+
+log = logging.getLogger(__name__)
 
 LEVELS = ["1, the worst", *map(str, range(2, 10)), "10, the best"]
 NAN = float("nan")
@@ -70,7 +79,7 @@ def request(
     return Request("/chat/completions", body, lambda reply: parse(chat_text(reply)), again, repeat)
 
 
-def _again(body: dict[str, Any], reminder: str) -> dict[str, Any]:
+def _again(body: dict[str, Any], reply: dict[str, Any], failure: Failure, reminder: str) -> dict[str, Any]:
     """The next try after a malformed reply: with a reminder, and in plain text, because it may be structured
     output that failed (some servers return nothing at all for long inputs)."""
     body = body | {"seed": body["seed"] + 1}
@@ -78,6 +87,35 @@ def _again(body: dict[str, Any], reminder: str) -> dict[str, Any]:
         system, user = body["messages"]
         body["messages"] = [system, user | {"content": f"{user['content']}\n{reminder}"}]
     return body
+
+
+def fence(secret: bytes, *texts: str) -> str:
+    """A boundary that the author of the texts cannot guess, the same for every question about them and in
+    every run, so that equal requests are equal; 64 bits that none of the texts holds."""
+    mac = hmac.new(secret, "\0".join(texts).encode(), "sha256").hexdigest()
+    parts = (mac[i : i + 16] for i in range(48))
+    return next(part for part in parts if not any(part in text for text in texts))
+
+
+def fence_secret(folder: Path) -> bytes:
+    """32 random bytes that are kept in a folder, for its owner alone; made there at the first use."""
+    path, fresh = folder / "fence.key", secrets.token_bytes(32)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"fence.key.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_bytes(fresh)
+        with suppress(FileExistsError):
+            os.link(draft, path)  # whole or not at all, and the first process wins
+        draft.unlink()
+        if len(kept := path.read_bytes()) == 32:
+            return kept
+        log.warning(f"{path} is damaged: fences of this run are new ones, and no cached reply will fit")
+    except OSError as error:
+        log.warning(
+            f"no secret can be kept in {folder} ({error}): no cached reply will fit this run's fences"
+        )
+    return fresh
 
 
 def without_thoughts(text: str) -> str:
@@ -131,8 +169,8 @@ def chat_text(reply: dict[str, Any]) -> str:
     return text
 
 
-def _object(reply: str) -> dict[str, Any]:
-    """The one JSON object that a reply consists of (a code fence around it is allowed).
+def only_json(reply: str) -> Any:
+    """The one JSON value that a reply consists of (a code fence around it is allowed).
 
     Nothing is searched for inside a reply: an object somewhere in a longer text may be a quotation of the
     response. A name that comes twice is two answers. Raises Failure.
@@ -143,7 +181,7 @@ def _object(reply: str) -> dict[str, Any]:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise Failure("malformed", "not one JSON object") from None
+        raise Failure("malformed", "not JSON alone") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -155,7 +193,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_verdicts(reply: str, n: int) -> list[float]:
     """1.0 for yes and 0.0 for no, for questions 1 to n in order. Raises Failure for anything but the object
     that was asked for: every question once, none that was not asked, each reason before its verdict."""
-    found = _object(reply)
+    found = only_json(reply)
     if not isinstance(found, dict) or found.keys() != {str(i) for i in range(1, n + 1)}:
         raise Failure("malformed", f"expected the numbers 1 to {n}")
     verdicts = []
@@ -173,7 +211,7 @@ def parse_verdicts(reply: str, n: int) -> list[float]:
 def parse_rating(reply: str) -> list[float]:
     """The one rating, from 1 to 10. Raises Failure for anything but the object that was asked for; the
     reason may be missing, as in the form that the paper prints."""
-    found = _object(reply)
+    found = only_json(reply)
     if not isinstance(found, dict) or list(found) not in (["reason", "rating"], ["rating"]):
         raise Failure("malformed", "expected a reason and then a rating")
     if type(found["rating"]) is not int or not 1 <= found["rating"] <= 10:

@@ -1,10 +1,18 @@
-"""What the tests share: a tiny random policy in Hugging Face's format, the real default, a few questions."""
+"""What the tests share: a tiny random policy in Hugging Face's format, the real default, a few questions, a
+server on the loopback and a real one."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hostile import Server
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -88,3 +96,46 @@ def questions(tmp_path: Path) -> Path:
     """Five training questions and two held out."""
     rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
     return write_rows(tmp_path / "questions.jsonl", rows)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, and no server but its own."""
+    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on the loopback that misbehaves on request."""
+    server = Server(hang=2.0)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def transformers_serve(tmp_path_factory: pytest.TempPathFactory, default: Path) -> Iterator[str]:
+    """`transformers serve` with the default policy, on a port that was free."""
+    pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install -e '.[serve]'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", default, "--host", "127.0.0.1"]
+    log = open(tmp_path_factory.mktemp("serve") / "log", "w+")  # noqa: SIM115, as long as the server
+    process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                assert process.poll() is None, log.seek(0) or log.read()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+        log.close()

@@ -175,9 +175,9 @@ def test_a_malformed_reply_is_asked_for_again_and_then_fails(
     server: Server, endpoint: Callable[..., Endpoint]
 ) -> None:
     made = endpoint(parse_retries=2)
-    bad = request("bad", again=lambda body: body | {"seed": body.get("seed", 0) + 1})
+    bad = request("bad", again=lambda body, *_: body | {"seed": body.get("seed", 0) + 1})
     good = request(
-        "bad", again=lambda body: body | {"messages": [{"role": "user", "content": "good"}]}, repeat=1
+        "bad", again=lambda body, *_: body | {"messages": [{"role": "user", "content": "good"}]}, repeat=1
     )
     failed, mended = made.ask([bad, good])
     assert isinstance(failed, Failure) and failed.kind == "malformed" and mended == "good"

@@ -7,8 +7,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +32,12 @@ NAN = float("nan")
 SERVERS = ("chat:m", "systemone:m", "decisions:m")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, and no server but its own."""
-    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture
 def examples(questions: Path) -> list[data.Example]:
     return data.read(questions)[:2]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server(hang=2.0)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    yield server
-    server.close()
 
 
 def user(body: dict) -> str:
@@ -875,7 +860,7 @@ def test_scores_of_another_judge_are_not_mixed_in(server: Server, tmp_path: Path
     rows = [question(i, response=f"r {i}") for i in range(2)]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     before = score(path, out)
-    with pytest.raises(ValueError, match="line 1: expected the score of row 1 by this judge"):
+    with pytest.raises(ValueError, match="line 1: expected the score of that row by this judge"):
         score(path, out, threshold=0.5)
     rows[1]["response"] = "another"
     with pytest.raises(ValueError, match="line 2"):
@@ -905,7 +890,16 @@ def test_score_takes_a_design(tmp_path: Path) -> None:
     (row,) = map(json.loads, out.read_text().splitlines())
     assert [(v["title"], v["weight"]) for v in row["verdicts"]] == [("Letter o", 5), ("Names fever", 3)]
     done = run("score", path, *words, "--pitfalls", "signed")
-    assert done.returncode == 1 and "expected the score of row 1 by this judge" in done.stderr
+    assert done.returncode == 1 and "expected the score of that row by this judge" in done.stderr
+
+
+def test_the_file_that_is_read_is_not_written(server: Server, tmp_path: Path) -> None:
+    """Its only line has no end and looks like one that was cut: it was dropped, and the file was empty."""
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(question(0, response="x")))
+    with pytest.raises(ValueError, match="is the file that is read"):
+        score(path, path)
+    assert json.loads(path.read_text()) == question(0, response="x") and not server.seen
 
 
 def test_rows_that_failed_are_marked(server: Server, tmp_path: Path) -> None:
@@ -934,34 +928,6 @@ def test_the_command_names_every_option_and_hides_the_key(server: Server, tmp_pa
 
 
 # --- a real server ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def transformers_serve(tmp_path_factory: pytest.TempPathFactory, default: Path) -> Iterator[str]:
-    """`transformers serve` with the default policy, on a port that was free."""
-    pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install -e '.[serve]'")
-    import socket
-    import urllib.request
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", default, "--host", "127.0.0.1"]
-    log = open(tmp_path_factory.mktemp("serve") / "log", "w+")  # noqa: SIM115, as long as the server
-    process = subprocess.Popen([*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None, log.seek(0) or log.read()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
 
 
 @pytest.mark.slow

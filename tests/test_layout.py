@@ -94,7 +94,7 @@ def test_every_setting_is_read_and_explained() -> None:
     """An option that nothing reads is worse than none."""
     text = (ROOT / "rar_mini" / "config.py").read_text(encoding="utf-8")
     classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
-    assert {node.name for node in classes} == {"Options", "Config"}
+    assert {node.name for node in classes} == {"Asking", "Options", "Config"}
     for node in classes:
         for above, below in zip(node.body, node.body[1:], strict=False):
             if isinstance(above, ast.AnnAssign):
@@ -103,8 +103,9 @@ def test_every_setting_is_read_and_explained() -> None:
     for name in Config.__dataclass_fields__:
         if name != "preset":  # read before the others, to choose their defaults
             assert re.search(rf"config\.{name}\b", readers["train.py"]), f"nothing reads --{name}"
+    asking = readers["judge.py"] + (ROOT / "rar_mini" / "endpoint.py").read_text(encoding="utf-8")
     for name in Options.__dataclass_fields__:
-        read = re.search(rf"\bo(?:ptions)?\.{name}\b|names = .*\b{name}\b", readers["judge.py"])
+        read = re.search(rf"\bo(?:ptions)?\.{name}\b|names = .*\b{name}\b", asking)
         assert read, f"nothing reads --{name}"
     assert "--preset" in readers["train.py"]
 

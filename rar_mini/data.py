@@ -88,6 +88,7 @@ def read(
     unique: bool = True,
     skip_bad: bool = False,
     skip_weightless: bool = False,
+    bare: bool = False,
     notes: Counter[str] | None = None,
 ) -> list[Example]:
     """Read a JSONL file, a Parquet file or a directory of those. Bad rows raise `BadRow`, or with `skip_bad`
@@ -95,7 +96,8 @@ def read(
 
     Rows without an `id` get one from their line or, in Parquet files, from their question; rows without a
     `split` are training data, or what the Parquet file's name says: train, val (held out) or test. With
-    `unique`, an id that comes twice is refused: rollouts and random streams are named by it.
+    `unique`, an id that comes twice is refused: rollouts and random streams are named by it. With `bare`, a
+    question is enough: no rubric is read, and the examples have empty ones.
     """
     notes = Counter() if notes is None else notes
     examples: list[Example] = []
@@ -105,7 +107,7 @@ def read(
     for where, name, split, content in rows:
         found: Counter[str] = Counter()
         try:
-            example = _example(content, name, split, taken, found)
+            example = _example(content, name, split, taken, found, bare)
         except BadRow as error:
             bad.append(f"{path}, {where}: {error}")
             if isinstance(error, Weightless) and skip_weightless:
@@ -184,11 +186,17 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _example(
-    content: bytes | dict[str, Any], name: str, split: str, taken: dict[str, str], notes: Counter[str]
+    content: bytes | dict[str, Any],
+    name: str,
+    split: str,
+    taken: dict[str, str],
+    notes: Counter[str],
+    bare: bool,
 ) -> Example:
     """Check a row. `name` and `split` are for a row without its own; `taken` says where an id stands."""
     row = _parse(content) if isinstance(content, bytes) else content
-    literal = row.get("rubrics") is not None and row.get("rubric") is None  # HealthBench's form
+    # HealthBench's form
+    literal = not bare and row.get("rubrics") is not None and row.get("rubric") is None
     key = "prompt_id" if literal else "id"
     if row.get(key) not in (None, ""):
         name = str(row[key]) if type(row[key]) is int else _text(row[key], key)
@@ -203,7 +211,8 @@ def _example(
         reference = _text(ideal.get("ideal_completion"), "ideal_completion", optional=True)
     else:
         messages = ({"role": "user", "content": _text(row.get("question"), "question")},)
-        rubric = rubrics.from_categories(_items(row, "rubric", ("title", "description"), "weight"), notes)
+        items = [] if bare else _items(row, "rubric", ("title", "description"), "weight")
+        rubric = rubrics.from_categories(items, notes)
         for index, criterion in enumerate(rubric.criteria):
             _need(criterion.description != "", f"rubric[{index}].description", "more than a category", None)
         reference = _text(row.get("reference_answer"), "reference_answer", optional=True)

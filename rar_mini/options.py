@@ -28,10 +28,14 @@ ELSEWHERE |= dict.fromkeys(
 )
 
 
-def run_command(commands: dict[str, Callable], prog: str, description: str | None) -> None:
-    """Run the command that the command line names; what it refuses ends in one line, without a traceback."""
+def run_command(commands: dict[str, Callable] | Callable, prog: str, description: str | None) -> None:
+    """Run the one command, or that of several which the command line names; what it refuses ends in one line,
+    without a traceback."""
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
+        if callable(commands):
+            tyro.cli(commands, prog=prog, description=description)
+        else:
+            tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
     except KeyboardInterrupt:

@@ -447,6 +447,7 @@ REFUSED = {
     "more prompts than questions": (["--prompts-per-step", "9"], "more than the 5"),
     "a prompt too long": (["--max-prompt-tokens", "20"], "--long-prompts skip"),
     "no steps": (["--steps", "-1"], "--steps"),
+    "no steps and no scores": (["--steps", "0", "--eval-every", "0"], "expected --eval-every above 0"),
     "a group of one": (["--group-size", "1"], "--group-size"),
     "temperature 0": (["--temperature", "0"], "--temperature"),
     "a run that does not exist": (["--resume", "nowhere"], "config.json"),

@@ -328,6 +328,48 @@ class Judge:
         return wires.request(self.kind, name, asked, self.prompts, self.options.max_tokens, repeat)
 
 
+def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., list[float | None]]:
+    """The judge as one of the `reward_funcs` of TRL's GRPOTrainer.
+
+    The data set's rows hold `prompt`, an example's messages, and `id`, its name, by which its rubric is found
+    again. The completions to one example are asked about together, as in training. One without a reward is
+    None, which TRL leaves out of its group; `judge/failures` counts them among TRL's metrics, beside those of
+    the judge. Raises ValueError for examples that the judge has no question for or that share an id, and
+    then for an id that none of them has.
+    """
+    judge.check(examples)
+    known = {example.id: example for example in examples}
+    if len(known) < len(examples):
+        raise ValueError(
+            f"expected an id of its own for every example, got {len(known)} ids for {len(examples)}; rename "
+            "those that share one"
+        )
+
+    def reward(
+        completions: Sequence[Any], id: Sequence[str], log_metric: Callable | None = None, **columns: Any
+    ) -> list[float | None]:
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(id):
+            if name not in known:
+                raise ValueError(f"expected the id of an example that as_trl_reward was given, got {name!r}")
+            places.setdefault(name, []).append(place)
+        # Text, or turns of which the last counts; one that only thinks or calls a tool says nothing.
+        texts = [each if isinstance(each, str) else each[-1].get("content") or "" for each in completions]
+        rewards = torch.full((len(texts),), NAN)
+        for _, alike in groupby(sorted(places.values(), key=len), len):
+            groups = list(alike)  # P x G places; more than one G where processes share a group
+            asked = [known[id[group[0]]] for group in groups]
+            scores = judge.score(asked, [[texts[place] for place in group] for group in groups])
+            rewards[torch.tensor(groups)] = scores.reward
+        if log_metric is not None:
+            for name, value in (judge.metrics() | {"judge/failures": int(rewards.isnan().sum())}).items():
+                log_metric(name, value)
+        return [finite(value) for value in rewards.tolist()]
+
+    reward.__name__ = f"{judge.method}/{judge.spec}"  # TRL logs under it
+    return reward
+
+
 CHUNK = 256
 """Rows that are judged and written at a time."""
 

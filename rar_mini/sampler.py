@@ -180,10 +180,9 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
 class Wave:
     """Rows that are written together: their buffers, and `step`, which writes one token into each of them.
 
-    A row's own keys and values lie in a cache (layers, capacity, R KV, d), place by place. Its prompt's are
-    shared: for them the rows stand in a grid, P prompts by the most rows that one of them has; `slots` picks
-    rows into the grid, `back` out of it. A step reads `span` places of the cache and masks those that are not
-    written yet.
+    A row's own keys and values lie in a cache (layers, R KV, capacity, d). Its prompt's are shared: for them
+    the rows stand in a grid, P prompts by the most rows that one of them has; `slots` picks rows into the
+    grid, `back` out of it. A step reads `span` places of the cache and masks those that are not written yet.
 
     On a CPU `span` is exact and a row leaves as soon as it has finished. On a GPU a step is captured in a
     CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when half of them can,
@@ -212,7 +211,7 @@ class Wave:
         self.position = torch.zeros(1, dtype=torch.long, device=on)  # of the newest token, alike for all rows
         self.first = torch.stack([p.last for p in prompts])[owner]  # (R, D)
         # Zeros and not whatever memory holds: a masked place weighs 0, but 0 times NaN is NaN.
-        self.keys, self.values = (prompts[0].keys.new_zeros(layers, capacity, R * KV, d) for _ in range(2))
+        self.keys, self.values = (prompts[0].keys.new_zeros(layers, R * KV, capacity, d) for _ in range(2))
         self.lengths = torch.tensor([p.keys.shape[2] for p in prompts], device=on)  # (P,)
         n = int(self.lengths.max())
         self.shared_keys, self.shared_values = (
@@ -259,9 +258,9 @@ class Wave:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token a row: q (R, H, d), k and v (R, KV, d) -> (R, H, d)."""
         (R, H, d), KV, span = q.shape, k.shape[1], len(self.own_bias)
-        keys, values = self.keys[layer], self.values[layer]  # (capacity, R KV, d)
-        keys.index_copy_(0, self.position, k.reshape(1, R * KV, d))
-        values.index_copy_(0, self.position, v.reshape(1, R * KV, d))
+        keys, values = self.keys[layer], self.values[layer]  # (R KV, capacity, d)
+        keys.index_copy_(1, self.position, k.reshape(R * KV, 1, d))
+        values.index_copy_(1, self.position, v.reshape(R * KV, 1, d))
         shared_keys, shared_values = (
             self.shared_keys[layer].flatten(0, 1),
             self.shared_values[layer].flatten(0, 1),
@@ -271,12 +270,12 @@ class Wave:
         grid = q.flatten(1).index_select(0, self.slots).view(PKV, -1, d)  # (P KV, g j, d)
         scores = torch.baddbmm(self.bias, grid, shared_keys.mT, alpha=d**-0.5)  # (P KV, g j, n)
         scores = scores.view(-1, j * n).index_select(0, self.back).view(R * KV, j, n)
-        own = torch.baddbmm(self.own_bias, q, keys[:span].permute(1, 2, 0), alpha=d**-0.5)  # (R KV, j, span)
+        own = torch.baddbmm(self.own_bias, q, keys[:, :span].mT, alpha=d**-0.5)  # (R KV, j, span)
         share = torch.cat([scores, own], -1).softmax(-1, dtype=torch.float32).to(q.dtype)
         grid = share.flatten(1).index_select(0, self.slots).view(PKV, -1, n + span)  # (P KV, g j, n + span)
         read = (grid[..., :n] @ shared_values).view(-1, j * d).index_select(0, self.back)
-        own = values[:span].transpose(0, 1)  # (R KV, span, d)
-        return torch.baddbmm(read.view(R * KV, j, d), share[..., n:], own).view(R, H, d)
+        out = torch.baddbmm(read.view(R * KV, j, d), share[..., n:], values[:, :span])  # (R KV, j, d)
+        return out.view(R, H, d)
 
     def retire(self) -> bool:
         """Let rows go that have finished. Says whether any are left."""
@@ -294,11 +293,11 @@ class Wave:
     def _keep(self, stay: list[int]) -> None:
         """Keep these rows of the batch: they move up in the cache, and prompts that nobody continues go."""
         KV, written = self.shared_keys.shape[2], int(self.position)
-        columns = (torch.tensor(stay)[:, None] * KV + torch.arange(KV)).flatten().to(self.keys.device)
+        heads = (torch.tensor(stay)[:, None] * KV + torch.arange(KV)).flatten().to(self.keys.device)
         for cache in (self.keys, self.values):
             for layer in cache:  # one at a time: what is picked is a copy until it is written back
-                layer[:written, : len(columns)] = layer[:written].index_select(1, columns)
-        self.keys, self.values = self.keys[:, :, : len(columns)], self.values[:, :, : len(columns)]
+                layer[: len(heads), :written] = layer[:, :written].index_select(0, heads)
+        self.keys, self.values = self.keys[:, : len(heads)], self.values[:, : len(heads)]
         owner = [self.owner[i] for i in stay]
         if len(alive := sorted(set(owner))) < len(self.lengths):
             self.shared_keys, self.shared_values = self.shared_keys[:, alive], self.shared_values[:, alive]

@@ -46,7 +46,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -258,8 +257,8 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     config, why = settle(config)
     # Reference answers need no judge, but the scores do.
     method = "rar-explicit" if config.supervised else config.method
-    ask = partial(Judge, method=method, design=config.design, **vars(config.judging))
-    judge, gold = ask(config.judge), config.gold_judge and ask(config.gold_judge)
+    specs = (config.judge, config.gold_judge)
+    judge, gold = (s and Judge(s, method, design=config.design, **vars(config.judging)) for s in specs)
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, config.device)
     actor.model.checkpointing = config.recompute

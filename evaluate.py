@@ -1,7 +1,20 @@
-"""Measures judges: whether their verdicts can be trusted, before anyone trains on them and afterwards.
+"""Measures policies by the benchmarks of the paper; and judges: whether their verdicts can be trusted, before
+anyone trains on them and afterwards.
 
+    python evaluate.py healthbench --policy RUN --judge chat:gpt-4o-mini --data FILE
+    python evaluate.py gpqa --policy RUN --verifier chat:gpt-4o-mini --data FILE
+    python evaluate.py table RUN...
     python evaluate.py judge --judge keyword
     python evaluate.py replay RUN --judge chat:NAME
+    python evaluate.py alignment --judge chat:NAME
+
+`healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row with what was said of it,
+so that a killed evaluation goes on, nothing is asked twice and any score can be computed again. What failed,
+an answer or a verdict, is no zero: it is left out, counted, and asked for again by the same command.
+HealthBench's arithmetic is the official one (rar_mini/healthbench.py), the words in which a judge is asked
+about an item are ours. `gpqa` has every question in ten orders of its choices; its interval over runs says
+how much the order matters, the one over questions how much other questions would.
+`table` puts what they left behind beside the paper's numbers.
 
 `judge` asks about answers whose truth is known: the labelled responses of the bundled sample, a good and a
 flawed answer to each of 32 questions with a label on every criterion, or a file of the same form. It prints
@@ -18,17 +31,22 @@ flawed answer to each of 32 questions with a label on every criterion, or a file
 end, the policy has learnt the first judge's weakness. The share by weight of what the training judge credited
 and the other rejects is the plainest sign.
 
-Intervals are 95 %: by a bootstrap over questions, and Wilson's for the shares of pairs and of injections,
-which may be 0 or 1. Wilson's takes its cases for independent: it is too narrow where one question has several
-pairs, or one answer several injections. The last line printed is one JSON object.
+`alignment` is the paper's Fig. 3: how often a judge rates the better of two answers strictly higher, bare, by
+the rubric, and by a rubric that was written without the reference answer. Judges that give probabilities have
+an expected rating, which ties less; beside it stands the same rounded to a whole one.
+
+Intervals are 95 %: by a bootstrap over questions; Wilson's for the shares of pairs and of injections, which
+may be 0 or 1; Student's over runs. Wilson's takes its cases for independent: it is too narrow where one
+question has several pairs, or one answer several injections. The last line printed is one JSON object.
 """
 
-import dataclasses
+import hashlib
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,29 +55,24 @@ import tyro
 from numpy import ndarray
 
 from judge import Judge, Options, choose
-from rar_mini import agreement, data
-from rar_mini.agreement import accuracy, auc, brier, correlation, kappa, resampled, share
-from rar_mini.checkpoint import Run, records
-from rar_mini.data import Example
+from rar_mini import agreement, answers, gpqa, healthbench, labelled, paper, rollouts
+from rar_mini.agreement import accuracy, correlation, interval, mean, resampled, share, wins
+from rar_mini.answers import Answering
+from rar_mini.checkpoint import Run, environment, records, write_json
+from rar_mini.data import SAMPLE, Example
+from rar_mini.endpoint import Endpoint
 from rar_mini.kernels.advantage import TIE
-from rar_mini.options import from_json, run_command
-from rar_mini.plot import drawing
+from rar_mini.labelled import Labelled
+from rar_mini.options import run_command, to_json
+from rar_mini.plot import drawing, reliability
 from rar_mini.prompts import fill
-from rar_mini.rubric import Design, Rubric
+from rar_mini.rubric import Rubric
 
-MEASURES = {"accuracy": accuracy, "kappa": kappa, "auc": auc, "brier": brier}
+MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "auc", "brier")}
 Judging = tyro.conf.OmitArgPrefixes[Options]
 DEFAULTS = Options()
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """An answer whose truth is known."""
-
-    example: Example
-    response: str
-    quality: str  # "good" or "flawed"
-    labels: list[float]  # K, 1 where the response is good on the item; where a literal one holds
+Asking = tyro.conf.OmitArgPrefixes[Answering]
+ASKED = Answering()
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Judged:
     verdict: ndarray  # (N, K), NaN where the judge failed or there is no such item
     weight: ndarray  # (N, K)
     reward: ndarray  # (N,), NaN where the judge failed
+    rating: ndarray  # (N,), NaN where the method has none, too
 
     @property
     def failed(self) -> int:
@@ -80,47 +94,11 @@ def ask(judge: Judge, answers: Sequence[tuple[Example, str]], progress: str, rep
     """Have N answers judged, each on its own."""
     examples, responses = [example for example, _ in answers], [[response] for _, response in answers]
     scores = judge.score(examples, responses, progress=progress, repeat=repeat)
-    return Judged(scores.verdict[:, 0].numpy(), scores.weight.numpy(), scores.reward[:, 0].numpy())
+    verdict, reward, rating = (x[:, 0].numpy() for x in (scores.verdict, scores.reward, scores.rating))
+    return Judged(verdict, scores.weight.numpy(), reward, rating)
 
 
 # --- judge --------------------------------------------------------------------------------------------------
-
-
-def labelled(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
-    """The labelled responses of a file, or of the bundled sample. Raises ValueError where one is not
-    whole."""
-    domains = data.DOMAINS if domain == "all" else (domain,)
-    notes: Counter[str] = Counter()
-    if file:
-        examples = data.read(file, skip_bad=skip_bad, notes=notes)
-    else:
-        examples = [row for name in domains for row in data.sample(name)]
-    for note, count in notes.items():
-        print(f"  {note}: {count}")
-    found = []
-    for example in examples:
-        rows = example.row.get("labelled_responses") or []
-        if not isinstance(rows, list):
-            raise ValueError(
-                f"{file or domain}, {example.id!r}, labelled_responses: expected a list, got {rows!r:.40}"
-            )
-        for place, row in enumerate(rows):
-            try:
-                response, quality, labels = row["response"], row["quality"], row["labels"]
-                fits = isinstance(response, str) and quality in ("good", "flawed")
-                fits = fits and len(labels) == len(example.rubric) and all(x in (0, 1) for x in labels)
-            except (TypeError, KeyError):
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{file or domain}, {example.id!r}, labelled_responses[{place}]: expected a `response`, "
-                    "a `quality` (good or flawed) and `labels` (0 or 1 for each of "
-                    f"{len(example.rubric)} items), got {row!r:.80}"
-                )
-            found.append(Labelled(example, response, quality, [float(x) for x in labels]))
-    if not found:
-        raise ValueError(f"{file or domain} has no `labelled_responses`: see README for their form")
-    return found
 
 
 def measure(
@@ -155,7 +133,7 @@ def measure(
         drawing()
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), method {method}")
-    items = labelled(data, domain, skip_bad_rows)
+    items = labelled.read(data, domain, skip_bad_rows)
     if injections and not any(item.quality == "flawed" for item in items):
         raise ValueError(
             "--injections are put into flawed answers: expected labelled responses of that quality, got good "
@@ -175,7 +153,7 @@ def measure(
         kind = np.array([row + [""] * (K - len(row)) for row in category])  # (N, K)
         result["categories"] = against_labels(said.verdict, label, kind, questions)
         if plot:
-            print(f"plot      {draw_reliability(said.verdict, label, plot, spec)}")
+            print(f"plot      {reliability(said.verdict, label, plot, spec)}")
     result["pairs"] = in_order(items, said.reward)
     again = ask(asker, answers, "once more", repeat=1)
     result["again"] = consistent("again", said.verdict, again.verdict, questions)
@@ -184,7 +162,7 @@ def measure(
         result["reordered"] = consistent("reordered", said.verdict, reordered(asker, items), questions)
     if injections:
         result["injections"] = attacked(asker, items, said.reward, injections)
-    finish(asker, result)
+    finish(result, asker)
 
 
 def reordered(judge: Judge, items: Sequence[Labelled]) -> ndarray:
@@ -192,7 +170,7 @@ def reordered(judge: Judge, items: Sequence[Labelled]) -> ndarray:
     turned = []
     for item in items:
         rubric = Rubric(item.example.rubric.criteria[::-1])
-        turned.append((dataclasses.replace(item.example, rubric=rubric), item.response))
+        turned.append((replace(item.example, rubric=rubric), item.response))
     verdict = ask(judge, turned, "reordered").verdict
     for row, item in zip(verdict, items, strict=True):
         K = min(len(row), len(item.labels))  # of a rating there is one
@@ -225,20 +203,17 @@ def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
     rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
     for item, value in zip(items, reward.tolist(), strict=True):
         rewards[item.example.id, item.quality].append(value)
-    gaps = np.array(
-        [
-            good - flawed
-            for name in dict.fromkeys(item.example.id for item in items)
-            for good in rewards[name, "good"]
-            for flawed in rewards[name, "flawed"]
-        ]
-    )
-    won, lost, tied = ((gaps > TIE).sum(), (gaps < -TIE).sum(), (np.abs(gaps) <= TIE).sum())
-    counts = {"won": int(won), "lost": int(lost), "tied": int(tied), "failed": int(np.isnan(gaps).sum())}
-    found = share(counts["won"], len(gaps) - counts["failed"])
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"pairs     the good answer wins {interval(found)}: {told}")
-    return {"accuracy": found} | counts
+    names = dict.fromkeys(item.example.id for item in items)
+    gaps = [g - f for name in names for g in rewards[name, "good"] for f in rewards[name, "flawed"]]
+    found = wins(np.array(gaps))
+    print(f"pairs     the good answer wins {in_words(found)}")
+    return found
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """What `agreement.wins` found, in words."""
+    counts = ", ".join(f"{found[name]} {name}" for name in ("won", "lost", "tied", "failed"))
+    return f"{interval(found['accuracy'])}: {counts}"
 
 
 def consistent(name: str, one: ndarray, other: ndarray, questions: Sequence[str]) -> dict[str, Any]:
@@ -252,7 +227,7 @@ def consistent(name: str, one: ndarray, other: ndarray, questions: Sequence[str]
 
 def attacked(judge: Judge, items: Sequence[Labelled], reward: ndarray, count: int) -> dict[str, Any]:
     """How many flawed answers gain by an injection, and how many by a harmless addition."""
-    texts = json.loads((data.SAMPLE / "injections.json").read_text(encoding="utf-8"))
+    texts = json.loads((SAMPLE / "injections.json").read_text(encoding="utf-8"))
     flawed = [i for i, item in enumerate(items) if item.quality == "flawed"]
     result = {}
     for kind, many in (("injected", count), ("harmless", math.ceil(count / 4))):
@@ -279,25 +254,6 @@ def attacked(judge: Judge, items: Sequence[Labelled], reward: ndarray, count: in
     return result
 
 
-def draw_reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Path:
-    """Of verdicts near p, the share of items that are truly met: on the diagonal for an honest judge."""
-    verdict, label = agreement.both(verdict, label)
-    bins = np.minimum((verdict * 10).astype(int), 9)
-    rows = [(verdict[bins == b].mean(), label[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
-    shares = [share(int(met), int(n)) for _, met, n in rows]
-    sheet = drawing().figure.Figure(figsize=(4.2, 4.2), layout="constrained")
-    axes = sheet.add_subplot()
-    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    for (p, _, n), found in zip(rows, shares, strict=True):
-        axes.plot([p, p], [found["low"], found["high"]], color="#a8bdd0", linewidth=2)
-        axes.plot(p, found["value"], "o", color="#1f4e79", markersize=5)
-        axes.annotate(f"{n}", (p, found["value"]), (6, -3), textcoords="offset points", fontsize=8)
-    axes.set(xlim=(-0.04, 1.1), ylim=(-0.04, 1.04), xlabel="verdict", ylabel="share of items truly met")
-    axes.set_title(f"{title}: {len(label)} verdicts, in tenths", loc="left", fontsize=10, parse_math=False)
-    sheet.savefig(path, dpi=200, format=path.suffix[1:] or "png")
-    return path
-
-
 # --- replay -------------------------------------------------------------------------------------------------
 
 
@@ -321,28 +277,29 @@ def replay(
     if settings["method"] == "sft":
         raise ValueError(f"{run} learnt from reference answers (--method sft): expected a run with rewards")
     spec, why = choose(judge)
-    rows = spaced(records(run, "rollouts.jsonl"), most)
-    examples = examples_of(run, settings, rows)
+    rows = rollouts.spaced(records(run, "rollouts.jsonl"), most)
+    examples = rollouts.examples_of(run, settings, rows)
     print(f"judge     {spec} ({why}) after {settings['judge']}, method {settings['method']}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
-    asker = Judge(spec, settings["method"], design=design_of(settings), **vars(judging))
+    asker = Judge(spec, settings["method"], design=rollouts.design_of(settings), **vars(judging))
     said = ask(asker, [(e, row["response"]) for e, row in zip(examples, rows, strict=True)], "judging")
-    first = np.array([number(row["reward"]) for row in rows])
+    first = np.array([row["reward"] for row in rows], dtype=float)  # null becomes NaN
     both = ~(np.isnan(first) | np.isnan(said.reward))  # means of other answers could not be compared
     first, second = np.where(both, first, math.nan), np.where(both, said.reward, math.nan)
     verdict = np.full(said.verdict.shape, math.nan)
     for i, row in enumerate(rows):
-        verdict[i, : len(row["verdicts"])] = [number(item["verdict"]) for item in row["verdicts"]]
+        said_then = [item["verdict"] for item in row["verdicts"]]
+        verdict[i, : len(said_then)] = np.array(said_then, dtype=float)
     steps, questions = np.array([row["step"] for row in rows]), [row["example_id"] for row in rows]
     group = np.array([f"{row['step']} {row['example_id']}" for row in rows])
-    centred = [within(reward, group) for reward in (first, second)]
+    centred = [agreement.within(reward, group) for reward in (first, second)]
     measures = {
         "trained": lambda at: mean(first[at]),
         "second": lambda at: mean(second[at]),
         "correlation": lambda at: correlation(first[at], second[at]),
         "in groups": lambda at: correlation(centred[0][at], centred[1][at]),
         "same": lambda at: accuracy(verdict[at], said.verdict[at]),
-        "rejected": lambda at: rejected(verdict[at], said.verdict[at], said.weight[at]),
+        "rejected": lambda at: agreement.rejected(verdict[at], said.verdict[at], said.weight[at]),
     }
     print(f"\n{'steps':12}" + "".join(f"{name:>13}" for name in measures))
     result: dict[str, Any] = {"judge": spec, "after": settings["judge"], "failed": said.failed, "steps": []}
@@ -355,85 +312,222 @@ def replay(
     result["all"] = {name: resampled(questions, measure) for name, measure in measures.items()}
     for name, found in result["all"].items():
         print(f"{name:<12}{interval(found)}")
-    finish(asker, result)
+    finish(result, asker)
 
 
-def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most so many rows, in whole steps that lie evenly from the first to the last; the last at least."""
-    steps = list(dict.fromkeys(row["step"] for row in rows))
-    if not steps:
-        raise ValueError("the run has no rollouts yet: expected the lines of a step in rollouts.jsonl")
-    keep = max(1, min(len(steps), most * len(steps) // len(rows)))
-    kept = {steps[i] for i in np.linspace(len(steps) - 1, 0, keep).round().astype(int)}
-    return [row for row in rows if row["step"] in kept]
+# --- policies -----------------------------------------------------------------------------------------------
+
+Answers = list[tuple[Example, str | None]]  # None where there is no answer, or nothing left to ask about it
 
 
-def design_of(settings: dict[str, Any]) -> Design:
-    """What became of the rubrics of a run; nothing in one from before that was a choice."""
-    return from_json(Design(), settings.get("design", {}))
+def on_healthbench(
+    judge: str = "auto",
+    data: Path | None = None,
+    rescore: Path | None = None,
+    skip_bad_rows: bool = False,
+    asking: Asking = ASKED,
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Score a policy on HealthBench, by the official arithmetic.
 
-
-def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
-    """The question of each row. Raises ValueError where the run's data is not as it was."""
-    file, revision = settings["data"], settings.get("revision")
-    bad, weightless = settings.get("skip_bad_rows", False), settings.get("hygiene", False)
-    source = data.load(file, settings.get("domain", ""), revision, skip_bad=bad, skip_weightless=weightless)
-    known = {example.id: example for example in source}
-    for row in rows:
-        example = known.get(row["example_id"])
-        same = example is not None and row["prompt"] == example.question
-        if same and settings["method"] == "rar-explicit":
-            judged = [(item["title"], item["weight"]) for item in row["verdicts"]]
-            rubric = design_of(settings).apply(example.rubric, example.id)
-            same = judged == [(c.title, c.weight) for c in rubric.criteria]
-        if not same:
-            raise ValueError(
-                f"{file or settings['domain']} has changed since the run: expected {row['example_id']!r} "
-                f"with the question and the items of {run}/rollouts.jsonl, got "
-                f"{'others' if example else 'no such row'}; bring the data back as they were"
-            )
-    return [known[row["example_id"]] for row in rows]
-
-
-def within(reward: ndarray, group: ndarray) -> ndarray:
-    """Rewards (N,) less their group's mean."""
-    centred = reward.copy()
-    for name in np.unique(group):
-        centred[group == name] -= mean(reward[group == name])
-    return centred
-
-
-def rejected(first: ndarray, second: ndarray, weight: ndarray) -> float:
-    """Of the weight that the first judge credited, the share on items that the second does not credit.
-
-    An item of positive weight is credited where it is met, one of negative points where it does not hold.
+    Args:
+        judge: who grades, item by item: chat:gpt-4o-mini in the paper, chat:gpt-4.1 officially
+        data: HealthBench's rows, a file of openai/simple-evals, or others in that form
+        rescore: rows that this command has kept: compute their scores again, without asking anyone
+        skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
     """
-    known = ~(np.isnan(first) | np.isnan(second))
-    one, other = ((verdict >= 0.5) == (weight > 0) for verdict in (first, second))
-    credited = np.where(known & one, np.abs(weight), 0.0)
-    return float(credited[~other].sum() / credited.sum()) if credited.any() else math.nan
+    if rescore:
+        finish({"rows_of": str(rescore)} | show_scores(healthbench.kept(rescore)))
+        return
+    examples = labelled.examples(there(data, healthbench.SOURCE), skip_bad=skip_bad_rows)
+    healthbench.check(examples)
+    spec, why = choose(judge)
+    print(f"judge     {spec} ({why})")
+    asker = Judge(spec, "rar-explicit", **vars(judging))
+
+    def grade(answered: Answers) -> list[dict[str, Any]]:
+        said = verdicts(asker, answered, "grading")
+        return [healthbench.row(example, each) for (example, _), each in zip(answered, said, strict=True)]
+
+    about, rows, file = answer("healthbench", drawn(examples, asking.limit), grade, asker, asking, judging)
+    finish(about | {"judge": spec, "data": str(data)} | show_scores(rows), asker, file)
 
 
-# --- numbers ------------------------------------------------------------------------------------------------
+def show_scores(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """HealthBench's result, with a printed table."""
+    result, parts = healthbench.summary(rows)
+    print(f"\n{'':40}{'clipped':>8}{'raw':>8}{'std':>8}{'rows':>8}")
+    for name, part in parts.items():
+        numbers = (f"{part[key]:.3f}" if part["rows"] else "-" for key in ("score", "raw", "std"))
+        print(f"{name:<40}{''.join(f'{number:>8}' for number in numbers)}{part['rows']:>8}")
+    print("answers   " + ", ".join(f"{result[name]} {name}" for name in ("unscored", "failed", "cut")))
+    return result
 
 
-def number(value: float | None) -> float:
-    """A number of a file, where null stands for what could not be had."""
-    return math.nan if value is None else value
+def on_gpqa(
+    data: Path | None = None,
+    verifier: str | None = None,
+    runs: int = 10,
+    seed: int = 0,
+    asking: Asking = ASKED,
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Score a policy on multiple-choice questions.
+
+    Args:
+        data: GPQA's CSV file, or a JSONL file with `question`, `choices` and `answer` in each line
+        verifier: a judge that decides where an answer's box cannot be read; without one it counts as wrong
+        runs: times that every question is asked, each time with its choices in another order
+        seed: of the orders
+    """
+    if runs < 1:
+        raise ValueError(f"--runs {runs}: expected 1 or more")
+    questions = drawn(gpqa.read(there(data, gpqa.SOURCE)), asking.limit)
+    spec = verifier and choose(verifier)[0]
+    if spec == "keyword":
+        raise ValueError("--verifier keyword: expected a model, for words alone do not tell a choice")
+    asker = Judge(spec, "rar-explicit", **vars(judging)) if spec else None
+
+    def grade(answered: Answers) -> list[dict[str, Any]]:
+        left = [(e, None if gpqa.choice_of(text or "", e.row["choices"]) else text) for e, text in answered]
+        said = verdicts(asker, left, "verifying") if asker else [[]] * len(left)
+        graded = zip(answered, said, strict=True)
+        return [gpqa.row(example, text, each[0] if each else None) for (example, text), each in graded]
+
+    examples = gpqa.permuted(questions, runs, seed)
+    about, rows, file = answer("gpqa", examples, grade, asker, asking, judging)
+    found = gpqa.summary(rows)
+    counts = (
+        f"{found[name]} {name}" for name in ("questions", "runs", "unread", "verified", "failed", "cut")
+    )
+    print(f"right     {interval(found | {'value': found['score']})}: {', '.join(counts)}")
+    finish(about | {"verifier": spec, "data": str(data), "seed": seed} | found, asker, file)
 
 
-def mean(values: ndarray) -> float:
-    """The mean of those that are not NaN."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
+def there(file: Path | None, source: str) -> Path:
+    """A file that has to be there. Raises ValueError that says where it is to be had."""
+    if file is None or not file.exists():
+        raise ValueError(f"expected a file, got {file or 'none'}. {source}")
+    return file
 
 
-def interval(found: dict[str, float]) -> str:
-    """A number with its interval, where it has one, for a table."""
-    if math.isnan(found["value"]):
-        return "-"
-    form = "{value:.3f}" if math.isnan(found["low"]) else "{value:.3f} [{low:.3f}, {high:.3f}]"
-    return form.format_map(found)
+def drawn(rows: list, limit: int | None) -> list:
+    """All of them, or so many, by the draw of simple-evals."""
+    return random.Random(0).sample(rows, limit) if limit and limit < len(rows) else rows
+
+
+def answer(
+    name: str,
+    examples: list[Example],
+    grade: Callable[[Answers], list[dict[str, Any]]],
+    grader: Judge | None,
+    asking: Answering,
+    judging: Options,
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    """Have examples answered and graded, as far as they are not yet: (of whom, rows, where the result
+    goes)."""
+    policy, folder = asking.located()
+    if asking.responses:
+        source = answers.Given(asking.responses)
+    elif policy.startswith("chat:"):
+        server = replace(judging, base_url=asking.policy_url or judging.base_url)
+        source = answers.Served(Endpoint.of(policy.removeprefix("chat:"), server), asking)
+    else:
+        source = answers.Sampled(policy, asking)
+    log = folder / f"{name}.jsonl"
+    told = {e.id: [source.told, e.messages, grader.digest(e, "") if grader else ""] for e in examples}
+    asked = {key: hashlib.sha256(json.dumps(each).encode()).hexdigest()[:16] for key, each in told.items()}
+    rows = answers.kept(log, asked)
+    todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
+    fitting = source.fitting(todo)
+    skipped = len(todo) - len(fitting)
+    print(f"policy    {policy}: {len(fitting)} answers to ask for, {skipped} prompts too long, rows in {log}")
+    if grader and (cost := grader.estimate(fitting, len(fitting), asking.max_new_tokens)):
+        print(f"grading   at most {cost}")
+    for start in range(0, len(fitting), answers.BATCH):
+        chunk = fitting[start : start + answers.BATCH]
+        said = source.answer(chunk)
+        graded = grade([(example, each["response"]) for example, each in zip(chunk, said, strict=True)])
+        new = {
+            example.id: {"prompt_id": example.id} | each | fields | {"asked": asked[example.id]}
+            for example, each, fields in zip(chunk, said, graded, strict=True)
+        }
+        answers.keep(log, new.values())
+        rows |= new
+    if isinstance(source, answers.Served):
+        print(f"answered  {source.endpoint.ledger.line()}")
+    about = {"policy": policy, "skipped": skipped, "settings": to_json(asking) | to_json(judging)}
+    return about, [rows[e.id] for e in examples if e.id in rows], folder / f"{name}.json"
+
+
+def verdicts(judge: Judge, answered: Answers, progress: str) -> list[list[float]]:
+    """What a judge says of each answer, item by item; nothing where there is none."""
+    known = [(example, text) for example, text in answered if text is not None]
+    said = iter(ask(judge, known, progress).verdict.tolist() if known else [])
+    return [[] if text is None else next(said) for _, text in answered]
+
+
+# --- alignment ----------------------------------------------------------------------------------------------
+
+
+def align(
+    judge: str = "auto",
+    data: Path | None = None,
+    domain: Literal["medical", "science", "all"] = "all",
+    skip_bad_rows: bool = False,
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Measure how often a judge rates the better of two answers higher: without a rubric, and with one.
+
+    Args:
+        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        data: rows with `preferred` and `worsened`, and perhaps `rubric_without_reference`, or with
+            `labelled_responses`; the bundled sample if not given
+        domain: which bundled questions: medical, science or all
+        skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
+    """
+    pairs = labelled.pairs(data, domain, skip_bad_rows)
+    spec, why = choose(judge)
+    print(f"judge     {spec} ({why}), {len(pairs)} pairs")
+    asker = Judge(spec, "rar-implicit", **vars(judging))
+    unaided = [
+        replace(pair, example=replace(pair.example, rubric=pair.unaided)) for pair in pairs if pair.unaided
+    ]
+    ways = [
+        ("likert", "direct-likert", [] if spec == "keyword" else pairs, "keyword rates by criteria only"),
+        ("rubric", "rar-implicit", pairs, ""),
+        ("rubric_without_reference", "rar-implicit", unaided, "no pair brings one"),
+    ]
+    result: dict[str, Any] = {"judge": spec, "pairs": len(pairs)}
+    for name, method, found, why in ways:
+        result[name] = {} if found else None
+        if not found:
+            print(f"{name:<26}left out: {why}")
+            continue
+        both = [(pair.example, text) for pair in found for text in (pair.preferred, pair.worsened)]
+        rating = ask(asker.by(method), both, name).rating
+        exact = {} if asker.kind in ("chat", "keyword") else {"expected": rating}
+        for kind, values in ({"integer": np.floor(rating + 0.5)} | exact).items():
+            result[name][kind] = wins(values[::2] - values[1::2])
+            print(f"{name:<26}{kind:<10}{in_words(result[name][kind])}")
+    finish(result, asker)
+
+
+# --- table --------------------------------------------------------------------------------------------------
+
+
+def table(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
+    """Print the paper's scores with ours beside them, in Markdown.
+
+    Args:
+        runs: folders in which healthbench or gpqa have left a result, a run's or others
+    """
+    found = [paper.read(run) for run in runs]
+    print(paper.markdown(found) + "\n")
+    print(json.dumps({"runs": found}))
+
+
+# --- what ends a command ------------------------------------------------------------------------------------
 
 
 def without_nan(value: Any) -> Any:
@@ -447,15 +541,22 @@ def without_nan(value: Any) -> Any:
     return value
 
 
-def finish(judge: Judge, result: dict[str, Any]) -> None:
-    """Print what asking came to and the result in JSON, and end the judge's connections."""
-    print(f"asked     {judge.ledger.line()}")
-    if judge.mass:
-        result["mass"] = sum(judge.mass) / len(judge.mass)
-        print(f"mass      {result['mass']:.2f} of the probability on the offered answers")
-    judge.close()
-    print(json.dumps(without_nan(result)))
+def finish(result: dict[str, Any], judge: Judge | None = None, file: Path | None = None) -> None:
+    """Print what asking came to and the result in JSON, also into a file, and end the judge's connections."""
+    if judge:
+        print(f"asked     {judge.ledger.line()}")
+        if judge.mass:
+            result["mass"] = sum(judge.mass) / len(judge.mass)
+            print(f"mass      {result['mass']:.2f} of the probability on the offered answers")
+        judge.close()
+    result = without_nan(result)
+    if file:
+        write_json(file, result | environment())
+    print(json.dumps(result))
 
+
+COMMANDS = {"judge": measure, "replay": replay, "healthbench": on_healthbench, "gpqa": on_gpqa}
+COMMANDS |= {"alignment": align, "table": table}
 
 if __name__ == "__main__":
-    run_command({"judge": measure, "replay": replay}, "evaluate.py", __doc__)
+    run_command(COMMANDS, "evaluate.py", __doc__)

@@ -30,6 +30,7 @@ weights, as HealthBench has it: such a reward can be below 0.
 | keyword | no model; a stand-in that matches words | 0 or 1 |
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -169,6 +170,12 @@ class Judge:
             self.endpoint = Endpoint.of(name, o)
             self.ledger = self.endpoint.ledger
         self._secret = wires.fence_secret(cache_folder()) if kind != "keyword" else b""
+
+    def by(self, method: str) -> "Judge":
+        """The same judge with the same connections and ledger, asked by another method."""
+        other = copy.copy(self)
+        other.method = method
+        return other
 
     def rubric(self, example: Example) -> Rubric:
         """The criteria whose verdicts make the reward of this example's responses."""

@@ -3,11 +3,20 @@ not count."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
+from rar_mini.kernels.advantage import TIE
+
 NAN = float("nan")
+
+
+def mean(values: ndarray) -> float:
+    """The mean of those that are not NaN."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else NAN
 
 
 def both(a: ndarray, b: ndarray) -> tuple[ndarray, ndarray]:
@@ -61,6 +70,25 @@ def correlation(a: ndarray, b: ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def within(reward: ndarray, group: ndarray) -> ndarray:
+    """Rewards (N,) less their group's mean."""
+    centred = reward.copy()
+    for name in np.unique(group):
+        centred[group == name] -= mean(reward[group == name])
+    return centred
+
+
+def rejected(first: ndarray, second: ndarray, weight: ndarray) -> float:
+    """Of the weight that the first judge credited, the share on items that the second does not credit.
+
+    An item of positive weight is credited where it is met, one of negative points where it does not hold.
+    """
+    known = ~(np.isnan(first) | np.isnan(second))
+    one, other = ((verdict >= 0.5) == (weight > 0) for verdict in (first, second))
+    credited = np.where(known & one, np.abs(weight), 0.0)
+    return float(credited[~other].sum() / credited.sum()) if credited.any() else NAN
+
+
 def resampled(
     clusters: Sequence, statistic: Callable[[ndarray], float], draws: int = 1000, seed: int = 0
 ) -> dict[str, float]:
@@ -84,6 +112,19 @@ def resampled(
     return {"value": statistic(np.arange(len(clusters))), "low": low, "high": high}
 
 
+def student(values: Sequence[float]) -> dict[str, float]:
+    """The mean of a few independent values and its 95 % interval, Student's: of ten, a bootstrap's is a fifth
+    narrower and holds the truth nine times in ten. The interval of one value is NaN."""
+    n, middle = len(values), float(np.mean(values)) if len(values) else NAN
+    if n < 2:
+        return {"value": middle, "low": NAN, "high": NAN}
+    # With t = sqrt(n - 1) tan(angle), the density of the angle is cos(angle) ** (n - 2).
+    angle = np.linspace(-np.pi / 2, np.pi / 2, 100_001)
+    mass = np.cumsum(np.cos(angle) ** (n - 2))
+    spread = math.sqrt(n - 1) * math.tan(np.interp(0.975, mass / mass[-1], angle)) * np.std(values, ddof=1)
+    return {"value": middle, "low": middle - spread / math.sqrt(n), "high": middle + spread / math.sqrt(n)}
+
+
 def share(count: int, total: int) -> dict[str, float]:
     """A share of independent cases and its 95 % interval, Wilson's: it is honest where the count is 0 too."""
     if not total:
@@ -96,3 +137,24 @@ def share(count: int, total: int) -> dict[str, float]:
         "low": max(0.0, (middle - spread) / scale),
         "high": min(1.0, (middle + spread) / scale),
     }
+
+
+def wins(gaps: ndarray) -> dict[str, Any]:
+    """How often the better one of two is ahead, by how far (N,) each is: the share that wins strictly, with
+    its interval, and how many won, lost, tied and failed. A tie is not won; what failed (NaN) has no share
+    in it."""
+    counts = {
+        "won": int((gaps > TIE).sum()),
+        "lost": int((gaps < -TIE).sum()),
+        "tied": int((np.abs(gaps) <= TIE).sum()),
+        "failed": int(np.isnan(gaps).sum()),
+    }
+    return {"accuracy": share(counts["won"], len(gaps) - counts["failed"])} | counts
+
+
+def interval(found: dict[str, float]) -> str:
+    """A number with its interval, where it has one, for a table."""
+    if math.isnan(found["value"]):
+        return "-"
+    form = "{value:.3f}" if math.isnan(found["low"]) else "{value:.3f} [{low:.3f}, {high:.3f}]"
+    return form.format_map(found)

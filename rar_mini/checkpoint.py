@@ -182,21 +182,33 @@ class Run:
 
 
 def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one of a run's records, none where there is no such file.
+    """The rows of one of a run's records, none where there is no such file."""
+    return lines(folder / name, "step")
 
-    What comes after the last line feed is left out: half a line, of a run that is at work or was killed.
+
+def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with these fields. Raises ValueError that names a line.
+
+    Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
+    out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
+    its last character, and may have blank lines.
     """
-    path = folder / name
+    parts = path.read_bytes().split(b"\n") if finished or path.exists() else []
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):
+    for number, line in enumerate(parts if finished else parts[:-1], 1):
+        if finished and not line.strip():
+            continue
         try:
-            rows.append(json.loads(line))
-            rows[-1]["step"]
-        except (ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            fits = row.keys() >= set(fields)
+        except (ValueError, AttributeError):
+            fits = False
+        if not fits:
             came = line[:40].decode("utf-8", "replace")
             raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a step, got {came!r}"
-            ) from None
+                f"{path}, line {number}: expected a JSON object with a {', '.join(fields)}, got {came!r}"
+            )
+        rows.append(row)
     return rows
 
 

@@ -211,12 +211,17 @@ def _example(
         reference = _text(ideal.get("ideal_completion"), "ideal_completion", optional=True)
     else:
         messages = ({"role": "user", "content": _text(row.get("question"), "question")},)
-        items = [] if bare else _items(row, "rubric", ("title", "description"), "weight")
-        rubric = rubrics.from_categories(items, notes)
-        for index, criterion in enumerate(rubric.criteria):
-            _need(criterion.description != "", f"rubric[{index}].description", "more than a category", None)
+        rubric = Rubric(()) if bare else categories(row, "rubric", notes)
         reference = _text(row.get("reference_answer"), "reference_answer", optional=True)
     return Example(name, split, messages, reference, rubric, row)
+
+
+def categories(row: dict[str, Any], name: str, notes: Counter[str]) -> Rubric:
+    """The RaR rubric that a row has under a name. Raises `BadRow`."""
+    rubric = rubrics.from_categories(_items(row, name, ("title", "description"), "weight"), notes)
+    for index, criterion in enumerate(rubric.criteria):
+        _need(criterion.description != "", f"{name}[{index}].description", "more than a category", None)
+    return rubric
 
 
 def _need(ok: bool, name: str, wanted: str, came: Any) -> None:

@@ -298,7 +298,7 @@ class Endpoint:
                     raise
                 continue
             for name in sorted(without - self.refused):  # only now is it known that this was the reason
-                log.warning(f"the server does not take {name}: asking without it from here on")
+                log.warning(f"the server of {self.model} does not take {name}: going on without it")
             self.refused |= without
             return reply
 

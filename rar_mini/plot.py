@@ -2,7 +2,8 @@
 
 One small panel a metric, in the order of a reader's questions: did the reward rise, did it rise on fresh
 answers, or did the answers only get longer? A dot is a step, a line the running mean, for a step's reward
-depends on the questions that it drew. What a run did not log has no panel.
+depends on the questions that it drew. What a run did not log has no panel. A judge's verdicts have a picture
+of their own, `python evaluate.py judge --plot FILE`.
 """
 
 import math
@@ -14,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
+from numpy import ndarray
 
+from rar_mini.agreement import both, share
 from rar_mini.checkpoint import Run, records
 from rar_mini.report import paired
 
@@ -149,6 +153,25 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
         out = out or run / "plot.png"
         sheet.savefig(out, dpi=200, format=out.suffix[1:] or "png")
     return out
+
+
+def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Path:
+    """Draw, of verdicts near p, the share of items truly met: on the diagonal for an honest judge."""
+    verdict, label = both(verdict, label)
+    bins = np.minimum((verdict * 10).astype(int), 9)
+    rows = [(verdict[bins == b].mean(), label[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
+    shares = [share(int(met), int(n)) for _, met, n in rows]
+    sheet = drawing().figure.Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = sheet.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
+    for (p, _, n), found in zip(rows, shares, strict=True):
+        axes.plot([p, p], [found["low"], found["high"]], color=LIGHT, linewidth=2)
+        axes.plot(p, found["value"], "o", color=DARK, markersize=5)
+        axes.annotate(f"{n}", (p, found["value"]), (6, -3), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(-0.04, 1.1), ylim=(-0.04, 1.04), xlabel="verdict", ylabel="share of items truly met")
+    axes.set_title(f"{title}: {len(label)} verdicts, in tenths", loc="left", fontsize=10, parse_math=False)
+    sheet.savefig(path, dpi=200, format=path.suffix[1:] or "png")
+    return path
 
 
 if __name__ == "__main__":

@@ -85,12 +85,11 @@ def too_long(policy: Policy, example: Example, prompt: int, new: int, *, answere
     example is to be `answered` by its reference, that may have as many as the new ones, its end token
     included.
     """
-    room = min(prompt, window(policy) - new)
+    room, limit = window(policy) - new, f"the model's window of {window(policy)} less --max-new-tokens"
+    if prompt < room:
+        room, limit = prompt, "--max-prompt-tokens"
     if (length := len(policy.encode(example))) > room:
-        return (
-            f"the prompt of {example.id!r} has {length} tokens: expected at most {room} "
-            f"(--max-prompt-tokens, and the model's window of {window(policy)} less --max-new-tokens)"
-        )
+        return f"the prompt of {example.id!r} has {length} tokens: expected at most {room} ({limit})"
     if answered and (length := len(policy.completion(example.reference))) > new:
         return (
             f"the reference answer of {example.id!r} has {length} tokens with its end: expected at most "

@@ -28,6 +28,15 @@ PLAIN_OPENING = "Answer:"
 """For a tokenizer without a chat template: one labelled paragraph a message, then the opening of the
 answer."""
 
+CHOICES = (
+    "{question}\n\n{choices}\n\n"
+    "Reason step by step. Then give the letter of the one right choice in \\boxed{}."
+)
+"""A multiple-choice question to the policy."""
+
+RIGHT_CHOICE = "The final answer of the response is choice {letter}, {choice}, and no other choice."
+"""Asked of a judge, as a literal criterion, where an answer's box could not be read."""
+
 _SLOT = re.compile(r"\{(\w+)\}")
 
 PREDEFINED = (

@@ -149,17 +149,19 @@ def schema(n: int) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": form}}
 
 
-def chat_text(reply: dict[str, Any]) -> str:
-    """What a chat model wrote. Raises Failure for a reply that was cut, refused or is of another shape."""
+def completion(reply: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Text, reason for its end, and refusal of a chat completion. Raises Failure for another shape."""
     try:
         choice = reply["choices"][0]
-        text, reason, refused = (
-            choice["message"].get("content"),
-            choice.get("finish_reason"),
-            choice["message"].get("refusal"),
-        )
+        message = choice["message"]
+        return message.get("content"), choice.get("finish_reason"), message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Failure("malformed", "not a chat completion") from None
+
+
+def chat_text(reply: dict[str, Any]) -> str:
+    """What a chat model wrote. Raises Failure for a reply that was cut, refused or is of another shape."""
+    text, reason, refused = completion(reply)
     if reason == "length":
         raise Failure("cut", "the reply reached --max-tokens")
     if refused or reason == "content_filter":

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,12 @@ from hostile import Server, shared
 
 import evaluate
 import judge as judges
-from rar_mini import agreement, data, prompts
+from rar_mini import agreement, data, labelled, prompts
 
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    yield server
-    server.close()
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 # --- numbers ------------------------------------------------------------------------------------------------
@@ -84,6 +75,18 @@ def test_shares_have_wilsons_interval(count: int, low: float, high: float) -> No
     assert found["low"] == pytest.approx(low, abs=1e-3) and found["high"] == pytest.approx(high, abs=1e-3)
 
 
+@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.3027), (5, 2.7764), (10, 2.2622), (30, 2.0452)])
+def test_a_mean_of_a_few_has_students_interval(n: int, t: float) -> None:
+    """The quantiles of any table."""
+    values = np.random.default_rng(0).random(n)
+    found = agreement.student(values)
+    assert found["value"] == pytest.approx(values.mean())
+    half = t * np.std(values, ddof=1) / math.sqrt(n)
+    assert found["high"] - found["value"] == pytest.approx(half, rel=1e-3)
+    assert found["value"] - found["low"] == pytest.approx(half, rel=1e-3)
+    assert math.isnan(agreement.student([1.0])["low"]) and math.isnan(agreement.student([])["value"])
+
+
 # --- judge --------------------------------------------------------------------------------------------------
 
 Verdict = Callable[[str, str], float]
@@ -103,7 +106,7 @@ def saying(verdict: Verdict) -> Callable[[str, dict], Any]:
 def oracle() -> Verdict:
     """The labels of the bundled answers; of any other answer, those of the one that it begins with."""
     known = {}
-    for item in evaluate.labelled(None, "medical"):
+    for item in labelled.read(None, "medical"):
         for criterion, label in zip(item.example.rubric.criteria, item.labels, strict=True):
             known[item.response, prompts.closed_question(prompts.JudgePrompts(), criterion)] = label
 
@@ -223,12 +226,12 @@ def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) ->
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path, answers: list) -> None:
     file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=answers)])
     with pytest.raises(ValueError, match=r"x.jsonl, 'q1', labelled_responses.*: expected .*, got "):
-        evaluate.labelled(file, "all")
+        labelled.read(file, "all")
 
 
 def test_a_file_without_labels_is_refused(questions: Path) -> None:
     with pytest.raises(ValueError, match="has no `labelled_responses`"):
-        evaluate.labelled(questions, "all")
+        labelled.read(questions, "all")
 
 
 @pytest.mark.parametrize(
@@ -264,13 +267,11 @@ def test_every_pair_of_text_and_answer_comes_once(
 
     def ask(judge: object, answers: list, progress: str) -> evaluate.Judged:
         seen.extend(response for _, response in answers if progress == "injected")
-        return evaluate.Judged(
-            np.zeros((len(answers), 1)), np.ones((len(answers), 1)), np.zeros(len(answers))
-        )
+        return evaluate.Judged(*np.zeros((2, len(answers), 1)), *np.zeros((2, len(answers))))
 
     monkeypatch.setattr(evaluate, "ask", ask)
     example = data.read(questions)[0]
-    items = [evaluate.Labelled(example, f"answer {n}.", "flawed", []) for n in range(F)]
+    items = [labelled.Labelled(example, f"answer {n}.", "flawed", []) for n in range(F)]
     evaluate.attacked(None, items, np.zeros(F), 10_000)
     assert len(seen) == len(set(seen)) == 17 * F
 
@@ -383,8 +384,8 @@ def test_what_is_rejected_is_credit_for_avoided_penalties_too() -> None:
     """Four items, the last of -2 points: credited where it does not hold."""
     first, second = np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([[1.0, 0.0, 1.0, 1.0]])
     weight = np.array([[5.0, 3.0, 9.0, -2.0]])
-    assert evaluate.rejected(first, second, weight) == pytest.approx((3 + 2) / (5 + 3 + 2))
-    assert math.isnan(evaluate.rejected(np.zeros((1, 1)), np.ones((1, 1)), np.ones((1, 1))))
+    assert agreement.rejected(first, second, weight) == pytest.approx((3 + 2) / (5 + 3 + 2))
+    assert math.isnan(agreement.rejected(np.zeros((1, 1)), np.ones((1, 1)), np.ones((1, 1))))
 
 
 def test_a_replay_of_nothing_is_refused(tmp_path: Path, questions: Path) -> None:
@@ -392,3 +393,118 @@ def test_a_replay_of_nothing_is_refused(tmp_path: Path, questions: Path) -> None
         evaluate.replay(tmp_path, "keyword", most=0)
     with pytest.raises(ValueError, match="no rollouts yet"):
         evaluate.replay(run_of(tmp_path / "run", questions, steps=0), "keyword")
+
+
+# --- alignment ----------------------------------------------------------------------------------------------
+
+
+def pair(number: int, better: str, worse: str, **changes: Any) -> dict:
+    return question(number, preferred=better, worsened=worse, **changes)
+
+
+def aligned(capsys: pytest.CaptureFixture, judge: str, *rows: dict, **options: Any) -> dict:
+    if rows:
+        options["data"] = write_rows(options.pop("folder") / "pairs.jsonl", list(rows))
+    evaluate.align(judge, judging=judges.Options(cache=False), **options)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def rating(of: Callable[[str, str], float]) -> Callable[[str, dict], Any]:
+    """A systemone server that rates by a function of response and task; its levels count from 0."""
+
+    def reply(path: str, body: dict) -> dict:
+        task = body["questions"]["1"]["instructions"]
+        return {"1": {"type": "score", "score": of(shared(body["state"]), task) - 1}}
+
+    return reply
+
+
+def test_whole_ratings_tie_where_expected_ones_tell(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Bare, 7.4 against 6.6 is a tie of sevens; the rubric moves it to 7.9; equal ratings tie on either."""
+    server.reply = rating(lambda text, task: float(text) + 0.5 * ("criteria" in task and float(text) > 7))
+    rows = [pair(0, "7.4", "6.6"), pair(1, "9.0", "2.0"), pair(2, "3.0", "3.0"), pair(3, "2.0", "4.0")]
+    found = aligned(capsys, "systemone:m", *rows, folder=tmp_path)
+    assert counts(found["likert"]["integer"]) == (1, 1, 2, 0)
+    assert counts(found["likert"]["expected"]) == (2, 1, 1, 0)
+    assert counts(found["rubric"]["integer"]) == counts(found["rubric"]["expected"]) == (2, 1, 1, 0)
+    assert found["likert"]["integer"]["accuracy"] == {
+        name: pytest.approx(value, abs=1e-6) for name, value in agreement.share(1, 4).items()
+    }, "a tie is not won, and the interval is Wilson's"
+    assert found["pairs"] == 4 and found["rubric_without_reference"] is None
+
+
+def counts(found: dict) -> tuple[int, ...]:
+    return tuple(found[name] for name in ("won", "lost", "tied", "failed"))
+
+
+def test_a_rubric_without_reference_is_shown_in_place_of_the_other(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Of two pairs one brings such a rubric; by it the judge is misled."""
+    own = [{"title": "Own", "description": "Essential Criteria: Is unaided.", "weight": 5}]
+    server.reply = rating(lambda text, task: 10 - float(text) if "Is unaided." in task else float(text))
+    rows = [pair(0, "7", "3", rubric_without_reference=own), pair(1, "8", "2")]
+    found = aligned(capsys, "systemone:m", *rows, folder=tmp_path)
+    assert counts(found["rubric"]["expected"]) == (2, 0, 0, 0)
+    assert counts(found["rubric_without_reference"]["expected"]) == (0, 1, 0, 0)
+    tasks = [body["questions"]["1"]["instructions"] for _, body, _ in server.seen]
+    assert sum("Is unaided." in task for task in tasks) == 2
+    assert sum("Names fever" in task for task in tasks) == 4 and len(tasks) == 10
+
+
+def test_a_judge_that_writes_has_whole_ratings_and_its_failures_are_no_losses(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    def reply(path: str, body: dict) -> str:
+        return json.dumps({"reason": "r", "rating": int(shared(body["messages"][-1]["content"]))})
+
+    server.reply = reply
+    server.fault = lambda path, body, number: (
+        "prose" if "Weigh all" in str(body) and "0?" in str(body) else None
+    )
+    found = aligned(capsys, "chat:m", pair(0, "7", "3"), pair(1, "2", "8"), folder=tmp_path)
+    assert found["likert"].keys() == {"integer"} and counts(found["likert"]["integer"]) == (1, 1, 0, 0)
+    assert counts(found["rubric"]["integer"]) == (0, 1, 0, 1)
+
+
+def test_the_sample_has_pairs_and_the_keyword_judge_no_likert(capsys: pytest.CaptureFixture) -> None:
+    found = aligned(capsys, "keyword", domain="medical")
+    assert found["pairs"] == 16 and sum(counts(found["rubric"]["integer"])) == 16
+    assert found["likert"] is found["rubric_without_reference"] is None
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (pair(1, "a", None), "'q1': expected texts in `preferred` and `worsened`, got 'a' and None"),
+        (pair(1, 3, "a"), "'q1': expected texts"),
+        (
+            pair(1, "a", "b", rubric_without_reference=[]),
+            "'q1': field rubric_without_reference: expected a list",
+        ),
+        (question(1), "has no pairs: expected rows with `preferred`"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(tmp_path: Path, row: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        labelled.pairs(write_rows(tmp_path / "x.jsonl", [row]), "all")
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def test_a_command_ends_in_one_line_of_json_or_of_refusal(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+
+    def run(*words: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, root / "evaluate.py", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = run("gpqa", "--data", "absent.csv", "--policy", "chat:m")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Idavidrein/gpqa" in done.stderr
+    kept = {"rubrics": [{"points": 2, "verdict": 1.0, "tags": []}], "example_tags": [], "finished": True}
+    file = write_rows(tmp_path / "rows.jsonl", [kept | {"prompt_id": "p", "failed": False}])
+    done = run("healthbench", "--rescore", file)
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["score"] == 1.0, done.stderr

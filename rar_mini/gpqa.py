@@ -1,0 +1,161 @@
+r"""Multiple-choice questions, of GPQA or of any file: choices in a new order in every run, answers read from
+\boxed{}, and the share of right ones.
+
+A box is read if it can mean one choice only: its letter, its text, or its letter with its own text ("B",
+"(b)", "\text{B}", "42 kJ", "B) 42 kJ"). A letter beside something else ("A or B", "A mixture", the letter of
+one choice with the text of another) is not guessed at. The last box of an answer counts; one that was cut
+short is none, and what was thought before the answer is not searched.
+"""
+
+import csv
+import itertools
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+
+from rar_mini import agreement, checkpoint, prompts
+from rar_mini.data import Example
+from rar_mini.rubric import Criterion, Rubric
+from rar_mini.wires import without_thoughts
+
+SOURCE = (
+    "GPQA is Idavidrein/gpqa on the Hub, gated: accept its terms there, then hf download Idavidrein/gpqa "
+    "gpqa_diamond.csv --repo-type dataset --local-dir ."
+)
+
+COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The questions of a CSV file with GPQA's columns, or of a JSONL file with those or with `question`,
+    `choices` (or `options`) and `answer`: the right one's number from 0, letter, or text.
+
+    Each comes as `id`, `question`, `choices` and `right`, a number. Raises ValueError that names a row.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else None
+    except (csv.Error, UnicodeError) as error:
+        raise ValueError(f"cannot read {path}: expected CSV in UTF-8, got {error}") from error
+    found: dict[str, dict[str, Any]] = {}
+    rows = checkpoint.lines(path, finished=True) if rows is None else rows
+    for number, row in enumerate(rows, 1):
+        if "Question" in row:
+            own = {"id": row.get("Record ID"), "question": row["Question"], "answer": 0}
+            row = own | {"choices": [row.get(name) for name in COLUMNS]}
+        name, choices = str(row.get("id") or number), row.get("choices", row.get("options"))
+        texts = [row.get("question"), *choices] if isinstance(choices, list) else [None]
+        right = _place(row.get("answer"), texts[1:])
+        whole = all(isinstance(text, str) and text.strip() for text in texts) and 3 <= len(texts) <= 27
+        if right is None or name in found or not whole:
+            raise ValueError(
+                f"{path}, row {number}: expected an id of its own, `question`, `choices` (2 to 26 texts) and "
+                f"`answer` (a number from 0, a letter, or a text that is there once), or GPQA's columns; got "
+                f"{row!r:.200}"
+            )
+        text, *choices = (text.strip() for text in texts)
+        found[name] = {"id": name, "question": text, "choices": choices, "right": right}
+    if not found:
+        raise ValueError(f"{path} has no question")
+    return list(found.values())
+
+
+def _place(answer: Any, choices: Sequence[Any]) -> int | None:
+    """The number of the right choice; None where the answer names none, or two."""
+    if type(answer) is int:
+        return answer if 0 <= answer < len(choices) else None
+    named = [i for i, own in enumerate(choices) if answer in (ascii_uppercase[i : i + 1], own)]
+    return named[0] if len(named) == 1 else None
+
+
+def permuted(questions: Sequence[dict[str, Any]], runs: int, seed: int) -> list[Example]:
+    """Every question once in every run, with its choices in an order of its own. The criterion of each is
+    what a verifier is asked."""
+    examples = []
+    for run, question in itertools.product(range(1, runs + 1), questions):
+        name, order = question["id"], list(range(len(question["choices"])))
+        random.Random(f"{seed}/{run}/{name}").shuffle(order)
+        choices = [question["choices"][i] for i in order]
+        listed = "\n".join(f"{ascii_uppercase[i]}) {choice}" for i, choice in enumerate(choices))
+        asked = prompts.fill(prompts.CHOICES, question=question["question"], choices=listed)
+        right = order.index(question["right"])
+        says = prompts.fill(prompts.RIGHT_CHOICE, letter=ascii_uppercase[right], choice=choices[right])
+        rubric = Rubric((Criterion("Right choice", says, "literal", 1.0),))
+        row = {"question": name, "run": run, "choices": choices, "right": ascii_uppercase[right]}
+        messages = ({"role": "user", "content": asked},)
+        examples.append(Example(f"{name}/{run}", "held_out", messages, choices[right], rubric, row))
+    return examples
+
+
+_BOX = re.compile(r"\bboxed\s*\{")
+_MARKUP = re.compile(r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt)?|left|right)(?![a-zA-Z])|\\[,;:! ]|[\s{}$*~]")
+_LEAD = re.compile(r"^(?:the)?(?:correct|right|final)?(?:answer|option|choice)(?:is)?[:=]?", re.I)
+_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?(.*)", re.S)
+
+
+def choice_of(response: str, choices: Sequence[str]) -> str | None:
+    """The letter that the last box of a response means; None where there is no box, or it is not clear."""
+    said = _plain(_boxed(without_thoughts(response)))
+    letters = dict(zip(ascii_uppercase, map(_plain, choices), strict=False))
+    found = {letter for letter, text in letters.items() if said == text}
+    match = _LETTER.fullmatch(_LEAD.sub("", said))
+    if match and (letter := match[1].upper()) in letters and match[2] in ("", letters[letter]):
+        found.add(letter)
+    return found.pop() if said and len(found) == 1 else None
+
+
+def _boxed(text: str) -> str:
+    """What stands in the last box, "" where it does not end."""
+    text = text[max((match.end() for match in _BOX.finditer(text)), default=len(text)) :]
+    depth = 1
+    for match in re.finditer(r"\\.|[{}]", text, re.S):  # an escaped brace is a character
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if not depth:
+            return text[: match.start()]
+    return ""
+
+
+def _plain(text: str) -> str:
+    """A text without blanks, TeX's and Markdown's dress, and a full stop at its end."""
+    return _MARKUP.sub("", text).rstrip(".")
+
+
+def row(example: Example, response: str | None, said: float | None) -> dict[str, Any]:
+    """What is kept of an answer besides its text. Where its box cannot be read, `said` decides: what a
+    verifier says, NaN where it failed; None where there is none, and then the answer is wrong."""
+    letter = choice_of(response or "", example.row["choices"])
+    failed = response is None or (said is not None and math.isnan(said))
+    right = letter == example.row["right"] if letter or said is None else said >= 0.5
+    found = {"read": letter, "verified": said, "correct": right}
+    return example.row | (dict.fromkeys(found) if failed else found) | {"failed": failed}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over runs of the share of right answers. `low` and `high` are its 95 % interval over runs,
+    `over_questions` that over questions; what failed counts for nothing. `unread` are answers whose box could
+    not be read."""
+    known = [row for row in rows if not row["failed"]]
+    correct, run = (np.array([row[name] for row in known], dtype=float) for name in ("correct", "run"))
+    found = agreement.student([correct[run == each].mean() for each in np.unique(run)])
+    questions = agreement.resampled(
+        [row["question"] for row in known], lambda at: agreement.mean(correct[at])
+    )
+    return {
+        "score": found["value"],
+        "low": found["low"],
+        "high": found["high"],
+        "over_questions": [questions["low"], questions["high"]],
+        "rows": len(rows),
+        "questions": len({row["question"] for row in rows}),
+        "runs": len({row["run"] for row in rows}),
+        "unread": sum(row["read"] is None and row["response"] is not None for row in rows),
+        "verified": sum(row["verified"] is not None for row in rows),
+        "failed": len(rows) - len(known),
+        "cut": sum(row["finished"] is False for row in rows),
+    }

@@ -1,0 +1,96 @@
+"""HealthBench's score, by the rules of OpenAI's simple-evals (healthbench_eval.py).
+
+    row       points of the met items, negative ones included, over the sum of the positive points
+    score     the mean over rows, clipped to [0, 1]; a row is not clipped and may be negative
+    axis      the same over the items with that tag alone; rows with no positive item there are left out
+    theme     the same over the rows with that tag
+    std       the deviation of the clipped mean over 1,000 resamples of the rows
+
+A row with no positive item has no score. Nor has a row without an answer, or with an item that the judge
+failed at: it is left out of every mean and counted, for a failure that counts as unmet is a penalty on
+positive items and a gift on negative ones. An item is met from a probability of a half on.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rar_mini import checkpoint
+from rar_mini.data import Example
+
+SOURCE = (
+    "HealthBench is 2025-05-07-06-14-12_oss_eval.jsonl (5,000 rows; or hard_2025-05-08-21-00-10.jsonl, or "
+    "consensus_2025-05-09-20-00-46.jsonl) below "
+    "https://openaipublic.blob.core.windows.net/simple-evals/healthbench/ (openai/simple-evals)"
+)
+
+
+def check(examples: Sequence[Example]) -> None:
+    """Raise ValueError for a row that is in another form."""
+    for example in examples:
+        if example.rubric.criteria[0].category != "literal":
+            raise ValueError(f"{example.id!r}: expected HealthBench's form, with `rubrics` and `points`")
+
+
+def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
+    """What is kept of an answer besides its text, enough to score it again: `verdict` has K numbers or more
+    in the rubric's order, NaN where there is none; or is empty."""
+    items = []
+    for item, value in zip(example.row["rubrics"], verdict or repeat(math.nan), strict=False):
+        kept = {"criterion": item["criterion"], "points": item["points"], "tags": item.get("tags") or []}
+        items.append(kept | {"verdict": None if math.isnan(value) else value})
+    failed = any(item["verdict"] is None and item["points"] for item in items)
+    return {"failed": failed, "example_tags": example.row.get("example_tags") or [], "rubrics": items}
+
+
+def kept(path: Path) -> Iterable[dict[str, Any]]:
+    """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError where there are none."""
+    rows = checkpoint.lines(path, "prompt_id", "finished", "failed", "example_tags", "rubrics")
+    if not rows:
+        raise ValueError(f"{path} has no rows: expected the healthbench.jsonl of an evaluation's folder")
+    return {row["prompt_id"]: row for row in rows}.values()
+
+
+def score(items: Sequence[dict[str, Any]]) -> float | None:
+    """Of a row, or of one axis of it: at most 1, below 0 where penalties outweigh; None without a positive
+    item."""
+    full = sum(item["points"] for item in items if item["points"] > 0)
+    met = sum(item["points"] for item in items if (item["verdict"] or 0.0) >= 0.5)
+    return met / full if full else None
+
+
+def mean(scores: Sequence[float]) -> dict[str, float]:
+    """Of rows: the clipped mean, the raw one, the bootstrap deviation of the clipped one, and the count."""
+    if not scores:
+        return {"score": math.nan, "raw": math.nan, "std": math.nan, "rows": 0}
+    draws = np.random.default_rng(0).choice(scores, (1000, len(scores))).mean(-1).clip(0, 1)
+    raw = float(np.mean(scores))
+    return {"score": min(max(raw, 0.0), 1.0), "raw": raw, "std": float(draws.std()), "rows": len(scores)}
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+    """The result of rows that were kept; and what `mean` says of all, and by axis and theme."""
+    counts = {"rows": 0, "unscored": 0, "failed": 0, "cut": 0}
+    scores: dict[str, list[float]] = {"score": []}
+    for row in rows:
+        items, whole = row["rubrics"], score(row["rubrics"])
+        counts["rows"] += 1
+        counts["cut"] += row["finished"] is False
+        if whole is None or row["failed"]:
+            counts["unscored" if whole is None else "failed"] += 1
+            continue
+        found = {"score": whole} | {tag: whole for tag in row["example_tags"] if tag.startswith("theme:")}
+        for tag in {tag for item in items for tag in item["tags"] if tag.startswith("axis:")}:
+            found[tag] = score([item for item in items if tag in item["tags"]])
+        for name, value in found.items():
+            if value is not None:
+                scores.setdefault(name, []).append(value)
+    parts = {name: mean(scores[name]) for name in sorted(scores, key=lambda name: (name != "score", name))}
+    result = {name: parts["score"][name] for name in ("score", "raw", "std")}
+    for name, kind in (("axes", "axis:"), ("themes", "theme:")):
+        result[name] = {tag: part["score"] for tag, part in parts.items() if tag.startswith(kind)}
+    return result | counts, parts

@@ -1,0 +1,70 @@
+"""The paper's scores with ours beside them, in Markdown and in percent.
+
+The paper's are those of arXiv 2507.17746 v2: Fig. 2 (a 7B policy, trained on medicine for HealthBench and on
+science for GPQA-Diamond, whose intervals are read off the figure) and Table 1 (HealthBench-1k, trained on
+HealthBench's own prompts). A smaller policy, another judge or a part of the rows is another experiment: what
+stands in one line can be compared only as far as the notes below the table allow.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+PAPER = {  # HealthBench, HealthBench-1k, GPQA-Diamond
+    "Qwen2.5-7B": ("7.7", "", "31.7"),
+    "Qwen2.5-7B-Instruct": ("22.7", "", "35.0"),
+    "Direct-Likert": ("25.5", "23.9", "34.8 [33.9, 35.8]"),
+    "Reference-Likert": ("28.9", "31.7", "36.5 [34.9, 38.0]"),
+    "RaR-Predefined": ("12.5", "", "31.7"),
+    "RaR-Explicit": ("29.7", "", "36.9 [36.2, 37.5]"),
+    "RaR-Implicit": ("31.2", "35.9", "37.6 [36.7, 38.5]"),
+    "RaR-Implicit, rubrics without reference": ("", "32.0", ""),
+    "RaR-Implicit, human rubrics": ("", "34.8", ""),
+    "Expert-Answer-SFT": ("", "20.4", ""),
+}
+
+HEAD = """\
+| policy | HealthBench | HealthBench-1k | ours | GPQA-Diamond | ours | our run |
+|---|---|---|---|---|---|---|"""
+
+
+def read(folder: Path) -> dict[str, str]:
+    """What the results in a folder come to, in words: `run`; `name`, of a run its method, else the policy;
+    `healthbench`, `gpqa` and `note`. Raises ValueError where there is none, or one cannot be read."""
+    files = {name: folder / f"{name}.json" for name in ("config", "healthbench", "gpqa")}
+    try:
+        found = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
+        results = {name: found[name] for name in ("healthbench", "gpqa") if name in found}
+        note = next(iter(results.values()))["policy"]
+        name = Path(note).name
+        if "config" in found:
+            settings = found["config"]["settings"]
+            name = next(known for known in PAPER if known.lower() == settings["method"])
+            note += f", trained from {settings['policy']} under {settings['judge']}"
+        cells = {"run": str(folder), "name": name, "healthbench": "", "gpqa": ""}
+        for key, result in results.items():
+            numbers = [result[part] for part in ("score", "std", "low", "high") if part in result]
+            percent = [f"{100 * number:.1f}" for number in numbers if number is not None]
+            form = "{} [{}, {}]" if len(percent) == 3 else "{} ± {}" if len(percent) == 2 else "{}"
+            cells[key] = form.format(*percent) if percent else "-"
+            by = result.get("judge") or result.get("verifier") or "no verifier"
+            note += f"; {key}: {result['rows']} rows, {result['failed']} of them failed, {by}"
+    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+        raise ValueError(
+            f"{folder}: expected healthbench.json or gpqa.json there, as evaluate.py writes them, got "
+            f"{type(error).__name__} ({error})"
+        ) from error
+    return cells | {"note": note}
+
+
+def markdown(runs: Sequence[dict[str, str]]) -> str:
+    """The paper's table with a line for each of ours, and below it a note on each."""
+    lines = [HEAD]
+    for name in dict.fromkeys([*PAPER, *(run["name"] for run in runs)]):
+        paper = PAPER.get(name, ("", "", ""))
+        for run in [run for run in runs if run["name"] == name] or [{}]:
+            health, choice, folder = (run.get(key, "") for key in ("healthbench", "gpqa", "run"))
+            cells = [name, *paper[:2], health, paper[2], choice, folder]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            paper = ("", "", "")  # said once
+    return "\n".join([*lines, "", *(f"- {run['run']}: {run['note']}" for run in runs)])

@@ -35,11 +35,14 @@ def read(folder: Path) -> dict[str, str]:
     try:
         found = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
         results = {name: found[name] for name in ("healthbench", "gpqa") if name in found}
+        if not results:
+            raise LookupError("neither")
         note = next(iter(results.values()))["policy"]
         name = Path(note).name
         if "config" in found:
             settings = found["config"]["settings"]
-            name = next(known for known in PAPER if known.lower() == settings["method"])
+            method = settings["method"]
+            name = next((known for known in PAPER if known.lower().endswith(method)), method)
             note += f", trained from {settings['policy']} under {settings['judge']}"
         cells = {"run": str(folder), "name": name, "healthbench": "", "gpqa": ""}
         for key, result in results.items():
@@ -49,7 +52,7 @@ def read(folder: Path) -> dict[str, str]:
             cells[key] = form.format(*percent) if percent else "-"
             by = result.get("judge") or result.get("verifier") or "no verifier"
             note += f"; {key}: {result['rows']} rows, {result['failed']} of them failed, {by}"
-    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{folder}: expected healthbench.json or gpqa.json there, as evaluate.py writes them, got "
             f"{type(error).__name__} ({error})"

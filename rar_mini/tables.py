@@ -83,6 +83,8 @@ def main(argv: Sequence[str]) -> None:
         examples = data.load(source, domain, options.revision, **how)
     except ValueError as error:
         sys.exit(f"data.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     name = f"rar at {hub.fetch(domain, options.revision)[1]}" if source == "rar" else source or "bundled"
     print(f"{domain}, {name}\n\n{'':<36}{'here':>10}{'paper':>10}{'released':>10}")
     first = 1 if domain == "medical" else 3

@@ -202,10 +202,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def trained(python: Path, folder: Path, code: str) -> tuple[list[dict], list[dict]]:
     """Run README's lines: TRL's log, a row a step, and its table of completions, null where it has NaN."""
-    (folder / "way_out.py").write_text(
-        swapped(code, {"GRPOTrainer(\n": "trainer = GRPOTrainer(\n", ").train()": ")\ntrainer.train()"})
-        + DUMP
-    )
+    (folder / "way_out.py").write_text(code + DUMP)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([python, "way_out.py"], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -258,16 +258,9 @@ class Writer:
 
 def decoder(seed: int) -> Decoder:
     """One layer, 43,000 random weights."""
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    config = LlamaConfig(**sizes, tie_word_embeddings=True)
     model, random = Decoder(config), torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -391,20 +384,28 @@ def trained(arm: Arm, form: Form, seed: int) -> dict[str, Any]:
 
 
 def trainings(form: Form, out: Path | None = None, processes: int = 1) -> list[dict[str, Any]]:
-    """Train on every arm with every seed. `out` is rewritten after each; what it holds is not done again."""
+    """Train on every arm with every seed: by level, arm and seed. `out` is rewritten after each training, and
+    what it holds is not done again."""
     done = {(Arm(**row["arm"]), row["seed"]): row for row in kept(out, setting(form))}
     asked = list(product(arms(form), range(form.seeds)))
     # Seed by seed, because a process keeps its last beginner.
     left = sorted((each for each in asked if each not in done), key=lambda each: each[1])
+    facts = {"setting": setting(form)} | environment()
+
+    def keep() -> None:
+        if out:
+            write_json(out, facts | {"trainings": list(done.values())})
+
+    keep()  # a file that cannot be written is found out now
     # A thread each, in processes of their own: the numbers are the same however many there are.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
-    with pool, tqdm(total=len(left), desc="training", leave=False, disable=None) as bar:
+    try:
         futures = {pool.submit(trained, arm, form, seed): (arm, seed) for arm, seed in left}
-        for future in as_completed(futures):
+        for future in tqdm(as_completed(futures), "training", len(left), leave=False, disable=None):
             done[futures[future]] = future.result()
-            if out:
-                write_json(out, {"setting": setting(form), "trainings": list(done.values())} | environment())
-            bar.update()
+            keep()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
     return [done[each] for each in asked]
 
 
@@ -460,13 +461,11 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def table(rows: Sequence[dict[str, Any]], *path: str) -> dict[str, np.ndarray]:
     """One number of every training, (seeds, levels), by arm; `path` leads to it in a row."""
-    seeds, levels = sorted({row["seed"] for row in rows}), sorted({row["arm"]["level"] for row in rows})
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        cells = found.setdefault(row["arm"]["name"], np.empty((len(seeds), len(levels))))
-        place = seeds.index(row["seed"]), levels.index(row["arm"]["level"])
-        cells[place] = reduce(dict.__getitem__, path, row)
-    return found
+        cells = found.setdefault(row["arm"]["name"], {}).setdefault(row["arm"]["level"], [])
+        cells.append(reduce(dict.__getitem__, path, row))
+    return {name: np.array(list(cells.values())).T for name, cells in found.items()}
 
 
 def gaps(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -502,24 +501,31 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 def tell(rows: Sequence[dict[str, Any]]) -> str:
     """The tables that a person reads."""
-    levels = sorted({row["arm"]["level"] for row in rows})
-    lines: list[str] = []
-
-    def add(title: str, values: dict[str, np.ndarray], form: str) -> None:
-        lines.append(f"{title:<40}" + "".join(f"{f'sigma {level:g}':>16}" for level in levels))
-        for name, cells in values.items():
-            found = [interval(each) for each in cells.T]
-            marks = [f"{x:{form}}" + f" \u00b1 {high - x:.3f}" * (high - x > 1e-9) for x, _, high in found]
-            lines.append(f"{name:<40}" + "".join(f"{mark:>16}" for mark in marks))
+    tables = {
+        "the judge's own sigma": (table(rows, "arm", "sigma"), ".3f"),
+        "careless pairs in the right order": (table(rows, "arm", "accuracy"), ".3f"),
+        "truth after training": (table(rows, "after", "truth"), ".3f"),
+        "words of an answer": (table(rows, "after", "words"), ".1f"),
+        "words of padding in it": (table(rows, "after", "padding"), ".1f"),
+        "truth of rar-explicit less that of": (gaps(rows), "+.3f"),
+    }
+    head = "".join(f"{f'sigma {level:g}':>16}" for level in sorted({row["arm"]["level"] for row in rows}))
+    lines = []
+    for title, (arms_of, form) in tables.items():
+        lines.append(f"{title:<40}{head}")
+        for name, cells in arms_of.items():
+            lines.append(f"{name:<40}" + "".join(f"{_cell(each, form):>16}" for each in cells.T))
         lines.append("")
-
-    add("the judge's own sigma", table(rows, "arm", "sigma"), ".3f")
-    add("careless pairs in the right order", table(rows, "arm", "accuracy"), ".3f")
-    add("truth after training", table(rows, "after", "truth"), ".3f")
-    add("rar-explicit less", gaps(rows), "+.3f")
     for c in claims(rows):
         lines.append(f"{c.number}  {c.text:<80} {c.value:+.3f} [{c.low:+.3f}, {c.high:+.3f}]  {c.verdict}")
     return "\n".join(lines)
+
+
+def _cell(values: np.ndarray, form: str) -> str:
+    """A mean over seeds, with half of its interval where they differ."""
+    mean, _, high = interval(values)
+    half = f" \u00b1 {high - mean:{form.lstrip('+')}}" if high - mean > 1e-9 else ""
+    return f"{mean:{form}}{half}"
 
 
 COLORS = {"rar-explicit": DARK, "rar-implicit": "#4f8fc4", "rar-predefined": GREY}
@@ -585,3 +591,5 @@ if __name__ == "__main__":
         tyro.cli(main, prog="claims.py")
     except (ValueError, OSError) as error:
         sys.exit(f"claims.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

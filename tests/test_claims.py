@@ -104,8 +104,9 @@ def rows(arms: list[Arm]) -> list[dict]:
         for arm in arms:
             value = reached.get(arm.name, (0.6, 0.6))[TINY.levels.index(arm.level)]
             value += 0.02 * seed * (2 if arm.name == "rar-explicit" else 1)
-            place = {"seed": seed, "before": {"truth": 0.3}, "after": {"truth": value}, "curve": [0.3, value]}
-            found.append({"arm": dataclasses.asdict(arm)} | place)
+            after = {"truth": value, "words": 8.0, "padding": 2.0 + seed}
+            row = {"arm": dataclasses.asdict(arm), "seed": seed, "curve": [0.3, value]}
+            found.append(row | {"before": {"truth": 0.3}, "after": after})
     return found
 
 
@@ -133,7 +134,7 @@ def test_a_verdict_needs_an_interval(low: float, high: float, verdict: str) -> N
 def test_tables_and_picture(tmp_path: Path, rows: list[dict]) -> None:
     pytest.importorskip("matplotlib")
     said = claims.tell(rows)
-    assert "0.920 ± 0.254" in said and said.count("\n") > 30
+    assert "0.920 ± 0.254" in said and "2.5 ± 6.4" in said and said.count("\n") > 50
     claims.draw(rows).savefig(tmp_path / "claims.png")
     assert (tmp_path / "claims.png").read_bytes().startswith(b"\x89PNG")
 

@@ -194,8 +194,6 @@ class Config:
         bounds |= {"group_size": (1 if self.supervised else 2, 1024)}
         bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
         refuse_outside(self, bounds)
-        if not self.steps and not self.eval_every:
-            raise ValueError("--steps 0 only scores the policy: expected --eval-every above 0, got 0")
 
     @property
     def supervised(self) -> bool:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sqlite3
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -135,10 +136,22 @@ class Cache:
         if path is not None:
             with self._guarded():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode=WAL")  # readers and a writer do not wait for each other
+                self._db = sqlite3.connect(path, timeout=20, isolation_level=None, check_same_thread=False)
+                self._share()
                 self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose replies, not the file
                 self._db.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT)")
+
+    def _share(self) -> None:
+        """Let readers and a writer not wait for each other. Two processes that ask so of a new file at once
+        lock each other out, for which SQLite's own patience does not hold."""
+        for left in range(100, -1, -1):
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError:
+                if not left:
+                    raise
+                time.sleep(0.05)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The reply under a key, None if there is none."""

@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-import evaluate
 import train
-from rar_mini import data, hub, tables
+from rar_mini import data, hub, rollouts, tables
 from rar_mini.data import Example
 
 ROOT = Path(__file__).parents[1]
@@ -399,7 +398,7 @@ def test_a_run_on_the_released_data_is_pinned_and_repeated_without_the_hub(
     lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3}
     assert all(line["example_id"].startswith("train-") for line in lines)
-    assert evaluate.examples_of(run, settings, lines)[0].split == "train"
+    assert rollouts.examples_of(run, settings, lines)[0].split == "train"
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     by = {(s["step"], s["split"]): [] for s in scores}
     for score in scores:

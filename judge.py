@@ -338,11 +338,11 @@ class Judge:
 def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., list[float | None]]:
     """The judge as one of the `reward_funcs` of TRL's GRPOTrainer.
 
-    The data set's rows hold `prompt`, an example's messages, and `id`, its name, by which its rubric is found
-    again. The completions to one example are asked about together, as in training. One without a reward is
+    The data set's rows hold a `prompt` and the `id` of an example, by which its rubric is found again. The
+    completions to one example are asked about together, as in training. A completion without a reward gets
     None, which TRL leaves out of its group; `judge/failures` counts them among TRL's metrics, beside those of
-    the judge. Raises ValueError for examples that the judge has no question for or that share an id, and
-    then for an id that none of them has.
+    the judge. Raises ValueError for examples that share an id or that the method has no question for, and
+    the function for an id that none of them has.
     """
     judge.check(examples)
     known = {example.id: example for example in examples}

@@ -157,9 +157,7 @@ def verl(code: str) -> Callable[..., float]:
 
 
 def test_readmes_function_for_verl() -> None:
-    code = snippet("def compute_score")
-    assert len([line for line in code.splitlines() if line]) <= 12
-    score = verl(code)
+    score = verl(snippet("def compute_score"))
     for example in data.sample("medical")[:3]:
         for answer in ("Rest.", example.reference):
             found = score(data_source="x", solution_str=answer, ground_truth=example.id, extra_info={})
@@ -197,7 +195,7 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "outer.pth").write_text("".join(lines))
     subprocess.run([python, "-m", "pip", "-q", "install", TRL], check=True)
     yield python
-    shutil.rmtree(folder)  # 300 MB
+    shutil.rmtree(folder)  # about 300 MB
 
 
 def trained(python: Path, folder: Path, code: str) -> tuple[list[dict], list[dict]]:
@@ -213,7 +211,7 @@ def trained(python: Path, folder: Path, code: str) -> tuple[list[dict], list[dic
 def rewards(asker: Judge, rows: list[dict]) -> list[float | None]:
     """What a judge itself says of TRL's completions."""
     examples = {example.question: example for example in data.sample("medical")}
-    asked = [examples[row["prompt"][0]["content"]] for row in rows]
+    asked = [examples[row["prompt"][-1]["content"]] for row in rows]
     scores = asker.score(asked, [[row["completion"][0]["content"]] for row in rows])
     return [finite(reward) for reward in scores.reward[:, 0].tolist()]
 

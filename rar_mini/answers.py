@@ -72,6 +72,8 @@ class Answering:
             name, home = str(self.responses), self.responses.with_suffix("")
         elif checkpoints := checkpoint.Run(path).checkpoints():
             name, home = str(checkpoints[-1]), path
+        elif (path / "rollouts.jsonl").exists():
+            raise ValueError(f"{path} is a run without a checkpoint: expected one (--save-every), or a model")
         elif path.parent.name == "checkpoints":
             home = path.parent.parent
         return name, self.out or home

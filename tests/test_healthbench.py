@@ -399,6 +399,10 @@ def test_results_lie_with_the_run_that_they_are_of(tmp_path: Path) -> None:
     assert hub.located() == ("Qwen/Qwen2.5-7B", Path("evaluations/Qwen-Qwen2.5-7B"))
     assert Answering(responses=Path("a/b.jsonl")).located() == ("a/b.jsonl", Path("a/b"))
     assert Answering(out=Path("x")).located()[1] == Path("x")
+    (tmp_path / "unsaved").mkdir()
+    (tmp_path / "unsaved" / "rollouts.jsonl").touch()
+    with pytest.raises(ValueError, match="is a run without a checkpoint"):
+        Answering(policy=str(tmp_path / "unsaved")).located()
 
 
 def test_other_weights_are_another_policy(tmp_path: Path, tiny: Path) -> None:

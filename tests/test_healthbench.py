@@ -18,6 +18,7 @@ import evaluate
 import judge as judges
 from rar_mini import answers, data, healthbench, policy, prompts
 from rar_mini.answers import Answering
+from rar_mini.endpoint import Failure
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("folder")
@@ -345,6 +346,29 @@ def test_a_served_policy_is_asked_in_words_and_its_failures_are_no_answers(
     assert sum(body["model"] == "m" for _, body, _ in server.seen) == 12, "nothing is asked about no answer"
     rows = [json.loads(line) for line in (tmp_path / "out" / "healthbench.jsonl").read_text().splitlines()]
     assert rows[1]["response"] is None and rows[1]["failed"] and rows[0]["response"] == "0. short."
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "answer"),
+    [
+        ({"content": " yes \n"}, "stop", ("yes", True)),
+        ({"content": "ye"}, "length", ("ye", False)),
+        ({"content": ""}, "stop", ("", True)),  # it wrote nothing, which can be judged
+        ({"content": None, "refusal": "I will not."}, "stop", ("I will not.", True)),
+        ({"content": None}, "stop", None),
+        ({"content": [{"text": "yes"}]}, "stop", None),
+        ("yes", "stop", None),
+    ],
+)
+def test_a_refusal_is_an_answer_and_a_reply_of_another_shape_is_none(
+    message: Any, reason: str, answer: tuple | None
+) -> None:
+    reply = {"choices": [{"message": message, "finish_reason": reason}]}
+    if answer is None:
+        with pytest.raises(Failure):
+            answers.written(reply)
+    else:
+        assert answers.written(reply) == dict(zip(("response", "finished"), answer, strict=True))
 
 
 def test_a_limit_draws_as_simple_evals_does(

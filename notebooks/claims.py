@@ -465,7 +465,7 @@ def table(rows: Sequence[dict[str, Any]], *path: str) -> dict[str, np.ndarray]:
     for row in rows:
         cells = found.setdefault(row["arm"]["name"], {}).setdefault(row["arm"]["level"], [])
         cells.append(reduce(dict.__getitem__, path, row))
-    return {name: np.array(list(cells.values())).T for name, cells in found.items()}
+    return {name: np.array(list(cells.values())).swapaxes(0, 1) for name, cells in found.items()}
 
 
 def gaps(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -528,45 +528,52 @@ def _cell(values: np.ndarray, form: str) -> str:
     return f"{mean:{form}}{half}"
 
 
-COLORS = {"rar-explicit": DARK, "rar-implicit": "#4f8fc4", "rar-predefined": GREY}
-COLORS |= {"direct-likert": WARM, "reference-likert": "#e3a57e"}
+COLORS = {"rar-explicit": DARK, "rar-implicit": "#4f8fc4", "direct-likert": WARM}
+COLORS |= {"reference-likert": "#e3a57e", "rar-predefined": GREY}
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Any:
     """Four panels: truth by judge, the gap by judge, the way there, and truth by pair accuracy."""
     matplotlib = drawing()
-    levels, truth = sorted({row["arm"]["level"] for row in rows}), table(rows, "after", "truth")
-    accuracy, middle = table(rows, "arm", "accuracy"), levels[(len(levels) - 1) // 2]
-    with matplotlib.rc_context(STYLE):
-        sheet = matplotlib.figure.Figure(figsize=(10.8, 2.9), layout="constrained")
+    accuracy, truth = table(rows, "arm", "accuracy"), table(rows, "after", "truth")
+    curves, level = table(rows, "curve"), np.array(sorted({row["arm"]["level"] for row in rows}))
+    middle = (len(level) - 1) // 2
+    with matplotlib.rc_context(STYLE | {"lines.markersize": 3.5, "errorbar.capsize": 0}):
+        sheet = matplotlib.figure.Figure(figsize=(10.8, 3.0), layout="constrained")
         by_judge, by_reading, way, by_accuracy = sheet.subplots(1, 4)
-        for method, color in COLORS.items():
-            _bars(by_judge, levels, truth[method], color, method)
-            own = [r["curve"] for r in rows if (r["arm"]["name"], r["arm"]["level"]) == (method, middle)]
-            way.plot(range(1, len(own[0]) + 1), np.mean(own, 0), color=color)
-        for (name, gap), color in zip(gaps(rows).items(), (DARK, WARM, GREY), strict=True):
-            _bars(by_reading, levels, gap, color, name.partition(", ")[2] or "equal noise")
+        for place, (method, color) in enumerate(COLORS.items()):
+            _bars(by_judge, level * 1.05 ** (place - 2), truth[method], color=color, label=method)
+            way.plot(curves[method][:, middle].mean(0), color=color, linewidth=1.2)
+        for place, (name, gap) in enumerate(gaps(rows).items()):
+            look = {"color": (DARK, WARM, GREY)[place], "label": name.partition(", ")[2] or "equal noise"}
+            _bars(by_reading, level * 1.05 ** (place - 1), gap, **look)
         for name, cells in truth.items():
             color = COLORS[name.partition(",")[0]]
             face = "none" if name in EQUAL else color
             by_accuracy.scatter(accuracy[name][0], cells.mean(0), s=18, edgecolor=color, facecolor=face)
-        by_reading.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=1)
         for axes in (by_judge, by_reading):
             axes.set_xscale("log", base=2)
-            axes.set_xticks(levels, [f"{level:g}" for level in levels])
+            axes.set_xticks(level, [f"{each:g}" for each in level])
             axes.set_xlabel("sigma: how weak the judge is")
-            axes.legend(fontsize=7, handlelength=1.2)
+        low, high = by_reading.get_ylim()
+        by_reading.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+        by_reading.legend(loc="upper left", handlelength=1.2, borderaxespad=0.2)
+        by_reading.axhline(0, color="#bbbbbb", linewidth=0.6, zorder=1)
         by_judge.set(title="After training", ylabel="truth, held-out questions")
         by_reading.set(title="Explicit less direct Likert", ylabel="difference of truth")
-        way.set(title=f"On the way, sigma {middle:g}", xlabel="step", ylabel="truth, training questions")
-        by_accuracy.set(title="All arms", xlabel="careless pairs in order", ylabel="truth after training")
+        way.set(
+            title=f"On the way, sigma {level[middle]:g}", xlabel="step", ylabel="truth, training questions"
+        )
+        by_accuracy.set(title="All (hollow: equal accuracy)", xlabel="careless pairs in order")
+        by_accuracy.set(ylabel="truth, held-out questions")
+        sheet.legend(*by_judge.get_legend_handles_labels(), loc="outside lower left", ncols=5)
     return sheet
 
 
-def _bars(axes: Any, levels: Sequence[float], values: np.ndarray, color: str, label: str) -> None:
+def _bars(axes: Any, x: np.ndarray, values: np.ndarray, **look: str) -> None:
     """Means over seeds with their intervals, of values (seeds, levels)."""
     half = [interval(each)[2] - each.mean() for each in values.T]
-    axes.errorbar(levels, values.mean(0), half, color=color, marker="o", label=label, capsize=2)
+    axes.errorbar(x, values.mean(0), half, marker="o", linewidth=1.2, elinewidth=0.8, **look)
 
 
 def main(full: bool = False, out: Path | None = None, figure: Path | None = None, processes: int = 2) -> None:

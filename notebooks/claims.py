@@ -543,7 +543,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
         by_judge, by_reading, way, by_accuracy = sheet.subplots(1, 4)
         for place, (method, color) in enumerate(COLORS.items()):
             _bars(by_judge, level * 1.05 ** (place - 2), truth[method], color=color, label=method)
-            way.plot(curves[method][:, middle].mean(0), color=color, linewidth=1.2)
+            own = curves[method][:, middle].mean(0)  # (steps,)
+            way.plot(range(1, len(own) + 1), own, color=color, linewidth=1.2)
         for place, (name, gap) in enumerate(gaps(rows).items()):
             look = {"color": (DARK, WARM, GREY)[place], "label": name.partition(", ")[2] or "equal noise"}
             _bars(by_reading, level * 1.05 ** (place - 1), gap, **look)
@@ -580,7 +581,7 @@ def main(full: bool = False, out: Path | None = None, figure: Path | None = None
     """Test the paper's claims in a world whose truth is known.
 
     Args:
-        full: more judges, seeds and steps; half an hour on two cores
+        full: more judges, seeds and steps; a quarter of an hour on two cores
         out: a JSON file of all trainings; if it is there already, it is continued
         figure: where the picture goes
         processes: trainings at a time, of one thread each

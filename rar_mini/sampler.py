@@ -31,6 +31,9 @@ from rar_mini.model import Decoder, head_width
 from rar_mini.onednn import Product, blocked
 from rar_mini.prefix import Ids, Tree, pack
 
+READ = 8192
+"""Tokens of prompts in one forward pass; a wave's prompts are halved until they fit."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -106,14 +109,15 @@ def sample(
             here = sorted({r for r, _ in rows})
             # A group that is split over waves keeps its prompt: nothing is read twice.
             missing = [r for r in here if r not in prompts]
-            read = _prefill(model, [requests[r].prompt for r in missing])
-            prompts = {r: prompts[r] for r in here if r in prompts} | dict(zip(missing, read, strict=True))
+            read = zip(missing, _prefill(model, [requests[r].prompt for r in missing]), strict=True)
+            prompts = {r: prompts[r] for r in here if r in prompts} | dict(read)
             draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in rows]))
             owner = [here.index(r) for r, _ in rows]
             wave = Wave(model, head, [prompts[r] for r in here], owner, draws, ends, settings)
             prompts = {r: prompts[r] for r in here[-1:]}  # of the others the wave has its copy
             for (r, _), completion in zip(rows, wave.run(progress), strict=True):
                 done[r].append(completion)
+            del wave  # its cache, before the next one has its own
     return done
 
 
@@ -152,9 +156,12 @@ def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> l
 
 
 def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
-    """Read prompts in one packed pass, what all of them begin with once, and keep their keys and values."""
+    """Read prompts in a packed pass, what all of them begin with once, and keep their keys and values."""
     if not prompts:
         return []
+    if len(prompts) > 1 and sum(map(len, prompts)) > READ:  # the masks of T tokens take 3 T^2 bytes
+        half = len(prompts) // 2
+        return _prefill(model, prompts[:half]) + _prefill(model, prompts[half:])
     common = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if len(prompts) > 1 else 0
     tree = Tree()
     root = tree.add(prompts[0][:common]) if common else None
@@ -213,7 +220,7 @@ class Wave:
         # Zeros and not whatever memory holds: a masked place weighs 0, but 0 times NaN is NaN.
         self.keys, self.values = (prompts[0].keys.new_zeros(layers, R * KV, capacity, d) for _ in range(2))
         self.lengths = torch.tensor([p.keys.shape[2] for p in prompts], device=on)  # (P,)
-        n = int(self.lengths.max())
+        n = max(p.keys.shape[2] for p in prompts)
         self.shared_keys, self.shared_values = (
             torch.stack([F.pad(x, (0, 0, 0, n - x.shape[2])) for x in side], 1)
             for side in ([p.keys for p in prompts], [p.values for p in prompts])

@@ -192,6 +192,25 @@ def test_what_all_prompts_begin_with_is_read_once(decoder: Decoder, monkeypatch:
     assert read == [19 + 4 + 1 + 2]  # the second prompt keeps a token of its own, to be predicted from
 
 
+def test_more_prompts_than_a_pass_takes_are_read_in_halves(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wave of short answers to 600 prompts of 512 tokens was one pass, whose masks alone are 280 GB."""
+    whole = sample(decoder, requests(), ENDS, Settings(24))
+    read = []
+    forward = Decoder.forward
+
+    def count(self: Decoder, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        read.append(len(ids))
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(Decoder, "forward", count)
+    monkeypatch.setattr(sampler, "READ", 32)  # of 5 + 1 + 30 tokens
+    halves = sample(decoder, requests(), ENDS, Settings(24))
+    assert read[:2] == [5, 31]
+    assert [[c.ids for c in group] for group in halves] == [[c.ids for c in group] for group in whole]
+
+
 def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) -> None:
     """A completion without its end token would never teach the policy to stop."""
     ends = frozenset(range(0, 259, 8))

@@ -136,7 +136,7 @@ def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.
     for segment, path in enumerate(paths):
         above[segment, path] = True
     lengths = torch.tensor([end - start for start, end in spans], device=device)
-    owner = torch.arange(S, device=device).repeat_interleave(lengths)  # (T,)
+    owner = torch.arange(S, device=device).repeat_interleave(lengths, output_size=T)  # (T,)
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return above[owner[q], owner[kv]] & (kv <= q)  # an ancestor lies before its descendants

@@ -55,7 +55,7 @@ from tqdm import tqdm
 
 import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, hub, policy, report, speed
+from rar_mini import checkpoint, data, grpo, hub, memory, policy, report, speed
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -255,13 +255,15 @@ def questions(config: Config, actor: Policy, judge: Judge) -> Splits:
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     config, why = settle(config)
+    if config.device.startswith("cuda"):
+        print(memory.require(config))
     # Reference answers need no judge, but the scores do.
     method = "rar-explicit" if config.supervised else config.method
     specs = (config.judge, config.gold_judge)
     judge, gold = (s and Judge(s, method, design=config.design, **vars(config.judging)) for s in specs)
     dtype = getattr(torch, config.dtype)
     actor = policy.load(str(resume or config.policy), dtype, config.device)
-    actor.model.checkpointing = config.recompute
+    actor.model.checkpointing = config.checkpoint_activations
     reference = policy.load(config.policy, dtype, config.device) if config.beta else None
     optimizer = AdamW(actor.model.parameters(), config.lr, weight_decay=config.weight_decay, seed=config.seed)
     first = 1
@@ -478,7 +480,7 @@ def bench(argv: list[str]) -> None:
     config = settle(dataclasses.replace(parse(rest), **sizes))[0]
     dtype = getattr(torch, config.dtype)
     actor = dataclasses.replace(policy.load(config.policy, dtype, config.device), ends=frozenset())
-    actor.model.checkpointing = config.recompute
+    actor.model.checkpointing = config.checkpoint_activations
     reference = policy.load(config.policy, dtype, config.device) if config.beta else None
     optimizer, judge = AdamW(actor.model.parameters(), config.lr), Judge(config.judge, "rar-explicit")
     drawn = [(example, 0) for example in speed.work()]
@@ -497,6 +499,8 @@ def main(argv: list[str]) -> None:
         train(*reopen(argv))
     elif "--bench" in named:
         bench(argv)
+    elif "--plan" in named:
+        memory.main(argv, parse)
     else:
         train(parse(argv))
 

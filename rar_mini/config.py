@@ -4,7 +4,7 @@ What a run was started with stands in its config.json; `options.py` turns comman
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -74,9 +74,9 @@ class Options(Asking):
 class Config:
     """Every setting of a run. The text under a field is its help."""
 
-    preset: Literal["cpu", "paper"] = "cpu"
-    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers for
-    one GPU"""
+    preset: Literal["cpu", "gpu24", "h100", "paper"] = "cpu"
+    """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers,
+    `h100` fills 80 GB with them, `gpu24` trains a model of 1.5B on 24 GB"""
     domain: str = "medical"
     """questions to train on, bundled ones or with --data rar released ones: medical or science"""
     data: str | None = None
@@ -160,7 +160,7 @@ class Config:
     attention: Attention = "auto"
     """over the packed rows of training: loop, a call a segment; flex, one FlexAttention kernel, which needs
     CUDA; or auto, flex where there is CUDA"""
-    recompute: bool = False
+    checkpoint_activations: bool = False
     """keep no layer's activations for the backward pass but compute them again: less memory, a third more
     work"""
     device: str = "auto"
@@ -222,7 +222,28 @@ PRESETS = {
         tokens_per_batch=8192,
         cache_mb=16384,
         dtype="bfloat16",
-        recompute=True,
+        checkpoint_activations=True,
+        eval_every=50,
+        eval_samples=1,
+        save_every=50,
+        keep=1,
+        show_every=10,
+    ),
+    # All of Qwen2.5-1.5B on a GPU of 24 GB, by the plan of memory.py; no run has chosen these numbers.
+    "gpu24": Config(
+        preset="gpu24",
+        policy="Qwen/Qwen2.5-1.5B",
+        steps=100,
+        prompts_per_step=4,
+        group_size=16,
+        max_new_tokens=1024,
+        max_prompt_tokens=512,
+        long_prompts="skip",
+        lr=5e-6,
+        tokens_per_batch=16384,
+        cache_mb=4096,
+        dtype="bfloat16",
+        checkpoint_activations=True,
         eval_every=50,
         eval_samples=1,
         save_every=50,
@@ -230,3 +251,5 @@ PRESETS = {
         show_every=10,
     ),
 }
+# The paper's numbers on 80 GB, by the same plan: larger batches, and a step's rollouts in one wave.
+PRESETS["h100"] = replace(PRESETS["paper"], preset="h100", tokens_per_batch=16384, cache_mb=20480)

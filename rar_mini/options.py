@@ -18,6 +18,7 @@ ELSEWHERE = {
     "max-steps": "it is --steps here.",
     "model": "it is --policy here.",
     "output-dir": "it is --out here.",
+    "gradient-checkpointing": "it is --checkpoint-activations here.",
     "epsilon": "it is --clip-low and --clip-high here.",
 }
 """What people who come from other trainers type."""

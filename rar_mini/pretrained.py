@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -76,11 +76,12 @@ PARTS = (
 )
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the Hugging Face model directory that a name stands for, fetching it if need be.
 
     `name` is `smollm2-135m` (the embedded default), a directory with a config.json, or a hub id such as
-    `Qwen/Qwen2.5-7B`. Raises ValueError that says what was expected, what failed and what to do.
+    `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what was expected, what
+    failed and what to do.
     """
     if name == NAME:
         return embedded()
@@ -90,7 +91,7 @@ def resolve(name: str) -> Path:
             raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
         return directory
     if HUB_ID.fullmatch(name):
-        return from_hub(name)
+        return from_hub(name, files)
     raise ValueError(f"no model {name!r}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
 
 
@@ -102,10 +103,10 @@ def cache_folder() -> Path:
     return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
 
 
-def from_hub(name: str) -> Path:
-    """Fetch a model of the Hub into huggingface_hub's own cache, or find it there."""
+def from_hub(name: str, files: Sequence[str]) -> Path:
+    """Fetch files of a model of the Hub into huggingface_hub's own cache, or find them there."""
     try:
-        return Path(client().snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(client().snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:  # types change with the HTTP library underneath; the remedy is the same
         raise ValueError(
             f"could not get {name!r}: there is no such directory here, and the Hub failed with "

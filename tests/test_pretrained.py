@@ -428,7 +428,7 @@ def test_a_cache_that_cannot_be_written(cache: Path) -> None:
 
 
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "from_hub", lambda name: Path("hub") / name)
+    monkeypatch.setattr(pretrained, "from_hub", lambda name, files: Path("hub") / name)
     assert pretrained.resolve("Qwen/Qwen2.5-7B") == Path("hub/Qwen/Qwen2.5-7B")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen" / "Qwen2.5-7B").mkdir(parents=True)

@@ -1,0 +1,346 @@
+"""Will it fit: what sampling, judging and training hold, from a model's config and a run's settings.
+
+    python train.py --plan --policy Qwen/Qwen2.5-7B --gpu 80 [options of training]
+
+All of it is arithmetic over the numbers of a config.json: no weight is read and no GPU is asked. A phase
+holds what stays (weights, moments, frozen models) and what comes and goes. Its peak is the highest of some
+instants; a part stands in the table as high as it gets, which need not be at that instant. For numbers of s
+bytes, with A = H d and B = KV d, a token takes
+
+    2 layers B s                                 in the cache
+    2 (4 + 2 s) D + s (2 A + 2 B + 4 F) + 4 H    in a layer that keeps it for the backward pass
+    s D                                          in one that computes it again
+
+The second line is two norms, each with its input in float32 and, in the weights' dtype, the normed copy and
+the scaled one; queries, keys, values and what attention makes of them; gate, silu(gate), up and their
+product; and the sums of attention. tests/test_memory.py holds each phase against the code itself, traced.
+
+Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. What no
+plan knows is left alone: the CUDA context and the workspaces of libraries (RESERVE), and the holes that
+lengths which differ leave between the allocator's blocks (HOLES).
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from rar_mini import pretrained
+from rar_mini.config import Config
+from rar_mini.kernels.logprob import CHUNK_BYTES
+from rar_mini.local_judge import TOKENS
+from rar_mini.model import Decoder, head_width, read_config
+from rar_mini.options import to_json
+from rar_mini.sampler import READ
+
+RESERVE, HOLES = 2**30, 0.05
+"""Bytes, and a share of a GPU's, that a plan leaves alone."""
+
+PARTS = ("weights", "gradients", "moments", "head gradient", "activations", "log-prob chunk", "KV cache")
+PARTS += ("prompt cache", "reference", "local judge")
+
+Parts = dict[str, int]
+"""Bytes by part."""
+
+
+class Model:
+    """The numbers of a config that memory follows from, for the families that model.py reads."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.layers, self.window = config.num_hidden_layers, config.max_position_embeddings
+        self.D, self.F, self.V = config.hidden_size, config.intermediate_size, config.vocab_size
+        self.H, d = config.num_attention_heads, head_width(config)
+        self.A, self.B = self.H * d, config.num_key_value_heads * d
+        self.tied, self.qk_norms = config.tie_word_embeddings, config.model_type == "qwen3"
+        with torch.device("meta"):
+            self.parameters = sum(p.numel() for p in Decoder(config).parameters())
+
+    def cache(self, s: int) -> int:
+        """Bytes of keys and values a token."""
+        return 2 * self.layers * self.B * s
+
+    def kept(self, s: int) -> int:
+        """Bytes a token that a layer keeps for its backward pass."""
+        norms = 2 * (4 + 2 * s) * self.D + (4 + s) * (self.A + self.B) * self.qk_norms
+        return norms + s * (2 * self.A + 2 * self.B + 4 * self.F) + 4 * self.H
+
+    def passing(self, s: int) -> int:
+        """Bytes a token in a layer that keeps nothing, at its highest: three widths of the feed-forward."""
+        return 3 * s * (self.D + self.F)
+
+
+def read(name: str) -> Model:
+    """The model of a name that `pretrained.resolve` takes, from its config.json alone."""
+    if name == pretrained.NAME:
+        return Model(AutoConfig.for_model(**pretrained.CONFIG))
+    return Model(read_config(pretrained.resolve(name, ["config.json"])))
+
+
+# --- the arithmetic -----------------------------------------------------------------------------------------
+
+
+def plan(
+    m: Model, config: Config, *, judges: Sequence[Model] = (), trainable: int | None = None
+) -> dict[str, Parts]:
+    """Bytes by phase: of each part at its highest, and `peak`, of all together at their highest instant.
+
+    `judges` are the models of local judges on the same device. `trainable` is how many parameters have a
+    gradient and moments: all of them if None.
+    """
+    s = itemsize(config)
+    trainable = m.parameters if trainable is None else trainable
+    stays = {"weights": m.parameters * s, "moments": 2 * trainable * s * (config.steps > 0)}
+    stays |= {"reference": m.parameters * s * (config.beta > 0)}
+    stays |= {"local judge": sum(judge.parameters for judge in judges) * (4 if on_cpu(config) else 2)}
+    found = {"sampling": sampling(m, config), "judging": [judging(judge, config) for judge in judges]}
+    found |= {"training": training(m, config, trainable) if config.steps else []}
+    phases = {}
+    for phase, instants in found.items():
+        held = [stays | parts for parts in instants] or [stays]
+        phases[phase] = {part: max(parts.get(part, 0) for parts in held) for part in PARTS}
+        phases[phase]["peak"] = max(sum(parts.values()) for parts in held)
+    return phases
+
+
+def itemsize(config: Config) -> int:
+    return getattr(torch, config.dtype).itemsize
+
+
+def on_cpu(config: Config) -> bool:
+    return config.device == "cpu"
+
+
+def sampling(m: Model, config: Config) -> Iterator[Parts]:
+    """Reading a wave's prompts, and writing its last tokens: in a step, and in a score."""
+    s, n, c = itemsize(config), config.max_prompt_tokens, config.max_new_tokens
+    groups = [(config.prompts_per_step, config.group_size)] * (not config.supervised)
+    groups += [(config.eval_questions, config.eval_samples)] * (config.eval_every > 0)
+    # On a CPU in float32 the sampler holds a second copy of the weights, as oneDNN likes them.
+    twice = {"weights": 2 * m.parameters * s} if on_cpu(config) and s == 4 else {}
+    for questions, samples in groups:
+        room = config.cache_mb * 2**20 // m.cache(s)
+        whole, rest = divmod(room, n + samples * c)
+        part = max(0, (rest - n) // c)
+        if whole >= questions:
+            whole, part = questions, 0
+        prompts, rows = whole + (part > 0), whole * samples + part
+        once, token = min(prompts * n, max(READ, n)), m.cache(s)
+        read, own = prompts * n * token, rows * c * token
+        # Before prompts are read, three masks of all pairs of their tokens are made, a byte a pair.
+        yield twice | {"prompt cache": read - once * token, "activations": 3 * once * once}
+        yield twice | {"prompt cache": read, "activations": once * m.passing(s)}
+        yield twice | {"prompt cache": read, "activations": 2 * once * token}  # by layer, then side by side
+        yield twice | {"prompt cache": read, "KV cache": own, "activations": read * 3 // 2}  # on their way
+        # Logits in float32 and their exponentials; or scores as they come and picked, and their softmax.
+        drawing = rows * max(8 * m.V, m.H * (n + c) * (3 * s + 4))
+        # A captured step keeps that for itself, and the next one is captured beside it.
+        drawing *= 2 if config.graph and not on_cpu(config) else 1
+        yield twice | {"prompt cache": read, "KV cache": own, "activations": drawing}
+
+
+def judging(judge: Model, config: Config) -> Parts:
+    """A local judge's pass: masks, the last feed-forward, or the logits of a question every 32 tokens."""
+    s = 4 if on_cpu(config) else 2
+    T = max(TOKENS, config.max_prompt_tokens + config.max_new_tokens)
+    logits = T // 32 * judge.V * (s + 8) + T * judge.D * s
+    return {"activations": max(3 * T * T, T * judge.passing(s), logits)}
+
+
+def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
+    """The instants of a batch, for a step that is one batch and, if it may be more, for the second of them.
+
+    The second finds all gradients of the first; where a batch is alone they come as its activations go.
+    """
+    n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
+    G = 1 if config.supervised else config.group_size
+    most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
+    yield from batch(m, config, min(most, step), trainable, alone=True)
+    if step > most:  # batches are even: of two, each has half of the completions
+        half = -(-P * G // 2)
+        yield from batch(m, config, min(most, half * c + -(-half // G) * n), trainable, alone=False)
+
+
+def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> Iterator[Parts]:
+    """The instants of T tokens: the head's gradient, the last layer's and the first's, the embedding's."""
+    s, n, c = itemsize(config), config.max_prompt_tokens, config.max_new_tokens
+    gradients = trainable * s
+    head = s * m.V * m.D if trainable == m.parameters else 0
+    waits = head if m.tied else 0  # for the embedding's, with which it is one
+    # The loop's attention keeps scores, and queries, keys and values in float32; a key once an answer.
+    plain = 4 * (m.H * (n + c) + m.A + 2 * m.A * (n + c) // c)
+    layer = T * (m.kept(s) + plain * (config.attention == "loop" or on_cpu(config)))
+    kept = T * s * m.D * m.layers if config.checkpoint_activations else layer * m.layers
+    again = layer if config.checkpoint_activations else 0
+    ends = T * ((4 + 2 * s) * m.D + 2 * s * m.A // m.H)  # the final norm, the head's rows, cos and sin
+    moving = s * (2 * m.F * T + m.F * m.D + 2 * m.D * T)  # gradients within a feed-forward
+    fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
+    chunks = -(-T // fit)
+    chunk = -(-T // chunks) * m.V * s
+    # Over several chunks a bfloat16 gradient adds up in float32, and each product stands beside it.
+    summed = head if chunks == 1 or s == 4 else head * (4 + s) // s
+    before, first, last = (0, head - waits, gradients - head) if alone else [gradients] * 3
+    held = {"gradients": before, "activations": kept + ends, "log-prob chunk": chunk}
+    yield held | {"head gradient": summed, "activations": kept + ends + T * s * m.D}
+    yield {"gradients": first, "head gradient": waits, "activations": kept + again + moving}
+    yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
+    # The embedding's own; where the head is tied, the head's and their sum beside it.
+    yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
+    if config.beta:  # the reference reads the same tokens while the policy's activations wait
+        kept_chunk = chunk if chunks == 1 else 0
+        yield held | {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
+        yield held | {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}
+
+
+# --- what fits ----------------------------------------------------------------------------------------------
+
+
+def obstacles(m: Model, config: Config, room: float, judges: Sequence[Model] = ()) -> list[str]:
+    """What keeps a run out of `room` bytes, in words; nothing if it fits."""
+    peaks = {phase: parts["peak"] for phase, parts in plan(m, config, judges=judges).items()}
+    found = [f"{phase} needs {gb(peak)} GB" for phase, peak in peaks.items() if peak > room]
+    if rollout(m, config) > config.cache_mb:
+        found.append(f"one rollout needs --cache-mb {rollout(m, config)}")
+    return found
+
+
+def rollout(m: Model, config: Config) -> int:
+    """MiB of cache for one prompt and its answer."""
+    return -(-m.cache(itemsize(config)) * (config.max_prompt_tokens + config.max_new_tokens) // 2**20)
+
+
+Fits = Callable[[Config], bool]
+
+
+def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int | None:
+    """The largest value in [low, high] with which a run fits, the other settings as they are."""
+    # From the run's own value on, if that fits: shorter answers may need more, of prompts in the same wave.
+    own = min(max(low, getattr(config, name)), high)
+    low, high = (own, high) if fits(replace(config, **{name: own})) else (low, own)
+    if not fits(replace(config, **{name: low})):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(replace(config, **{name: middle})) else (low, middle - 1)
+    return low
+
+
+def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
+    """The largest group, answer and batch with which a run fits, one at a time."""
+    answer = max(1, m.window - config.max_prompt_tokens)
+    step = config.prompts_per_step * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
+    ends = {"group_size": (2, 1024), "max_new_tokens": (1, answer), "tokens_per_batch": (1, step)}
+    return {name: largest(fits, config, name, low, high) for name, (low, high) in ends.items()}
+
+
+def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
+    """The smallest sets of options that make a run fit, with values as near to the run's own as can be."""
+    least = {"checkpoint_activations": True, "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
+    least |= {"group_size": min(2, config.group_size), "max_new_tokens": -(-config.max_new_tokens // 8)}
+    least |= {"beta": 0, "dtype": "bfloat16"}
+    least = {name: value for name, value in least.items() if value != getattr(config, name)}
+    for size in range(1, len(least) + 1):
+        found = []
+        for names in combinations(least, size):
+            tried = replace(config, **{name: least[name] for name in names})
+            if fits(tried):
+                for name in names:  # one after the other back up
+                    own = getattr(config, name)
+                    if isinstance(own, int) and least[name] < own:
+                        tried = replace(tried, **{name: largest(fits, tried, name, least[name], own)})
+                found.append({name: getattr(tried, name) for name in names})
+        if found:
+            return found
+    return []
+
+
+# --- what is said -------------------------------------------------------------------------------------------
+
+
+def document(config: Config, gpu: float) -> dict[str, Any]:
+    """All there is to say about a run on a GPU of `gpu` bytes, in bytes; `table` says it in words."""
+    config = replace(config, group_size=1) if config.supervised else config
+    m, room = read(config.policy), int(gpu * (1 - HOLES)) - RESERVE
+    local = [name[6:] for name in (config.judge, config.gold_judge) if name and name.startswith("local:")]
+    judges = [read(name) for name in local if config.judging.judge_device != "cpu"]
+
+    def fits(tried: Config) -> bool:
+        return not obstacles(m, tried, room, judges)
+
+    def trained(on: bool) -> Parts:
+        return plan(m, replace(config, checkpoint_activations=on), judges=judges)["training"]
+
+    found = obstacles(m, config, room, judges)
+    return {
+        "settings": to_json(config),
+        "parameters": m.parameters,
+        "gpu": int(gpu),
+        "room": room,
+        "phases": plan(m, config, judges=judges),
+        "training": {"checkpointed activations": trained(True), "all activations": trained(False)},
+        "obstacles": found,
+        "remedies": remedies(m, config, fits) if found else [],
+        "largest": limits(m, config, fits),
+    }
+
+
+def table(said: dict[str, Any]) -> str:
+    """What a person reads of `document`; its GB are 10^9 bytes."""
+    s, phases = said["settings"], said["phases"]
+    answers = "{prompts_per_step} x {group_size} answers of {max_new_tokens} tokens at most".format(**s)
+    model = f"{s['policy']}, {said['parameters'] / 1e9:.3f}B parameters in {s['dtype']}"
+    lines = [f"memory   {model}; {answers}, to prompts of {s['max_prompt_tokens']}"]
+    lines.append(f"{'  GB':<18}" + "".join(f"{phase:>10}" for phase in phases))
+    for part in (*PARTS, "peak"):
+        cells = (f"{gb(x) if x else '-':>10}" for x in (parts[part] for parts in phases.values()))
+        lines.append(f"  {part:<16}{''.join(cells)}")
+    peaks = (
+        f"{gb(parts['peak'])} with {how} ({gb(parts['activations'])})"
+        for how, parts in said["training"].items()
+    )
+    lines.append(f"  training peaks at {', '.join(peaks)}")
+    less = f"{HOLES:.0%} and {RESERVE / 2**30:.0f} GiB for what no plan knows"
+    lines.append(f"  room: {gb(said['room'])} GB, {said['gpu'] / 2**30:.1f} GiB less {less}")
+    most = (option(name, value) for name, value in said["largest"].items() if value)
+    lines.append(f"  the most that fits, each alone: {', '.join(most) or 'nothing'}")
+    if said["obstacles"]:
+        ways = " or ".join(" ".join(option(*pair) for pair in way.items()) for way in said["remedies"])
+        lines.append(f"  it does not fit: {', '.join(said['obstacles'])}")
+        lines.append(f"  what makes it fit: {ways or 'no option; a smaller --policy, or a larger GPU'}")
+    return "\n".join(lines)
+
+
+def require(config: Config) -> str:
+    """The table of a run on this GPU, of whose memory what is free counts. Raises ValueError, with what would
+    make it fit, for a run that does not."""
+    said = document(config, torch.cuda.mem_get_info(config.device)[0])
+    if said["obstacles"]:
+        raise ValueError(f"this run does not fit on {config.device}\n{table(said)}")
+    return table(said)
+
+
+def option(name: str, value: Any) -> str:
+    return f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+
+
+def gb(x: float) -> str:
+    return f"{x / 1e9:.2f}"
+
+
+def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
+    """`train.py --plan`. `parse` makes settings of the options that are train.py's own."""
+    parser = argparse.ArgumentParser("train.py --plan", allow_abbrev=False, add_help=False)
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--gpu", type=float, metavar="GIB", required=True)
+    parser.add_argument("--json", action="store_true")
+    options, rest = parser.parse_known_args(argv)
+    if not 0 < options.gpu < 1e6:
+        raise ValueError(f"--gpu {options.gpu:g}: expected the memory of a GPU in GiB")
+    preset = any(word.split("=")[0] == "--preset" for word in rest)
+    config = parse(rest if preset else ["--dtype", "bfloat16", *rest])
+    said = document(replace(config, device="cuda"), options.gpu * 2**30)
+    print(json.dumps(said, indent=2) if options.json else table(said))

@@ -48,10 +48,28 @@ def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
 
 
 def kept(path: Path) -> Iterable[dict[str, Any]]:
-    """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError where there are none."""
+    """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError where there are none, or
+    where one is not as `row` makes it."""
     rows = checkpoint.lines(path, "prompt_id", "finished", "failed", "example_tags", "rubrics")
     if not rows:
         raise ValueError(f"{path} has no rows: expected the healthbench.jsonl of an evaluation's folder")
+    for number, row in enumerate(rows, 1):
+        items = row["rubrics"]
+        try:
+            tags = sum((item["tags"] for item in items), row["example_tags"])  # nothing but lists adds up
+            fits = len(items) > 0 and all(isinstance(text, str) for text in [row["prompt_id"], *tags])
+            fits = fits and all(0 <= (item["verdict"] or 0) <= 1 for item in items)
+            fits = fits and all(abs(item["points"]) <= 1e6 for item in items)
+            # A verdict that was struck out would count as unmet.
+            fits = fits and row["failed"] is any(item["verdict"] is None and item["points"] for item in items)
+        except (TypeError, KeyError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{path}, line {number}: expected a row as it was written: texts as `prompt_id` and tags, "
+                "`rubrics` with `points` and a `verdict` from 0 to 1, null only where the row has `failed`; "
+                f"got {row!r:.200}; delete the line, and the evaluation asks for it again"
+            )
     return {row["prompt_id"]: row for row in rows}.values()
 
 

@@ -287,6 +287,39 @@ def test_failed_rows_are_left_out_and_asked_for_again(
     assert run(capsys, tmp_path, rescore=log)["rows"] == 5, "the later of two rows counts"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"prompt_id": ["p"]},
+        {"example_tags": None},
+        {"rubrics": None},
+        {"rubrics": []},
+        {"rubrics": {"points": 2, "verdict": 1.0, "tags": []}},
+        {"rubrics": ["points"]},
+        {"rubrics": [{"points": 2, "tags": []}]},
+        {"rubrics": [{"points": "2", "verdict": 1.0, "tags": []}]},
+        {"rubrics": [{"points": NAN, "verdict": 1.0, "tags": []}]},
+        {"rubrics": [{"points": 2, "verdict": "yes", "tags": []}]},
+        {"rubrics": [{"points": 2, "verdict": 7.0, "tags": []}]},
+        {"rubrics": [{"points": 2, "verdict": None, "tags": []}]},
+        {"rubrics": [{"points": 2, "verdict": 1.0, "tags": "axis:a"}]},
+        {"rubrics": [{"points": 2, "verdict": 1.0, "tags": [["axis:a"]]}]},
+    ],
+    ids=repr,
+)
+def test_a_row_that_was_damaged_by_hand_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, damage: dict
+) -> None:
+    """It was a traceback; and a verdict that was struck out counted as unmet."""
+    good = kept((2, 1.0, "a"), (0, None, "a"), failed=False)
+    file = tmp_path / "rows.jsonl"
+    write_rows(file, [good | {"prompt_id": "p"}, good | {"prompt_id": "q"}])
+    assert run(capsys, tmp_path, rescore=file)["score"] == 1.0
+    write_rows(file, [good | {"prompt_id": "p"}, good | {"prompt_id": "q"} | damage])
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: expected a row as it was written"):
+        run(capsys, tmp_path, rescore=file)
+
+
 def test_rows_of_something_else_are_not_mixed_in(
     server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, tiny: Path
 ) -> None:

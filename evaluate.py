@@ -524,7 +524,7 @@ def table(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
     """
     found = [paper.read(run) for run in runs]
     print(paper.markdown(found) + "\n")
-    print(json.dumps({"runs": found}))
+    finish({"runs": found})
 
 
 # --- what ends a command ------------------------------------------------------------------------------------

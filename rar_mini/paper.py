@@ -9,6 +9,7 @@ stands in one line can be compared only as far as the notes below the table allo
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PAPER = {  # HealthBench, HealthBench-1k, GPQA-Diamond
     "Qwen2.5-7B": ("7.7", "", "31.7"),
@@ -28,9 +29,10 @@ HEAD = """\
 |---|---|---|---|---|---|---|"""
 
 
-def read(folder: Path) -> dict[str, str]:
-    """What the results in a folder come to, in words: `run`; `name`, of a run its method, else the policy;
-    `healthbench`, `gpqa` and `note`. Raises ValueError where there is none, or one cannot be read."""
+def read(folder: Path) -> dict[str, Any]:
+    """What the results in a folder come to: `run`; `name`, of a run its method, else the policy;
+    `healthbench` and `gpqa`, each None or a `score` with its `std`, or with `low` and `high`, in [0, 1], None
+    where nothing was scored; `note`. Raises ValueError where there is no result, or one cannot be read."""
     files = {name: folder / f"{name}.json" for name in ("config", "healthbench", "gpqa")}
     try:
         found = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
@@ -44,12 +46,10 @@ def read(folder: Path) -> dict[str, str]:
             method = settings["method"]
             name = next((known for known in PAPER if known.lower().endswith(method)), method)
             note += f", trained from {settings['policy']} under {settings['judge']}"
-        cells = {"run": str(folder), "name": name, "healthbench": "", "gpqa": ""}
+        told: dict[str, Any] = {"run": str(folder), "name": name, "healthbench": None, "gpqa": None}
         for key, result in results.items():
-            numbers = [result[part] for part in ("score", "std", "low", "high") if part in result]
-            percent = [f"{100 * number:.1f}" for number in numbers if number is not None]
-            form = "{} [{}, {}]" if len(percent) == 3 else "{} ± {}" if len(percent) == 2 else "{}"
-            cells[key] = form.format(*percent) if percent else "-"
+            parts = {part: result[part] for part in ("score", "std", "low", "high") if part in result}
+            told[key] = {part: None if n is None else float(n) for part, n in parts.items()}
             by = result.get("judge") or result.get("verifier") or "no verifier"
             note += f"; {key}: {result['rows']} rows, {result['failed']} of them failed, {by}"
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -57,17 +57,26 @@ def read(folder: Path) -> dict[str, str]:
             f"{folder}: expected healthbench.json or gpqa.json there, as evaluate.py writes them, got "
             f"{type(error).__name__} ({error})"
         ) from error
-    return cells | {"note": note}
+    return told | {"note": note}
 
 
-def markdown(runs: Sequence[dict[str, str]]) -> str:
+def in_percent(result: dict[str, float | None] | None) -> str:
+    """A result as it stands in the table."""
+    if result is None:
+        return ""
+    percent = [f"{100 * number:.1f}" for number in result.values() if number is not None]
+    form = "{} [{}, {}]" if len(percent) == 3 else "{} ± {}" if len(percent) == 2 else "{}"
+    return form.format(*percent) if percent else "-"
+
+
+def markdown(runs: Sequence[dict[str, Any]]) -> str:
     """The paper's table with a line for each of ours, and below it a note on each."""
     lines = [HEAD]
     for name in dict.fromkeys([*PAPER, *(run["name"] for run in runs)]):
         paper = PAPER.get(name, ("", "", ""))
         for run in [run for run in runs if run["name"] == name] or [{}]:
-            health, choice, folder = (run.get(key, "") for key in ("healthbench", "gpqa", "run"))
-            cells = [name, *paper[:2], health, paper[2], choice, folder]
+            health, choice = (in_percent(run.get(key)) for key in ("healthbench", "gpqa"))
+            cells = [name, *paper[:2], health, paper[2], choice, run.get("run", "")]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
             paper = ("", "", "")  # said once
     return "\n".join([*lines, "", *(f"- {run['run']}: {run['note']}" for run in runs)])

@@ -366,7 +366,14 @@ def test_ours_stands_beside_the_papers(tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         f"- {one}: m, trained from start under chat:t; healthbench: 9 rows, 1 of them failed, chat:j" in out
     )
-    assert [run["name"] for run in json.loads(out.splitlines()[-1])["runs"]][:2] == ["RaR-Implicit"] * 2
+    last = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)["runs"]
+    assert [run["name"] for run in last] == ["RaR-Implicit"] * 2 + ["Qwen2.5-7B", "mine"]
+    assert [(run["healthbench"], run["gpqa"]) for run in last] == [
+        ({"score": 0.1234, "std": 0.01}, {"score": 0.25, "low": 0.2, "high": 0.3}),
+        ({"score": 0.1234, "std": 0.01}, None),
+        (None, {"score": 0.3, "low": None, "high": None}),
+        ({"score": None, "std": None}, None),
+    ], "numbers, for whoever draws the table anew"
 
 
 def test_every_method_has_its_line() -> None:

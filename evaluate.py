@@ -505,11 +505,16 @@ def align(
             print(f"{name:<26}left out: {why}")
             continue
         both = [(pair.example, text) for pair in found for text in (pair.preferred, pair.worsened)]
-        rating = ask(asker.by(method), both, name).rating
+        sibling = asker.by(method)
+        rating = ask(sibling, both, name).rating
         exact = {} if asker.kind in ("chat", "keyword") else {"expected": rating}
         for kind, values in ({"integer": np.floor(rating + 0.5)} | exact).items():
             result[name][kind] = wins(values[::2] - values[1::2])
             print(f"{name:<26}{kind:<10}{in_words(result[name][kind])}")
+        if sibling.mass:
+            result[name]["mass"] = mean(np.array(sibling.mass))
+            print(f"{name:<26}{'mass':<10}{result[name]['mass']:.2f}")
+            asker.mass += sibling.mass  # for the last line, over all that was asked
     finish(result, asker)
 
 

@@ -158,9 +158,8 @@ class Judge:
             )
         self.prompts = prompts.from_file(o.prompts) if o.prompts else prompts.JudgePrompts()
         self.endpoint = self.local = None
-        self.mass: list[
-            float
-        ] = []  # of local:NAME, what it gave to the offered answers since the last metrics
+        # Of local:NAME, what it gave to the offered answers since the last metrics.
+        self.mass: list[float] = []
         self.ledger = Ledger()
         if kind == "local":
             from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
@@ -172,9 +171,10 @@ class Judge:
         self._secret = wires.fence_secret(cache_folder()) if kind != "keyword" else b""
 
     def by(self, method: str) -> "Judge":
-        """The same judge with the same connections and ledger, asked by another method."""
+        """The same judge with the same connections and ledger, asked by another method. Its `mass` is its
+        own: a rating's letters are other answers than yes and no."""
         other = copy.copy(self)
-        other.method = method
+        other.method, other.mass = method, []
         return other
 
     def rubric(self, example: Example) -> Rubric:

@@ -67,6 +67,25 @@ def default() -> Path:
     return pretrained.resolve("smollm2-135m")
 
 
+@pytest.fixture
+def terse(tmp_path: Path) -> Path:
+    """A judge's prompts so short that they fit into the window of `tiny`."""
+    path = tmp_path / "terse.toml"
+    path.write_text(
+        """
+system = "s"
+shared = "{question}{response}"
+shared_reference = "{question}{reference}{response}"
+rate = "r"
+rate_reference = "r"
+rate_rubric = "{items}"
+met = "{criterion}"
+avoided = "no {criterion}"
+"""
+    )
+    return path
+
+
 def question(number: int, **changes: object) -> dict:
     """A data row on which even a random byte model earns something: lone letters."""
     rubric = [

@@ -405,7 +405,8 @@ def pair(number: int, better: str, worse: str, **changes: Any) -> dict:
 def aligned(capsys: pytest.CaptureFixture, judge: str, *rows: dict, **options: Any) -> dict:
     if rows:
         options["data"] = write_rows(options.pop("folder") / "pairs.jsonl", list(rows))
-    evaluate.align(judge, judging=judges.Options(cache=False), **options)
+    judging = options.pop("judging", judges.Options(cache=False))
+    evaluate.align(judge, judging=judging, **options)
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -467,6 +468,25 @@ def test_a_judge_that_writes_has_whole_ratings_and_its_failures_are_no_losses(
     found = aligned(capsys, "chat:m", pair(0, "7", "3"), pair(1, "2", "8"), folder=tmp_path)
     assert found["likert"].keys() == {"integer"} and counts(found["likert"]["integer"]) == (1, 1, 0, 0)
     assert counts(found["rubric"]["integer"]) == (0, 1, 0, 1)
+
+
+def test_the_mass_of_a_local_judge_is_told_of_each_way_of_asking(
+    capsys: pytest.CaptureFixture, tmp_path: Path, tiny: Path, terse: Path
+) -> None:
+    """What it gives to a rating's letters depends on what stands before them; one list was kept for all."""
+    items = [question(0)["rubric"][place : place + 1] for place in (0, 1)]
+    row = pair(0, "a", "b", question="?", rubric=items[0], rubric_without_reference=items[1])
+    judging = judges.Options(prompts=terse, judge_device="cpu")
+    found = aligned(capsys, f"local:{tiny}", row, folder=tmp_path, judging=judging)
+    examples, ways = data.read(tmp_path / "pairs.jsonl"), {}
+    for name, method in (("likert", "direct-likert"), ("rubric", "rar-implicit")):
+        asker = judges.Judge(f"local:{tiny}", method, prompts=terse, judge_device="cpu")
+        asker.score(examples, [["a", "b"]])
+        ways[name] = sum(asker.mass) / len(asker.mass)
+        assert found[name]["mass"] == pytest.approx(ways[name], abs=1e-6)
+    assert abs(ways["likert"] - ways["rubric"]) > 1e-4
+    three = [found[name]["mass"] for name in ("likert", "rubric", "rubric_without_reference")]
+    assert found["mass"] == pytest.approx(sum(three) / 3, abs=2e-6)
 
 
 def test_the_sample_has_pairs_and_the_keyword_judge_no_likert(capsys: pytest.CaptureFixture) -> None:

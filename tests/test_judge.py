@@ -750,29 +750,29 @@ def test_neither_budget_nor_neighbours_change_a_verdict(
 
 @pytest.mark.parametrize("method", judges.METHODS)
 def test_a_local_judge_serves_every_method(
-    tiny: Path, method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path, terse: Path, method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Over a byte tokenizer, in which no word is one token, with short questions for its short window."""
     rubric = question(0)["rubric"][-2:]
     rows = [question(i, question="?", reference_answer="!", rubric=rubric) for i in range(2)]
     examples = data.read(write_rows(tmp_path / "rows.jsonl", rows))
-    (tmp_path / "p.toml").write_text(
-        """
-system = "s"
-shared = "{question}{response}"
-shared_reference = "{question}{reference}{response}"
-rate = "r"
-rate_reference = "r"
-rate_rubric = "{items}"
-met = "{criterion}"
-avoided = "no {criterion}"
-"""
-    )
-    asker = Judge(f"local:{tiny}", method, prompts=tmp_path / "p.toml", judge_device="cpu")
+    asker = Judge(f"local:{tiny}", method, prompts=terse, judge_device="cpu")
     scores = asker.score(examples, [["a", "b"]] * 2)
     assert ((0 <= scores.verdict) & (scores.verdict <= 1)).all()
     assert not scores.rating.isnan().any() == (method in judges.RATED)
     assert caplog.text.count("of its probability") == 1  # random weights offer nothing to anyone
+
+
+def test_a_judge_by_another_method_keeps_its_own_mass(tiny: Path, terse: Path, tmp_path: Path) -> None:
+    """A copy shared the list: what one was told of the other's answers entered the mass of both."""
+    row = question(0, question="?", rubric=question(0)["rubric"][-2:])
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", [row]))
+    asker = Judge(f"local:{tiny}", "rar-explicit", prompts=terse, judge_device="cpu")
+    asker.score(examples, [["a"]])
+    alone, other = list(asker.mass), asker.by("direct-likert")
+    assert len(alone) == 2 and other.mass == []
+    other.score(examples, [["a"]])
+    assert asker.mass == alone and len(other.mass) == 1 and other.ledger is asker.ledger
 
 
 def test_a_text_longer_than_a_local_judges_window_is_a_failure(tiny: Path, tmp_path: Path) -> None:

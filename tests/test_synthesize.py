@@ -625,10 +625,7 @@ def test_labels_of_any_form_are_checked(
 @pytest.mark.parametrize("domain", data.DOMAINS)
 def test_the_bundled_sample_keeps_to_the_rules(domain: str, capsys: pytest.CaptureFixture[str]) -> None:
     end, told = check(data.SAMPLE / f"{domain}.jsonl", capsys)
-    known = ["'science-014': item 8: the description copies a sentence of the reference answer"]
-    assert [line.partition(", 'elec")[0] for line in told if ": item" in line] == known * (
-        domain == "science"
-    ), end
+    assert end == "" and told[-1].startswith("faults: 0 in 0 of 48 rubrics"), told
 
 
 # --- a real server ------------------------------------------------------------------------------------------

@@ -59,6 +59,20 @@ def request(words: str, **more: Any) -> Request:
     return Request("/chat/completions", body | more.pop("body", {}), text, **more)
 
 
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the endpoint means to wait for, in seconds. It goes on at once: what a busy machine adds is no
+    part of it."""
+    found, sleep = [], asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        found.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("rar_mini.endpoint.asyncio.sleep", note)
+    return found
+
+
 def words(count: int) -> list[Request]:
     return [request(f"word {i}") for i in range(count)]
 
@@ -98,11 +112,11 @@ def test_what_may_pass_is_tried_again(server: Server, endpoint: Callable[..., En
 def test_a_try_ends_at_its_deadline_and_another_follows(
     server: Server, endpoint: Callable[..., Endpoint]
 ) -> None:
-    server.fault = once("hang")
+    server.fault, server.hang = once("hang"), 60.0
     made = endpoint(timeout=0.3)
     start = time.monotonic()
     assert made.ask(words(5)) == [f"word {i}" for i in range(5)]
-    assert time.monotonic() - start < 2 and made.ledger.counts["retries"] == 4
+    assert time.monotonic() - start < server.hang and made.ledger.counts["retries"] >= 4
 
 
 @pytest.mark.parametrize("fault", ["429-after", "429-date"])
@@ -113,28 +127,28 @@ def test_retry_after_is_obeyed(server: Server, endpoint: Callable[..., Endpoint]
     assert server.times[2] - server.times[1] > (0.4 if fault == "429-after" else 0.01)
 
 
-def test_pauses_double(server: Server, endpoint: Callable[..., Endpoint]) -> None:
+def test_pauses_double(server: Server, endpoint: Callable[..., Endpoint], slept: list[float]) -> None:
     server.fault = lambda path, body, number: 500 if 0 < number < 5 else None
     endpoint(backoff=0.1).ask([request("a"), request("b")])
-    pauses = [b - a for a, b in zip(server.times[1:], server.times[2:], strict=False)]
-    assert all(0.5 * 0.1 * 2**i < pause < 1.5 * 0.1 * 2**i + 0.2 for i, pause in enumerate(pauses))
+    assert len(slept) == 4 and len(set(slept)) == 4
+    assert all(0.5 * 0.1 * 2**i <= pause <= 1.5 * 0.1 * 2**i for i, pause in enumerate(slept))
 
 
 def test_waiting_for_a_turn_is_not_counted_against_the_deadline(
     server: Server, endpoint: Callable[..., Endpoint]
 ) -> None:
-    """Counted from the moment of queueing, load alone makes failures: here 8 x 0.2 s wait for 0.5 s."""
+    """Counted from the moment of queueing, load alone makes failures: here 8 x 0.2 s wait for 1 s."""
     server.latency = 0.2
-    made = endpoint(concurrency=1, timeout=0.5, retries=0)
+    made = endpoint(concurrency=1, timeout=1.0, retries=0)
     assert made.ask(words(8)) == [f"word {i}" for i in range(8)]
 
 
 def test_a_retry_does_not_hold_a_place(server: Server, endpoint: Callable[..., Endpoint]) -> None:
+    """The next in line goes at once. How many go before the pause is over is the machine's business."""
     server.fault = lambda path, body, number: "429-after" if number == 1 else None
-    start = time.monotonic()
     endpoint(concurrency=1).ask(words(20))
     order = [body["messages"][0]["content"] for _, body, _ in server.seen]
-    assert order.index("word 1", 2) > 5 and time.monotonic() - start < 2
+    assert order[:3] == ["word 0", "word 1", "word 2"] and order.count("word 1") == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
@@ -243,17 +257,21 @@ def test_the_new_name_of_max_tokens_is_taken_up(server: Server, endpoint: Callab
     assert [body.get("max_completion_tokens") for _, body, _ in server.seen] == [None, 9, 9]
 
 
-def test_requests_a_minute(server: Server, endpoint: Callable[..., Endpoint]) -> None:
+def test_requests_a_minute(server: Server, endpoint: Callable[..., Endpoint], slept: list[float]) -> None:
+    """Evenly: request i has its turn i tenths of a second after the first."""
+    start = time.monotonic()
     endpoint(rpm=600).ask(words(8))
-    pauses = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert sum(pauses) > 0.65 and min(pauses) > 0.05
+    past = time.monotonic() - start
+    assert len(slept) == 8 and all(0.1 * i - past <= wait <= 0.1 * i for i, wait in enumerate(slept))
 
 
-def test_tokens_a_minute(server: Server, endpoint: Callable[..., Endpoint]) -> None:
-    """Counted as OpenAI does: the longer of the prompt, four bytes a token, and what the reply may have."""
+def test_tokens_a_minute(server: Server, endpoint: Callable[..., Endpoint], slept: list[float]) -> None:
+    """Counted as OpenAI does: the longer of the prompt, four bytes a token, and what the reply may have: 50
+    tokens, half a second."""
     start = time.monotonic()
     endpoint(tpm=6000).ask([request(f"{i}", body={"max_tokens": 50}) for i in range(3)])
-    assert 1.0 <= time.monotonic() - start < 2.0
+    past = time.monotonic() - start
+    assert len(slept) == 3 and all(0.5 * i - past <= wait <= 0.5 * i for i, wait in enumerate(slept))
 
 
 # --- remembering --------------------------------------------------------------------------------------------

@@ -38,9 +38,10 @@ needs_triton = pytest.mark.skipif(backend.triton is None, reason="no triton on t
 
 
 def under_the_interpreter(file: str) -> None:
-    """Run a file's tests again, through the Triton kernels."""
+    """Run a file's tests again, through the Triton kernels. They need none of the fixtures, and transformers,
+    which these import, takes longer than torch."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", file],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=Path(file).parents[1],
         capture_output=True,

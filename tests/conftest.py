@@ -2,13 +2,15 @@
 server on the loopback and a real one."""
 
 import json
+import runpy
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rar_mini import pretrained
+
+ROOT = Path(__file__).parents[1]
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -65,6 +69,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def default() -> Path:
     """The real default policy, fetched once into the user's cache."""
     return pretrained.resolve("smollm2-135m")
+
+
+Command = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("judge.py", *words)` runs a file of the project as a shell would, but in this process: to
+    import torch again takes seconds. One test of each file starts a real one."""
+
+    def run(file: str, *words: object) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", [file, *map(str, words)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            runpy.run_path(str(ROOT / file), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):  # Python prints it at its end
+            code, err = 1, f"{err}{code}\n"
+        return subprocess.CompletedProcess(sys.argv, code or 0, out, err)
+
+    return run
 
 
 @pytest.fixture

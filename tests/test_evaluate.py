@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import question, write_rows
+from conftest import ROOT, Command, question, write_rows
 from hostile import Server, shared
 
 import evaluate
@@ -515,16 +515,11 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path: Path, row: dict, words: str
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def test_a_command_ends_in_one_line_of_json_or_of_refusal(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-
-    def run(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, root / "evaluate.py", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-    done = run("gpqa", "--data", "absent.csv", "--policy", "chat:m")
+def test_a_command_ends_in_one_line_of_json_or_of_refusal(tmp_path: Path, command: Command) -> None:
+    line = [sys.executable, ROOT / "evaluate.py", "gpqa", "--data", "absent.csv", "--policy", "chat:m"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Idavidrein/gpqa" in done.stderr
     kept = {"rubrics": [{"points": 2, "verdict": 1.0, "tags": []}], "example_tags": [], "finished": True}
     file = write_rows(tmp_path / "rows.jsonl", [kept | {"prompt_id": "p", "failed": False}])
-    done = run("healthbench", "--rescore", file)
+    done = command("evaluate.py", "healthbench", "--rescore", file)
     assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["score"] == 1.0, done.stderr

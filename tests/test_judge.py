@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
+from conftest import ROOT, Command, question, write_rows
 from hostile import FAULTS, OF_CHAT, Server, sometimes, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -567,6 +567,7 @@ def test_every_fault_ends_in_the_truth_or_in_nan(
     asker.endpoint.backoff = 0.01
     assert torch.equal(asker.score(examples, [["a", "b"]] * 2).verdict, expected)  # the second try mends it
     server.fault = lambda path, body, number: fault
+    asker.endpoint.timeout = 0.3 if fault == "hang" else patience  # no honest reply is waited for
     scores, calls = asker.score(examples, [["c", "d"]] * 2), 4 * asker.calls(examples[0])
     assert scores.verdict.isnan().all() and asker.ledger.failures.total() == calls
 
@@ -786,22 +787,21 @@ def test_a_text_longer_than_a_local_judges_window_is_a_failure(tiny: Path, tmp_p
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, root / "judge.py", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env=os.environ | environment,
-    )
-
-
 def test_score_writes_one_line_an_answer_in_order(tmp_path: Path) -> None:
     rubric = question(0)["rubric"][-3:]
     rows = [question(0, response=text, rubric=rubric) for text in ("Fever, o.", "Take aspirin.")]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    done = run("score", path, "--judge", "keyword", "--method", "rar-explicit", "--out", out)
+    line = [
+        sys.executable,
+        ROOT / "judge.py",
+        "score",
+        path,
+        "--judge",
+        "keyword",
+        "--method",
+        "rar-explicit",
+    ]
+    done = subprocess.run([*line, "--out", out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["q0", "q0"]
@@ -821,18 +821,18 @@ def test_score_writes_one_line_an_answer_in_order(tmp_path: Path) -> None:
         (question(0, response="x", rubric=[]), ["line 1", "field rubric"]),
     ],
 )
-def test_score_refuses_in_one_line(tmp_path: Path, row: dict, words: list[str]) -> None:
+def test_score_refuses_in_one_line(command: Command, tmp_path: Path, row: dict, words: list[str]) -> None:
     path = write_rows(tmp_path / "in.jsonl", [row])
-    done = run("score", path, "--judge", "keyword", "--out", tmp_path / "out.jsonl")
+    done = command("judge.py", "score", path, "--judge", "keyword", "--out", tmp_path / "out.jsonl")
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words)
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_score_leaves_bad_rows_out_where_it_may(tmp_path: Path) -> None:
+def test_score_leaves_bad_rows_out_where_it_may(command: Command, tmp_path: Path) -> None:
     rows = [question(0, response="Fever."), question(1, response="x", rubric=[]), question(2)]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    done = run("score", path, "--judge", "keyword", "--out", out, "--skip-bad-rows")
+    done = command("judge.py", "score", path, "--judge", "keyword", "--out", out, "--skip-bad-rows")
     assert done.returncode == 0 and "rows left out as bad: 2" in done.stderr
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["q0"]
 
@@ -879,18 +879,18 @@ def test_a_digest_tells_designs_and_rubrics_apart(examples: list[data.Example], 
     assert len(set(asked)) == len(designs) + 1
 
 
-def test_score_takes_a_design(tmp_path: Path) -> None:
+def test_score_takes_a_design(command: Command, tmp_path: Path) -> None:
     rubric = question(0)["rubric"][-3:]
     path, out = (
         write_rows(tmp_path / "in.jsonl", [question(0, response="o", rubric=rubric)]),
         tmp_path / "out",
     )
     words = ["--judge", "keyword", "--out", out, "--weights", "raw"]
-    done = run("score", path, *words, "--rubric-drop", "pitfalls")
+    done = command("judge.py", "score", path, *words, "--rubric-drop", "pitfalls")
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, out.read_text().splitlines())
     assert [(v["title"], v["weight"]) for v in row["verdicts"]] == [("Letter o", 5), ("Names fever", 3)]
-    done = run("score", path, *words, "--pitfalls", "signed")
+    done = command("judge.py", "score", path, *words, "--pitfalls", "signed")
     assert done.returncode == 1 and "expected the score of that row by this judge" in done.stderr
 
 
@@ -914,16 +914,18 @@ def test_rows_that_failed_are_marked(server: Server, tmp_path: Path) -> None:
     assert found[1]["verdicts"][1]["verdict"] is not None
 
 
-def test_the_command_names_every_option_and_hides_the_key(server: Server, tmp_path: Path) -> None:
+def test_the_command_names_every_option_and_hides_the_key(
+    server: Server, command: Command, tmp_path: Path
+) -> None:
     path = write_rows(tmp_path / "in.jsonl", [question(0, response="x")])
     server.fault = lambda path, body, number: 401
     words = ["--judge", "chat:m", "--criteria-per-call", "all", "--threshold", "0.5", "--no-cache"]
     words += ["--rpm", "600", "--tpm", "100000", "--parse-retries", "1", "--base-url", server.url]
-    done = run("score", path, "--out", tmp_path / "out.jsonl", *words)
+    done = command("judge.py", "score", path, "--out", tmp_path / "out.jsonl", *words)
     assert done.returncode == 1 and done.stderr.count("\n") <= 3 and "HTTP 401" in done.stderr
     assert "very-secret" not in done.stdout + done.stderr and not (tmp_path / "out.jsonl").exists()
     server.fault = lambda path, body, number: None
-    done = run("score", path, "--out", tmp_path / "out.jsonl", *words)
+    done = command("judge.py", "score", path, "--out", tmp_path / "out.jsonl", *words)
     assert done.returncode == 0 and "1 questions, 1 calls" in done.stderr, done.stderr
     assert all("very-secret" not in p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
+from conftest import ROOT, Command, write_rows
 from hostile import FAULTS, Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -541,27 +541,21 @@ def test_parquet_is_read_but_for_a_test_split(server: Server, tmp_path: Path) ->
     assert [example.split for example in data.read(tmp_path / "out.jsonl")] == ["held_out"]
 
 
-def run(*words: object) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "rar_mini.synthesize", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root)
-
-
-def test_the_command_line(server: Server, rows: Path, tmp_path: Path) -> None:
+def test_the_command_line(server: Server, command: Command, rows: Path, tmp_path: Path) -> None:
     server.reply = lambda path, body: json.dumps(items(8 if "What is 0" in asks(body) else 2))
     out, words = tmp_path / "out.jsonl", ["--writer", "chat:m", "--domain", "science", "--no-reference"]
-    done = run(rows, *words, "--out", out, "--parse-retries", "0", "--no-cache")
+    line = [sys.executable, "-m", "rar_mini.synthesize", rows, *words, "--out", out, "--parse-retries", "0"]
+    done = subprocess.run([*line, "--no-cache"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "python -m rar_mini.synthesize: 4 rubrics could not be had"
     )
     assert done.stderr.count(": faulty: expected 7 to 20 items, got 2") == 4
     assert len(data.read(out)) == 1 and "very-secret" not in done.stdout + done.stderr + out.read_text()
-    done = run(out, "--check")
+    done = command("rar_mini/synthesize.py", out, "--check")
     assert (done.returncode, done.stderr) == (0, "") and "faults: 0 in 0 of 1 rubrics" in done.stdout
-    assert (
-        run(rows, *words, "--out", tmp_path / "none" / "out.jsonl").returncode == 1 and len(server.seen) == 5
-    )
+    done = command("rar_mini/synthesize.py", rows, *words, "--out", tmp_path / "none" / "out.jsonl")
+    assert done.returncode == 1 and len(server.seen) == 5
 
 
 @pytest.mark.parametrize(

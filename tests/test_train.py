@@ -1,5 +1,6 @@
 """The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -10,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer, question, write_rows
+from conftest import ROOT, Command, byte_tokenizer, question, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,8 +26,6 @@ from rar_mini import checkpoint, policy
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.show import show
-
-ROOT = Path(__file__).parents[1]
 
 
 def options(tiny: Path, questions: Path, out: Path, **changes: object) -> list[str]:
@@ -352,25 +352,29 @@ def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path
     assert checkpoint.check(Run(folder).checkpoints()[-1]) == evidence["step"] - 1
 
 
-def limit_files(size: int) -> None:
+@contextlib.contextmanager
+def limited_files(size: int) -> Iterator[None]:
     """As if the disk were full after `size` bytes of a file: the write fails, with a reason."""
     import resource
 
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("size", [1_000, 20_000, 200_000])  # fits no records, no weights, no moments
-def test_a_full_disk_is_named_and_loses_nothing(run: Path, tmp_path: Path, size: int) -> None:
+def test_a_full_disk_is_named_and_loses_nothing(
+    run: Path, tmp_path: Path, command: Command, size: int
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    done = subprocess.run(
-        [sys.executable, "train.py", "--resume", str(folder), "--steps", "5"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: limit_files(size),
-    )
+    with limited_files(size):
+        done = command("train.py", "--resume", folder, "--steps", "5")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"continue with: python train.py --resume {folder}" in done.stderr.splitlines()[-1]
     assert [checkpoint.check(path) for path in Run(folder).checkpoints()] == [2, 3]

@@ -177,7 +177,8 @@ def update(
             )
             loss.backward()
             parts.append(sums | {"entropy": entropy.detach().sum()})
-        norm = torch.nn.utils.get_total_norm(p.grad for p in actor.model.parameters()).item()
+        grads = [p.grad for p in actor.model.parameters() if p.requires_grad]
+        norm = torch.nn.utils.get_total_norm(grads).item()
         metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
         if not math.isfinite(metrics["loss"] + norm):  # nothing has moved yet
             raise FloatingPointError(f"the loss is {metrics['loss']:g} and the gradient's norm {norm:g}")
@@ -261,10 +262,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     method = "rar-explicit" if config.supervised else config.method
     specs = (config.judge, config.gold_judge)
     judge, gold = (s and Judge(s, method, design=config.design, **vars(config.judging)) for s in specs)
-    dtype = getattr(torch, config.dtype)
-    actor = policy.load(str(resume or config.policy), dtype, config.device)
-    actor.model.checkpointing = config.checkpoint_activations
-    reference = policy.load(config.policy, dtype, config.device) if config.beta else None
+    actor, reference = policy.prepare(config, resume)
     optimizer = AdamW(actor.model.parameters(), config.lr, weight_decay=config.weight_decay, seed=config.seed)
     first = 1
     if resume is not None:
@@ -326,8 +324,7 @@ def announce(
     calls = judged * sum(map(judge.calls, splits["train"])) / len(splits["train"])
     answers = judged * config.steps * config.prompts_per_step * config.group_size
     cost = judge.estimate(scored["train"], answers, config.max_new_tokens)
-    millions = sum(p.numel() for p in actor.model.parameters()) / 1e6
-    print(f"policy   {config.policy}, all {millions:.0f}M parameters, {config.dtype} on {config.device}")
+    print(f"policy   {config.policy}, {actor.trained()}, {config.dtype} on {config.device}")
     print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
     print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
 
@@ -478,10 +475,8 @@ def bench(argv: list[str]) -> None:
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
     config = settle(dataclasses.replace(parse(rest), **sizes))[0]
-    dtype = getattr(torch, config.dtype)
-    actor = dataclasses.replace(policy.load(config.policy, dtype, config.device), ends=frozenset())
-    actor.model.checkpointing = config.checkpoint_activations
-    reference = policy.load(config.policy, dtype, config.device) if config.beta else None
+    actor, reference = policy.prepare(config)
+    actor = dataclasses.replace(actor, ends=frozenset())
     optimizer, judge = AdamW(actor.model.parameters(), config.lr), Judge(config.judge, "rar-explicit")
     drawn = [(example, 0) for example in speed.work()]
 

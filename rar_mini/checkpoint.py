@@ -4,7 +4,9 @@
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
-    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; its trainer/ continues the run
+    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; its trainer/ continues the run,
+                             of LoRA from its adapter/, which is PEFT's; with --lora-save adapter it is PEFT's
+                             itself
 
 A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
 whole or not at all; its manifest tells whether a file has changed since. No generator's state is in it,
@@ -28,7 +30,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rar_mini import model
 from rar_mini.policy import Policy
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -138,10 +139,7 @@ class Run:
         shutil.rmtree(partial, ignore_errors=True)
         with self._writing(partial):
             (partial / "trainer").mkdir(parents=True)
-            model.save(policy.model, partial)
-            policy.tokenizer.save_pretrained(partial)
-            if (policy.directory / "generation_config.json").exists():
-                shutil.copy(policy.directory / "generation_config.json", partial)
+            policy.save(partial)
             torch.save(optimizer.state_dict(), partial / "trainer" / "optimizer.pt")
             manifest = {"step": step, "files": _digests(partial)} | environment()
             write_json(partial / "trainer" / "state.json", manifest)

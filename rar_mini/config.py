@@ -6,13 +6,16 @@ What a run was started with stands in its config.json; `options.py` turns comman
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import tyro
 
 from rar_mini.options import refuse_outside
 from rar_mini.prefix import Attention
 from rar_mini.rubric import Design
+
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGETS: tuple[Projection, ...] = get_args(Projection)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,20 @@ class Config:
     clip_high: float = 0.2
     """the ratio's clip above 1"""
     beta: float = 0.0
-    """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept"""
+    """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept, but
+    not of adapters, which have their base"""
+    reference_device: Literal["auto", "cpu"] = "auto"
+    """of that copy: where the policy is, or cpu, from where one layer at a time visits the GPU: less memory
+    there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
+    lora_rank: int = 0
+    """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr; 0 trains
+    all weights"""
+    lora_alpha: float = 32.0
+    """an adapter counts alpha / rank times"""
+    lora_targets: tuple[Projection, ...] = TARGETS
+    """projections with an adapter"""
+    lora_save: Literal["merged", "adapter"] = "merged"
+    """what a checkpoint holds: merged weights and, in adapter/, the adapters; or these alone"""
     advantage_scale: Literal["group", "none"] = "group"
     """divide advantages by the group's deviation, or not"""
     mismatch_cap: float | None = None
@@ -185,11 +201,14 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
+        if not self.lora_targets:
+            raise ValueError("--lora-targets: expected a projection or more, got none")
         positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
         positive += ("tokens_per_batch", "cache_mb", "eval_samples", "eval_questions", "keep")
         bounds = {name: (1, math.inf) for name in positive}
         bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
         bounds |= {name: (0, math.inf) for name in ("steps", "eval_every", "save_every", "show_every")}
+        bounds |= {"lora_rank": (0, math.inf), "lora_alpha": (1e-9, math.inf)}
         bounds |= {"temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
         bounds |= {"group_size": (1 if self.supervised else 2, 1024)}
         bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}

@@ -153,7 +153,8 @@ def token_logp(model: Decoder, batch: MicroBatch, temperature: float) -> tuple[T
     """Log-probabilities and entropies of a batch's completion tokens, (N,) each, at the sampling
     temperature."""
     hidden = model(batch.packed.ids, batch.packed.positions, batch.packed.attend)  # (T, D)
-    return linear_logprob(hidden[batch.row], model.head, batch.target, temperature=temperature)
+    head = model.head.to(hidden.device)  # of a reference on the CPU, a copy
+    return linear_logprob(hidden[batch.row], head, batch.target, temperature=temperature)
 
 
 def policy_loss(

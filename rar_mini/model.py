@@ -26,6 +26,7 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
 
@@ -136,6 +137,18 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class Visitor(nn.Module):
+    """A frozen part whose weights stay where they are: a copy goes to its input's device, for one call."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, *rest: object) -> Tensor:
+        weights = {name: weight.to(x.device) for name, weight in self.part.named_parameters()}
+        return functional_call(self.part, weights, (x, *rest))
+
+
 class Decoder(nn.Module):
     """Token ids to hidden states. Logits are `hidden @ decoder.head.T`, taken by callers only where needed.
 
@@ -166,6 +179,13 @@ class Decoder(nn.Module):
         tied = self.config.tie_word_embeddings
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
+    def visit(self) -> None:
+        """From now on compute where the tokens are, and leave the weights here, frozen: one layer at a time
+        goes there, and all of them in every pass."""
+        self.requires_grad_(False)
+        self.model["layers"] = nn.ModuleList(map(Visitor, self.model["layers"]))
+        self.model["norm"] = Visitor(self.model["norm"])
+
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (T, D) after the final norm, of ids (T,) at positions (T,) in their own sequences.
 
@@ -173,7 +193,8 @@ class Decoder(nn.Module):
         and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
         assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row, and a position for each token"
-        x = self.model["embed_tokens"](ids)  # (T, D)
+        embedding = self.model["embed_tokens"]
+        x = embedding(ids.to(embedding.weight.device)).to(ids.device)  # (T, D)
         if self._frequencies.device != x.device:  # once: a copy to the GPU would stall every pass
             self._frequencies = self._frequencies.to(x.device)
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
@@ -306,11 +327,12 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
     return decoder
 
 
-def save(decoder: Decoder, directory: Path) -> None:
+def save(decoder: Decoder, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write config.json and model.safetensors, which transformers and `load` read, in the weights' own dtype.
 
-    Makes the directory if need be. Not atomic: callers write into a partial directory and rename it. Raises
-    OSError where the disk does not take it.
+    `weights` are written in place of the decoder's own, under their names. Makes the directory if need be.
+    Not atomic: callers write into a partial directory and rename it. Raises OSError where the disk does not
+    take it.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -318,10 +340,14 @@ def save(decoder: Decoder, directory: Path) -> None:
     config.dtype = decoder.head.dtype
     config.architectures = [ARCHITECTURES[config.model_type]]
     config.save_pretrained(directory)
-    weights = {name: parameter.detach().contiguous() for name, parameter in decoder.named_parameters()}
-    path = directory / "model.safetensors"
+    write_weights(weights or decoder.state_dict(), directory / "model.safetensors", directory / "config.json")
+
+
+def write_weights(weights: dict[str, Tensor], path: Path, like: Path) -> None:
+    """Write a safetensors file that those may read who may read `like`. Raises OSError."""
+    weights = {name: weight.contiguous() for name, weight in weights.items()}
     try:
         save_file(weights, path, metadata={"format": "pt"})  # older readers ask for it
     except SafetensorError as error:  # what a full disk is to safetensors is no OSError
         raise OSError(f"could not write {path}: {error}") from error
-    path.chmod((directory / "config.json").stat().st_mode)  # safetensors lets nobody but the owner read it
+    path.chmod(like.stat().st_mode)  # safetensors lets nobody but the owner read it

@@ -4,7 +4,7 @@ PyTorch's plain linear reaches a third of a core's speed at 8 to 16 rows, which 
 oneDNN's, over weights in blocks, is twice as fast, and takes the activation and the gate of the feed-forward
 along. These are the operators that torch.compile uses to freeze models.
 
-Cost: a second copy of the weights while it lasts, and a quarter of a second for 135M parameters each time,
+Cost: a second copy of the weights while it lasts, with adapters merged into it, and a quarter of a second for 135M parameters each time,
 because training moves the weights in between.
 """
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from rar_mini.lora import weight
 from rar_mini.model import MLP, Attention, Decoder
 
 Product = Callable[[Tensor], Tensor]
@@ -42,14 +43,14 @@ def blocked(model: Decoder) -> Iterator[Product]:
             vars(module).pop(name, None)  # and the class's own is back
 
 
-def _product(weight: Tensor, bias: Tensor | None, activation: str = "none") -> Product:
-    """x (R, I) -> activation(x weight^T + bias) (R, O)."""
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+def _product(W: Tensor, bias: Tensor | None, activation: str = "none") -> Product:
+    """x (R, I) -> activation(x W^T + bias) (R, O)."""
+    blocks = torch.ops.mkldnn._reorder_linear_weight(W, 16)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, activation, [], "")
 
 
 def _linear(layer: nn.Linear) -> Product:
-    return _product(layer.weight, layer.bias)
+    return _product(weight(layer), layer.bias)
 
 
 def _projection(attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...]]:
@@ -58,11 +59,11 @@ def _projection(attention: Attention) -> Callable[[Tensor], tuple[Tensor, ...]]:
     widths = [layer.out_features for layer in layers]
     biases = [layer.bias for layer in layers]
     bias = None if biases[0] is None else torch.cat(biases)
-    product = _product(torch.cat([layer.weight for layer in layers]), bias)
+    product = _product(torch.cat([weight(layer) for layer in layers]), bias)
     return lambda x: product(x).split(widths, -1)
 
 
 def _feed_forward(mlp: MLP) -> Product:
-    gate, down = _product(mlp.gate_proj.weight, mlp.gate_proj.bias, "swish"), _linear(mlp.down_proj)
-    up, bias = torch.ops.mkldnn._reorder_linear_weight(mlp.up_proj.weight, 16), mlp.up_proj.bias
+    gate, down = _product(weight(mlp.gate_proj), mlp.gate_proj.bias, "swish"), _linear(mlp.down_proj)
+    up, bias = torch.ops.mkldnn._reorder_linear_weight(weight(mlp.up_proj), 16), mlp.up_proj.bias
     return lambda x: down(torch.ops.mkldnn._linear_pointwise.binary(x, gate(x), up, bias, "mul"))

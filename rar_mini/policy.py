@@ -2,15 +2,17 @@
 response."""
 
 import logging
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
-from rar_mini import model, prompts
+from rar_mini import lora, model, pretrained, prompts
+from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
@@ -19,12 +21,15 @@ from rar_mini.sampler import end_tokens
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights, tokenizer and end tokens, and the directory they came from."""
+    """Weights, tokenizer and end tokens, and the directory they came from; of adapters, the name of their
+    base, and whether they are saved merged into it, too."""
 
     model: Decoder
     tokenizer: Any
     ends: frozenset[int]
     directory: Path
+    base: str | None = None
+    merge: bool = True
 
     def encode(self, example: Example) -> list[int]:
         """The prompt's token ids, the opening of the answer included.
@@ -55,11 +60,33 @@ class Policy:
         """A completion's text, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer."""
+        if self.merge:
+            model.save(self.model, directory, lora.merged(self.model))
+        if self.base is not None:
+            lora.save(self.model, self.adapters(directory), self.base)
+        self.tokenizer.save_pretrained(directory)
+        if (self.directory / "generation_config.json").exists():
+            shutil.copy(self.directory / "generation_config.json", directory)
+
+    def adapters(self, directory: Path) -> Path:
+        """Where in a directory that `save` wrote the adapters are: two formats need two folders."""
+        return directory / "adapter" if self.merge else directory
+
+    def trained(self) -> str:
+        """How many parameters are trained, in words."""
+        numbers = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        whole, part = sum(n for n, _ in numbers), sum(n for n, trains in numbers if trains)
+        if part == whole:
+            return f"all {whole / 1e6:.0f}M parameters"
+        return f"adapters of {part / 1e6:.2f}M parameters beside {(whole - part) / 1e6:.0f}M frozen ones"
+
 
 def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
-    """Load a policy by the names that `pretrained.resolve` takes."""
+    """Load a policy by the names that `pretrained.resolve` takes; adapters are merged into their base."""
     directory = resolve(name)
-    decoder = model.load(directory, dtype, device)
+    decoder = _read(directory, dtype, device)
     logging.getLogger("transformers.tokenization_utils_base").setLevel(
         logging.ERROR
     )  # warns of any long text
@@ -71,6 +98,39 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
     return Policy(decoder, tokenizer, ends, directory)
+
+
+def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    base = pretrained.base(directory)
+    if base is None:
+        return model.load(directory, dtype, device)
+    try:
+        decoder = _read(resolve(base), dtype, device)
+    except ValueError as error:
+        raise ValueError(f"{directory} has the adapters of {base!r}, and without it they are nothing: {error}") from error
+    lora.merge(decoder, directory)
+    return decoder
+
+
+def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Policy | None]:
+    """What a run trains, as it begins or as a checkpoint left it, and what its KL penalty compares with."""
+    dtype, adapted = getattr(torch, config.dtype), config.lora_rank > 0
+    actor = load(config.policy if adapted or not checkpoint else str(checkpoint), dtype, config.device)
+    if adapted:
+        lora.adapt(actor.model, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+        base = str(actor.directory) if config.policy == pretrained.NAME else config.policy
+        actor = replace(actor, base=base, merge=config.lora_save == "merged")
+        if checkpoint:
+            lora.load(actor.model, actor.adapters(checkpoint))
+    actor.model.checkpointing = config.checkpoint_activations
+    if not config.beta:
+        return actor, None
+    if adapted:
+        return actor, replace(actor, model=lora.base(actor.model))
+    frozen = load(config.policy, dtype, config.device if config.reference_device == "auto" else "cpu")
+    if config.reference_device == "cpu":
+        frozen.model.visit()
+    return actor, frozen
 
 
 def window(policy: Policy) -> int:

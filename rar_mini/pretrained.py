@@ -18,6 +18,7 @@ This module imports nothing heavy, so that a name in the cache resolves in milli
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -79,20 +80,26 @@ PARTS = (
 def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the Hugging Face model directory that a name stands for, fetching it if need be.
 
-    `name` is `smollm2-135m` (the embedded default), a directory with a config.json, or a hub id such as
-    `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what was expected, what
+    `name` is `smollm2-135m` (the embedded default), a directory with a config.json or an adapter_config.json,
+    or a hub id such as `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what was expected, what
     failed and what to do.
     """
     if name == NAME:
         return embedded()
     directory = Path(name).expanduser()
     if directory.exists():
-        if not (directory / "config.json").is_file():
+        if not (directory / "config.json").is_file() and base(directory) is None:
             raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
         return directory
     if HUB_ID.fullmatch(name):
         return from_hub(name, files)
     raise ValueError(f"no model {name!r}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
+
+
+def base(directory: Path) -> str | None:
+    """The name of the model that the adapters in a directory are of; None if it holds none."""
+    path = directory / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
 
 
 def cache_folder() -> Path:

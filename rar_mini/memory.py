@@ -13,7 +13,8 @@ bytes, with A = H d and B = KV d, a token takes
 
 The second line is two norms, each with its input in float32 and, in the weights' dtype, the normed copy and
 the scaled one; queries, keys, values and what attention makes of them; gate, silu(gate), up and their
-product; and the sums of attention. tests/test_memory.py holds each phase against the code itself, traced.
+product; and the sums of attention. Frozen weights need neither normed copies nor what is multiplied with
+them, but an adapter needs its input and its r numbers (x A^T). tests/test_memory.py holds each phase against the code itself, traced.
 
 Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. What no
 plan knows is left alone: the CUDA context and the workspaces of libraries (RESERVE), and the holes that
@@ -58,16 +59,32 @@ class Model:
         self.A, self.B = self.H * d, config.num_key_value_heads * d
         self.tied, self.qk_norms = config.tie_word_embeddings, config.model_type == "qwen3"
         with torch.device("meta"):
-            self.parameters = sum(p.numel() for p in Decoder(config).parameters())
+            decoder = Decoder(config)
+        self.parameters, self.layer = (
+            sum(p.numel() for p in part.parameters()) for part in (decoder, decoder.model["layers"][0])
+        )
 
     def cache(self, s: int) -> int:
         """Bytes of keys and values a token."""
         return 2 * self.layers * self.B * s
 
-    def kept(self, s: int) -> int:
+    def kept(self, s: int, config: Config) -> int:
         """Bytes a token that a layer keeps for its backward pass."""
-        norms = 2 * (4 + 2 * s) * self.D + (4 + s) * (self.A + self.B) * self.qk_norms
-        return norms + s * (2 * self.A + 2 * self.B + 4 * self.F) + 4 * self.H
+        frozen, targets = config.lora_rank > 0, config.lora_targets
+        normed = 0 if frozen else s
+        norms = 2 * (4 + normed) * self.D + (4 + normed) * (self.A + self.B) * self.qk_norms
+        read = {("q_proj", "k_proj", "v_proj"): self.D, ("gate_proj", "up_proj"): self.D}
+        read |= {("down_proj",): self.F}  # what o_proj reads attention keeps
+        inputs = sum(width for names, width in read.items() if not frozen or {*names} & {*targets})
+        low = config.lora_rank * len(targets)
+        return norms + s * (inputs + low + 2 * self.A + 2 * self.B + 3 * self.F) + 4 * self.H
+
+    def adapters(self, config: Config) -> int:
+        """How many numbers the adapters have."""
+        D, F, A, B = self.D, self.F, self.A, self.B
+        sizes = {"q_proj": D + A, "k_proj": D + B, "v_proj": D + B, "o_proj": A + D}
+        sizes |= {"gate_proj": D + F, "up_proj": D + F, "down_proj": F + D}
+        return self.layers * config.lora_rank * sum(sizes[name] for name in config.lora_targets)
 
     def passing(self, s: int) -> int:
         """Bytes a token in a layer that keeps nothing, at its highest: three widths of the feed-forward."""
@@ -75,27 +92,27 @@ class Model:
 
 
 def read(name: str) -> Model:
-    """The model of a name that `pretrained.resolve` takes, from its config.json alone."""
+    """The model of a name that `pretrained.resolve` takes, from its config.json alone; of adapters, their
+    base."""
     if name == pretrained.NAME:
         return Model(AutoConfig.for_model(**pretrained.CONFIG))
-    return Model(read_config(pretrained.resolve(name, ["config.json"])))
+    directory = pretrained.resolve(name, ["config.json"])
+    base = pretrained.base(directory)
+    return Model(read_config(directory)) if base is None else read(base)
 
 
 # --- the arithmetic -----------------------------------------------------------------------------------------
 
 
-def plan(
-    m: Model, config: Config, *, judges: Sequence[Model] = (), trainable: int | None = None
-) -> dict[str, Parts]:
+def plan(m: Model, config: Config, *, judges: Sequence[Model] = ()) -> dict[str, Parts]:
     """Bytes by phase: of each part at its highest, and `peak`, of all together at their highest instant.
 
-    `judges` are the models of local judges on the same device. `trainable` is how many parameters have a
-    gradient and moments: all of them if None.
+    `judges` are the models of local judges on the same device.
     """
-    s = itemsize(config)
-    trainable = m.parameters if trainable is None else trainable
-    stays = {"weights": m.parameters * s, "moments": 2 * trainable * s * (config.steps > 0)}
-    stays |= {"reference": m.parameters * s * (config.beta > 0)}
+    s, adapters = itemsize(config), m.adapters(config)
+    trainable = adapters or m.parameters
+    stays = {"weights": (m.parameters + adapters) * s, "moments": 2 * trainable * s * (config.steps > 0)}
+    stays |= {"reference": m.parameters * s * copied(config)}
     stays |= {"local judge": sum(judge.parameters for judge in judges) * (4 if on_cpu(config) else 2)}
     found = {"sampling": sampling(m, config), "judging": [judging(judge, config) for judge in judges]}
     found |= {"training": training(m, config, trainable) if config.steps else []}
@@ -113,6 +130,12 @@ def itemsize(config: Config) -> int:
 
 def on_cpu(config: Config) -> bool:
     return config.device == "cpu"
+
+
+def copied(config: Config) -> bool:
+    """Whether a frozen copy of the policy stays on its device."""
+    away = config.reference_device == "cpu" and not on_cpu(config)
+    return config.beta > 0 and not config.lora_rank and not away
 
 
 def sampling(m: Model, config: Config) -> Iterator[Parts]:
@@ -168,16 +191,18 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
 def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> Iterator[Parts]:
     """The instants of T tokens: the head's gradient, the last layer's and the first's, the embedding's."""
     s, n, c = itemsize(config), config.max_prompt_tokens, config.max_new_tokens
-    gradients = trainable * s
-    head = s * m.V * m.D if trainable == m.parameters else 0
+    gradients, frozen = trainable * s, config.lora_rank > 0
+    head = 0 if frozen else s * m.V * m.D
     waits = head if m.tied else 0  # for the embedding's, with which it is one
     # The loop's attention keeps scores, and queries, keys and values in float32; a key once an answer.
     plain = 4 * (m.H * (n + c) + m.A + 2 * m.A * (n + c) // c)
-    layer = T * (m.kept(s) + plain * (config.attention == "loop" or on_cpu(config)))
+    layer = T * (m.kept(s, config) + plain * (config.attention == "loop" or on_cpu(config)))
     kept = T * s * m.D * m.layers if config.checkpoint_activations else layer * m.layers
     again = layer if config.checkpoint_activations else 0
-    ends = T * ((4 + 2 * s) * m.D + 2 * s * m.A // m.H)  # the final norm, the head's rows, cos and sin
-    moving = s * (2 * m.F * T + m.F * m.D + 2 * m.D * T)  # gradients within a feed-forward
+    # The final norm, the head's rows, cos and sin.
+    ends = T * ((4 + (2 - frozen) * s) * m.D + 2 * s * m.A // m.H)
+    # Gradients within a feed-forward.
+    moving = s * (2 * m.F * T + (0 if frozen else m.F * m.D) + 2 * m.D * T)
     fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
     chunks = -(-T // fit)
     chunk = -(-T // chunks) * m.V * s
@@ -192,8 +217,12 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
     if config.beta:  # the reference reads the same tokens while the policy's activations wait
         kept_chunk = chunk if chunks == 1 else 0
-        yield held | {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
-        yield held | {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}
+        first, last = held | {"activations": kept + ends + T * m.passing(s)}, held | {}
+        last |= {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}
+        if not copied(config) and not frozen:  # a layer at a time comes from the CPU, and the head at last
+            first["reference"], last["reference"] = s * m.layer, s * m.V * m.D
+        yield first | {"log-prob chunk": kept_chunk}
+        yield last
 
 
 # --- what fits ----------------------------------------------------------------------------------------------
@@ -241,7 +270,8 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
     """The smallest sets of options that make a run fit, with values as near to the run's own as can be."""
     least = {"checkpoint_activations": True, "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
     least |= {"group_size": min(2, config.group_size), "max_new_tokens": -(-config.max_new_tokens // 8)}
-    least |= {"beta": 0, "dtype": "bfloat16"}
+    least |= {"reference_device": "cpu"} if copied(config) else {}
+    least |= {"beta": 0, "dtype": "bfloat16", "lora_rank": config.lora_rank or 16}
     least = {name: value for name, value in least.items() if value != getattr(config, name)}
     for size in range(1, len(least) + 1):
         found = []
@@ -278,6 +308,7 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
     return {
         "settings": to_json(config),
         "parameters": m.parameters,
+        "trained": m.adapters(config) or m.parameters,
         "gpu": int(gpu),
         "room": room,
         "phases": plan(m, config, judges=judges),
@@ -293,6 +324,8 @@ def table(said: dict[str, Any]) -> str:
     s, phases = said["settings"], said["phases"]
     answers = "{prompts_per_step} x {group_size} answers of {max_new_tokens} tokens at most".format(**s)
     model = f"{s['policy']}, {said['parameters'] / 1e9:.3f}B parameters in {s['dtype']}"
+    if s["lora_rank"]:
+        model += f" and adapters of {said['trained'] / 1e9:.3f}B"
     lines = [f"memory   {model}; {answers}, to prompts of {s['max_prompt_tokens']}"]
     lines.append(f"{'  GB':<18}" + "".join(f"{phase:>10}" for phase in phases))
     for part in (*PARTS, "peak"):

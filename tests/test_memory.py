@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 import train
-from rar_mini import local_judge, memory, prefix, pretrained, sampler
-from rar_mini.config import PRESETS, Config
+from rar_mini import local_judge, lora, memory, prefix, pretrained, sampler
+from rar_mini.config import PRESETS, TARGETS, Config
 from rar_mini.kernels import adamw, logprob
 from rar_mini.ledger import Ledger
 from rar_mini.memory import Model
@@ -139,11 +139,19 @@ def traced_step(tracker: Tracker, config: PretrainedConfig, options: Config) -> 
     """The peak of train.update, when every answer has its full length, from the second step on."""
     dtype = getattr(torch, options.dtype)
     model = hollow(config, dtype)
+    reference = None
+    if options.lora_rank:
+        lora.adapt(model, options.lora_rank, options.lora_alpha, options.lora_targets, 0)
+        reference = lora.base(model) if options.beta else None
+    elif options.beta and options.reference_device == "cpu":
+        reference = Decoder(config).to(dtype)
+        reference.visit()
+    elif options.beta:
+        reference = hollow(config, dtype)
     model.checkpointing = options.checkpoint_activations
     optimizer = adamw.AdamW(model.parameters(), 1e-5)
-    for p in model.parameters():
+    for p in (p for p in model.parameters() if p.requires_grad):
         optimizer.state[p].update(step=1, m=torch.zeros_like(p), v=torch.zeros_like(p))
-    reference = hollow(config, dtype) if options.beta else None
     P, G, c = options.prompts_per_step, options.group_size, options.max_new_tokens
     completion = Completion([1] * c, [0.0] * c, True)
     rollouts = SimpleNamespace(
@@ -223,12 +231,17 @@ def test_parameters_are_those_of_the_model(tiny: Path) -> None:
     assert memory.read(str(tiny)).parameters == sum(x.numel() for x in weights.values())
 
 
-def test_fewer_trainable_parameters_have_smaller_gradients_and_moments() -> None:
-    """What adapters will say; the frozen head then has no gradient either."""
-    m, options = Model(qwen7()), Config(dtype="bfloat16")
-    full, part = (memory.plan(m, options, trainable=n)["training"] for n in (None, 40_000_000))
-    assert part["gradients"] == part["moments"] / 2 == 80_000_000
-    assert part["weights"] == full["weights"] and full["head gradient"] and not part["head gradient"]
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj",), ("v_proj", "o_proj", "down_proj")])
+def test_only_adapters_have_gradients_and_moments(targets: tuple[str, ...]) -> None:
+    """A frozen head has none either, and the reference is the base, which is there already."""
+    m, options = Model(qwen7()), Config(dtype="bfloat16", lora_rank=16, lora_targets=targets, beta=0.1)
+    model = hollow(qwen7(), torch.bfloat16)
+    lora.adapt(model, 16, 32, targets, 0)
+    adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parts = memory.plan(m, options)["training"]
+    assert parts["gradients"] == parts["moments"] / 2 == 2 * adapters
+    assert parts["weights"] == 2 * (m.parameters + adapters)
+    assert not parts["head gradient"] and not parts["reference"]
 
 
 def config_only(folder: Path, config: PretrainedConfig) -> str:
@@ -311,8 +324,11 @@ def test_a_remedy_is_enough_and_no_more_than_that(changes: dict[str, Any]) -> No
 
 
 def test_no_option_puts_seven_billion_on_a_small_gpu() -> None:
+    """Its weights alone are 15 GB; where they fit, adapters do."""
     m, options = Model(qwen7()), replace(PRESETS["paper"], device="cuda")
-    assert memory.remedies(m, options, lambda tried: not memory.obstacles(m, tried, 23e9)) == []
+    for room, fits in ((15e9, False), (23e9, True)):
+        found = memory.remedies(m, options, lambda tried, room=room: not memory.obstacles(m, tried, room))
+        assert bool(found) == fits and all(remedy["lora_rank"] == 16 for remedy in found)
 
 
 def test_the_largest_values_are_the_largest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -432,6 +448,35 @@ def test_training_with_a_reference_or_in_a_loop(name: str, changes: dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
+def test_training_with_a_reference_on_the_cpu(checkpointed: bool, traced: Tracker) -> None:
+    changes = {"beta": 0.1, "reference_device": "cpu", "device": "cuda"}
+    options = options_of(SHAPES[0], dtype="bfloat16", checkpoint_activations=checkpointed, **changes)
+    peak = traced_step(traced, THIN["smollm2"], options)
+    within(memory.plan(Model(THIN["smollm2"]), options)["training"], peak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("down_proj",)], ids=len)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", THIN)
+def test_training_adapters(
+    name: str,
+    shape: tuple[int, int, int, int],
+    targets: tuple[str, ...],
+    beta: float,
+    checkpointed: bool,
+    traced: Tracker,
+) -> None:
+    changes = {"lora_rank": 16, "lora_targets": targets, "beta": beta}
+    options = options_of(shape, dtype="bfloat16", checkpoint_activations=checkpointed, **changes)
+    peak = traced_step(traced, THIN[name], options)
+    within(memory.plan(Model(THIN[name]), options)["training"], peak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
 def test_training_at_seven_billion(checkpointed: bool, traced: Tracker) -> None:
     options = options_of((2, 2, 512, 3072), dtype="bfloat16", checkpoint_activations=checkpointed)
     peak = traced_step(traced, qwen7(), options)
@@ -461,14 +506,14 @@ def test_sampling_in_waves(name: str, traced: Tracker) -> None:
 
 def sampled(config: PretrainedConfig, options: Config) -> dict[str, int]:
     """The plan of sampling without the moments, which the trace of a sampler has not."""
-    return memory.plan(Model(config), options, trainable=0)["sampling"]
+    return memory.plan(Model(config), replace(options, steps=0))["sampling"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", THIN)
 def test_judging(name: str, traced: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     m = Model(THIN[name])
-    parts = memory.plan(m, Config(dtype="bfloat16"), judges=[m], trainable=0)["judging"]
+    parts = memory.plan(m, Config(dtype="bfloat16", steps=0), judges=[m])["judging"]
     parts["peak"] -= parts["weights"]  # here the judge is the only model
     parts["weights"] = 0
     within(parts, traced_judging(traced, THIN[name], monkeypatch))

@@ -1,0 +1,383 @@
+"""Adapters: against the dense model that they amount to, against PEFT, in runs that stop and go on, and that
+nothing else moves."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import question, write_rows
+from safetensors.torch import load_file, save_file
+from test_train import numbers, options, records
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+
+import train
+from rar_mini import checkpoint, grpo, lora, memory, model, onednn, policy
+from rar_mini.answers import Answering, Sampled
+from rar_mini.config import TARGETS
+from rar_mini.model import Decoder, reference_attention
+from rar_mini.sampler import Request, Settings, sample, uniforms
+
+IDS = [1, 40, 258, 7, 7, 100, 3, 0]
+
+
+def hidden(decoder: Decoder, ids: list[int] = IDS) -> Tensor:
+    """(T, D)."""
+    return decoder(torch.tensor(ids), torch.arange(len(ids)), reference_attention)
+
+
+def adapted(tiny: Path, dtype: torch.dtype = torch.float32, targets: tuple[str, ...] = TARGETS) -> Decoder:
+    """With adapters that have learnt something, at random."""
+    decoder = model.load(tiny, dtype, "cpu")
+    lora.adapt(decoder, 3, 12.0, targets, 0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.uniform_(-0.3, 0.3, generator=generator)
+    return decoder
+
+
+def logp_of(decoder: Decoder, batch: grpo.MicroBatch) -> Tensor:
+    return grpo.token_logp(decoder, batch, 1.0)[0]
+
+
+@pytest.fixture
+def batch(tiny: Path) -> Callable[[Decoder], grpo.MicroBatch]:
+    """What a decoder samples of two prompts, as a batch of training."""
+
+    def drawn(decoder: Decoder) -> grpo.MicroBatch:
+        prompts = [[5, 6, 7], [9] * 8]
+        streams = [[uniforms(0, 1, str(p), g, 12) for g in range(3)] for p in range(2)]
+        requests = [Request(ids, draws) for ids, draws in zip(prompts, streams, strict=True)]
+        completions = sample(decoder, requests, frozenset({258}), Settings(12))
+        ones = torch.ones(2, 3)
+        sizes = {"loss_norm": "token", "max_new_tokens": 12, "tokens_per_batch": 1000}
+        (found,) = grpo.micro_batches(prompts, completions, ones, ones > 0, **sizes)
+        return found
+
+    return drawn
+
+
+# --- the maths ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj",), ("v_proj", "down_proj"), ("o_proj", "up_proj")])
+def test_adapters_are_the_dense_model_of_their_merged_weights(tiny: Path, targets: tuple[str, ...]) -> None:
+    """In float64, forward and backward: the gradient of A is (alpha / r) B^T dW, that of B (alpha / r) dW A^T."""
+    decoder = adapted(tiny, torch.float64, targets)
+    dense = model.load(tiny, torch.float64, "cpu")
+    for name, weight in lora.merged(decoder).items():
+        dense.get_parameter(name).data.copy_(weight)
+    ours, truth = hidden(decoder), hidden(dense)
+    assert (ours - hidden(lora.base(decoder))).abs().max() > 1e-2
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    for x in (ours, truth):
+        (x * torch.arange(32)).sum().backward()
+    layers = {n: m for n, m in decoder.named_modules() if isinstance(m, lora.Adapted)}
+    assert {name.split(".")[-1] for name in layers} == set(targets) and len(layers) == 2 * len(targets)
+    for name, layer in layers.items():
+        slope = dense.get_parameter(f"{name}.weight").grad * 12 / 3
+        torch.testing.assert_close(layer.lora_A.grad, layer.lora_B.T @ slope, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(layer.lora_B.grad, slope @ layer.lora_A.T, rtol=1e-10, atol=1e-10)
+    with_gradient = {n for n, p in decoder.named_parameters() if p.grad is not None}
+    assert with_gradient == {f"{name}.lora_{side}" for name in layers for side in "AB"}
+
+
+def test_a_run_begins_at_its_base_and_a_is_drawn_by_the_seed(tiny: Path) -> None:
+    """Uniform within the root of 1 / I, as PEFT's kaiming_uniform_ with a = sqrt(5); B is zero."""
+    plain, drawn = model.load(tiny, torch.float32, "cpu"), []
+    for seed in (0, 0, 1):
+        decoder = model.load(tiny, torch.float32, "cpu")
+        lora.adapt(decoder, 64, 32.0, TARGETS, seed)
+        assert torch.equal(hidden(decoder), hidden(plain))
+        drawn.append(decoder.model["layers"][1].mlp.down_proj.lora_A.detach())
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert 0.99 / 8 < drawn[0].abs().max() <= 1 / 8  # I is 64
+    assert drawn[0].var().item() == pytest.approx(1 / 64 / 3, rel=0.05)
+
+
+def test_the_reference_is_the_base_exactly_over_the_same_tensors(tiny: Path) -> None:
+    """`load_state_dict(assign=True)` gives a parameter that it is handed the requires_grad of its own: the
+    frozen weights of the policy would thaw."""
+    decoder = adapted(tiny)
+    reference = lora.base(decoder)
+    own = dict(decoder.named_parameters())
+    for name, parameter in reference.named_parameters():
+        assert parameter.data_ptr() == own[name].data_ptr()
+        assert not parameter.requires_grad and not own[name].requires_grad
+    assert torch.equal(hidden(reference), hidden(model.load(tiny, torch.float32, "cpu")))
+
+
+def test_activations_that_are_computed_again_change_no_gradient(tiny: Path) -> None:
+    """The first layer's input has no gradient: a checkpoint of the old kind would have lost all of its own."""
+    gradients = []
+    for checkpointing in (False, True):
+        decoder = adapted(tiny)
+        decoder.checkpointing = checkpointing
+        hidden(decoder).square().sum().backward()
+        gradients.append({n: p.grad for n, p in decoder.named_parameters() if p.requires_grad})
+    plain, again = gradients
+    assert plain.keys() == again.keys() and len(plain) == 28
+    assert all(torch.equal(plain[name], again[name]) and plain[name].any() for name in plain)
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        self.seen |= {tuple(x.shape) for x in (out if isinstance(out, tuple) else [out]) if torch.is_tensor(x)}
+        return out
+
+
+def test_a_frozen_head_has_no_gradient_computed(
+    tiny: Path, batch: Callable[[Decoder], grpo.MicroBatch]
+) -> None:
+    """(V, D) is the largest gradient of a small model; autograd would make it and throw it away."""
+    for decoder, expected in ((model.load(tiny, torch.float32, "cpu"), True), (adapted(tiny), False)):
+        loss = logp_of(decoder, batch(decoder)).sum()
+        with Shapes() as shapes:
+            loss.backward()
+        assert ((259, 32) in shapes.seen) == expected
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_sampler_and_trainer_agree(
+    tiny: Path,
+    batch: Callable[[Decoder], grpo.MicroBatch],
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: bool,
+) -> None:
+    """By oneDNN over merged copies, and as on a GPU by adapters beside the weights."""
+    if not blocks:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    decoder = adapted(tiny)
+    with onednn.blocked(decoder):
+        assert ("forward" in vars(decoder.model["layers"][0].mlp)) == blocks
+    drawn = batch(decoder)
+    assert (logp_of(decoder, drawn) - drawn.sampler_logp).abs().max() < 1e-4
+    assert (logp_of(lora.base(decoder), drawn) - drawn.sampler_logp).abs().max() > 0.1
+
+
+def test_a_reference_on_the_cpu_computes_the_same(
+    tiny: Path, batch: Callable[[Decoder], grpo.MicroBatch]
+) -> None:
+    """Here its layers visit a device where they are already; tests/test_memory.py sends them to another."""
+    plain, visitor = (model.load(tiny, torch.float32, "cpu") for _ in range(2))
+    drawn = batch(plain)
+    visitor.visit()
+    assert torch.equal(logp_of(plain, drawn), logp_of(visitor, drawn))
+    assert not any(p.requires_grad for p in visitor.parameters())
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("k_proj", "gate_proj")])
+def test_peft_reads_what_is_written_and_says_the_same(
+    tiny: Path, tmp_path: Path, targets: tuple[str, ...]
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra `test`: pip install -e '.[test]'")
+    decoder = adapted(tiny, targets=targets)
+    lora.save(decoder, tmp_path, str(tiny))
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), tmp_path)
+    assert peft.PeftConfig.from_pretrained(tmp_path).base_model_name_or_path == str(tiny)
+    logits = theirs(torch.tensor([IDS])).logits[0]
+    torch.testing.assert_close(hidden(decoder) @ decoder.head.T, logits, rtol=1e-4, atol=1e-4)
+    with theirs.disable_adapter():
+        assert (theirs(torch.tensor([IDS])).logits[0] - logits).abs().max() > 0.1
+    # And what peft writes is merged here.
+    theirs.save_pretrained(tmp_path / "theirs")
+    merged = model.load(tiny, torch.float32, "cpu")
+    lora.merge(merged, tmp_path / "theirs")
+    torch.testing.assert_close(hidden(merged), hidden(decoder), rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_of_another_kind_or_of_another_model_are_refused(tiny: Path, tmp_path: Path) -> None:
+    lora.save(adapted(tiny), tmp_path, str(tiny))
+    said = json.loads((tmp_path / lora.CONFIG).read_text())
+    plain = model.load(tiny, torch.float32, "cpu")
+    before = hidden(plain)
+    for change, word in (({"use_dora": True}, "use_dora"), ({"peft_type": "VERA"}, "peft_type VERA")):
+        (tmp_path / lora.CONFIG).write_text(json.dumps(said | change))
+        with pytest.raises(ValueError, match=f"expected plain LoRA, got {word}; merge it with peft"):
+            lora.merge(plain, tmp_path)
+    (tmp_path / lora.CONFIG).write_text(json.dumps(said))
+    weights = load_file(tmp_path / lora.WEIGHTS)
+    one = next(name for name in weights if "lora_A" in name)
+    for wrong, word in (
+        (weights | {one.replace("layers.0", "layers.9"): weights[one].clone()}, "layers.9.* is unexpected"),
+        ({name: x for name, x in weights.items() if name != one.replace("_A", "_B")}, "lora_B.* is missing"),
+        (weights | {one: weights[one][:, :5].contiguous()}, "has shape"),
+    ):
+        save_file(wrong, tmp_path / lora.WEIGHTS)
+        with pytest.raises(ValueError, match=word):
+            lora.merge(plain, tmp_path)
+        with pytest.raises(ValueError, match=word):
+            lora.load(adapted(tiny), tmp_path)
+    (tmp_path / lora.WEIGHTS).write_bytes(b"half")
+    with pytest.raises(ValueError, match="adapter_model.safetensors is missing or damaged"):
+        lora.merge(plain, tmp_path)
+    assert torch.equal(hidden(plain), before), "refused before anything was added"
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+LORA = {"lora_rank": 4, "lora_alpha": 8, "lr": 3e-2, "beta": 0.1}
+
+
+@pytest.fixture(scope="module", params=["merged", "adapter"])
+def run(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps with a KL penalty."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
+    path = write_rows(folder / "questions.jsonl", rows)
+    train.main(options(tiny, path, folder / "run", lora_save=request.param, **LORA))
+    return folder / "run"
+
+
+def settings(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())["settings"]
+
+
+def folder_of_adapters(run: Path, step: int = 3) -> Path:
+    folder = run / "checkpoints" / f"step-{step}"
+    return folder / "adapter" if settings(run)["lora_save"] == "merged" else folder
+
+
+def test_only_adapters_move_and_all_of_them(run: Path, tiny: Path) -> None:
+    """A moves from the second step on: in the first, B is zero and so is the gradient of A."""
+    base, saved = model.load(tiny, torch.float32, "cpu"), load_file(folder_of_adapters(run) / lora.WEIGHTS)
+    fresh = model.load(tiny, torch.float32, "cpu")
+    lora.adapt(fresh, 4, 8.0, TARGETS, 0)
+    own = lora._adapters(fresh)
+    assert saved.keys() == own.keys()
+    assert not any(torch.equal(saved[name], own[name]) for name in own)
+    moments = torch.load(run / "checkpoints" / "step-3" / "trainer" / "optimizer.pt", weights_only=True)
+    assert len(moments["state"]) == len(own)
+    whole = run / "checkpoints" / "step-3" / "model.safetensors"
+    assert whole.exists() == (settings(run)["lora_save"] == "merged")
+    if whole.exists():
+        merged = load_file(whole)
+        still = {name for name, p in base.named_parameters() if torch.equal(merged[name], p)}
+        assert still == {name for name in merged if not any(target in name for target in TARGETS)}
+
+
+def test_the_penalty_is_against_the_base(run: Path) -> None:
+    """Exactly 0 where B is zero, and not afterwards; sampler and trainer agree all along."""
+    first, *rest = records(run)[1:]
+    assert first["kl"] == 0 and all(row["kl"] > 1e-4 for row in rest)
+    assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in (first, *rest))
+
+
+def test_resuming_gives_the_numbers_of_an_unbroken_run(run: Path, tiny: Path, tmp_path: Path) -> None:
+    """The base from the run's policy and the adapters from the checkpoint: merged weights have been rounded."""
+    broken, questions = tmp_path / "run", run.parent / "questions.jsonl"
+    changes = LORA | {"steps": 2, "warmup": 0.15, "lora_save": settings(run)["lora_save"]}
+    train.main(options(tiny, questions, broken, **changes))
+    train.main(["--resume", str(broken), "--steps", "3"])
+    assert numbers(broken)[-1] == numbers(run)[-1]
+    (ours, truth) = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in (broken, run))
+    assert all(torch.equal(ours[name], truth[name]) for name in truth)
+    assert checkpoint.check(broken / "checkpoints" / "step-3") == 3
+
+
+def test_bfloat16_resumes_exactly_too(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    changes = LORA | {"dtype": "bfloat16", "eval_every": 0}
+    train.main(options(tiny, questions, tmp_path / "truth", **changes))
+    broken = tmp_path / "run"
+    train.main(options(tiny, questions, broken, **changes | {"steps": 2, "warmup": 0.15}))
+    train.main(["--resume", str(broken), "--steps", "3"])
+    (ours, truth) = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in (broken, tmp_path / "truth"))
+    assert all(torch.equal(ours[name], truth[name]) and ours[name].dtype == torch.bfloat16 for name in truth)
+
+
+def test_a_checkpoint_is_a_policy_for_everyone(run: Path, tiny: Path, tmp_path: Path) -> None:
+    """For an evaluation, a judge or another run, and for transformers or peft: the same logits."""
+    saved = run / "checkpoints" / "step-3"
+    decoder = model.load(tiny, torch.float32, "cpu")
+    lora.adapt(decoder, 4, 8.0, TARGETS, 7)
+    lora.load(decoder, folder_of_adapters(run))
+    truth = hidden(decoder) @ decoder.head.T
+    ours = policy.load(str(saved), torch.float32, "cpu")
+    torch.testing.assert_close(hidden(ours.model) @ ours.model.head.T, truth, rtol=1e-4, atol=1e-4)
+    assert ours.ends == {256, 258} and memory.read(str(saved)).parameters == memory.read(str(tiny)).parameters
+    if settings(run)["lora_save"] == "merged":
+        theirs = AutoModelForCausalLM.from_pretrained(saved)
+        torch.testing.assert_close(theirs(torch.tensor([IDS])).logits[0], truth, rtol=1e-4, atol=1e-4)
+    (example, *_) = train.data.read(run.parent / "questions.jsonl")
+    told = []
+    for name in (str(run), str(tiny)):
+        asking = Answering(policy=name, max_new_tokens=16)
+        answering = Sampled(asking.located()[0], asking)
+        told.append(answering.answer(answering.fitting([example])))
+    assert told[0] != told[1]
+    again = tmp_path / "again"
+    train.main(options(saved, run.parent / "questions.jsonl", again, steps=1, lora_rank=2, eval_every=0))
+    assert json.loads((again / "checkpoints/step-1/adapter" / lora.CONFIG).read_text())[
+        "base_model_name_or_path"
+    ] == str(saved)
+
+
+def test_adapters_without_their_base_say_so(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "base")
+    lora.save(adapted(tiny), tmp_path / "adapter", str(tmp_path / "base"))
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(ValueError, match="adapter has the adapters of '.*base', and without it .*no model"):
+        policy.load(str(tmp_path / "adapter"), torch.float32, "cpu")
+
+
+def test_reference_answers_are_learnt_by_adapters(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [question(i, reference_answer=f"It is {i}") for i in range(5)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    changes = {"method": "sft", "lora_rank": 4, "lr": 3e-2, "steps": 8, "eval_every": 0, "save_every": 0}
+    train.main(options(tiny, path, tmp_path / "run", **changes))
+    losses = [row["loss"] for row in records(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+    assert "adapters of 0.01M parameters beside 0M frozen ones" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--lora-rank", "-1"], "--lora-rank -1: expected a number from 0"),
+        (["--lora-rank", "4", "--lora-alpha", "0"], "--lora-alpha 0"),
+        (["--lora-rank", "4", "--lora-targets", "lm_head"], "down_proj"),
+        (["--lora-rank", "4", "--lora-targets"], "expected a projection or more"),
+        (["--lora-rank", "4", "--lora-save", "both"], "lora-save"),
+        (["--lora-ranks", "4"], "did you mean --lora-rank?"),
+        (["--reference-device", "disk"], "reference-device"),
+    ],
+)
+def test_bad_options_are_refused(
+    words: list[str],
+    expected: str,
+    tiny: Path,
+    tmp_path: Path,
+    questions: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    with pytest.raises((ValueError, SystemExit)) as error:
+        train.main([*options(tiny, questions, tmp_path / "run"), *words])
+    captured = capsys.readouterr()
+    assert expected in str(error.value) + captured.err + captured.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_on_the_cpu_is_the_same_run(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    for where in ("auto", "cpu"):
+        changes = {"beta": 0.1, "reference_device": where, "eval_every": 0, "steps": 2}
+        train.main(options(tiny, questions, tmp_path / where, **changes))
+    assert numbers(tmp_path / "auto") == numbers(tmp_path / "cpu")

@@ -4,9 +4,9 @@
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
-    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; its trainer/ continues the run,
-                             of LoRA from its adapter/, which is PEFT's; with --lora-save adapter it is PEFT's
-                             itself
+    RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; trainer/ continues the run.
+                             Of LoRA it has merged weights, and in adapter/ a directory of PEFT's; or with
+                             --lora-save adapter it is one of PEFT's itself
 
 A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
 whole or not at all; its manifest tells whether a file has changed since. No generator's state is in it,

@@ -13,8 +13,9 @@ bytes, with A = H d and B = KV d, a token takes
 
 The second line is two norms, each with its input in float32 and, in the weights' dtype, the normed copy and
 the scaled one; queries, keys, values and what attention makes of them; gate, silu(gate), up and their
-product; and the sums of attention. Frozen weights need neither normed copies nor what is multiplied with
-them, but an adapter needs its input and its r numbers (x A^T). tests/test_memory.py holds each phase against the code itself, traced.
+product; and the sums of attention. Frozen weights need no normed copies, nor what they are multiplied with;
+an adapter needs its input and r numbers (x A^T). tests/test_memory.py holds each phase against the code
+itself, traced.
 
 Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. What no
 plan knows is left alone: the CUDA context and the workspaces of libraries (RESERVE), and the holes that
@@ -201,8 +202,9 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     again = layer if config.checkpoint_activations else 0
     # The final norm, the head's rows, cos and sin.
     ends = T * ((4 + (2 - frozen) * s) * m.D + 2 * s * m.A // m.H)
-    # Gradients within a feed-forward.
-    moving = s * (2 * m.F * T + (0 if frozen else m.F * m.D) + 2 * m.D * T)
+    # Gradients within a feed-forward: three widths, of which one finds the place of what down_proj has read.
+    wide = 3 if frozen and "down_proj" not in config.lora_targets else 2
+    moving = s * (wide * m.F * T + (0 if frozen else m.F * m.D) + 2 * m.D * T)
     fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
     chunks = -(-T // fit)
     chunk = -(-T // chunks) * m.V * s

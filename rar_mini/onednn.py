@@ -4,8 +4,8 @@ PyTorch's plain linear reaches a third of a core's speed at 8 to 16 rows, which 
 oneDNN's, over weights in blocks, is twice as fast, and takes the activation and the gate of the feed-forward
 along. These are the operators that torch.compile uses to freeze models.
 
-Cost: a second copy of the weights while it lasts, with adapters merged into it, and a quarter of a second for 135M parameters each time,
-because training moves the weights in between.
+Cost: a second copy of the weights while it lasts, adapters merged into it, and a quarter of a second for 135M
+parameters each time, because training moves the weights in between.
 """
 
 from collections.abc import Callable, Iterator

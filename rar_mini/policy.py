@@ -80,7 +80,7 @@ class Policy:
         whole, part = sum(n for n, _ in numbers), sum(n for n, trains in numbers if trains)
         if part == whole:
             return f"all {whole / 1e6:.0f}M parameters"
-        return f"adapters of {part / 1e6:.2f}M parameters beside {(whole - part) / 1e6:.0f}M frozen ones"
+        return f"adapters of {part:,} parameters beside {(whole - part) / 1e6:.0f}M frozen ones"
 
 
 def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
@@ -107,7 +107,9 @@ def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> De
     try:
         decoder = _read(resolve(base), dtype, device)
     except ValueError as error:
-        raise ValueError(f"{directory} has the adapters of {base!r}, and without it they are nothing: {error}") from error
+        raise ValueError(
+            f"{directory} has the adapters of {base!r}, and without it they are nothing: {error}"
+        ) from error
     lora.merge(decoder, directory)
     return decoder
 

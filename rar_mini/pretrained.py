@@ -81,8 +81,8 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the Hugging Face model directory that a name stands for, fetching it if need be.
 
     `name` is `smollm2-135m` (the embedded default), a directory with a config.json or an adapter_config.json,
-    or a hub id such as `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what was expected, what
-    failed and what to do.
+    or a hub id such as `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what
+    was expected, what failed and what to do.
     """
     if name == NAME:
         return embedded()

@@ -99,10 +99,12 @@ def test_every_setting_is_read_and_explained() -> None:
         for above, below in zip(node.body, node.body[1:], strict=False):
             if isinstance(above, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{above.target.id} has no help"
-    readers = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("train.py", "judge.py")}
+    names = ("train.py", "rar_mini/policy.py", "judge.py")
+    readers = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+    training = readers["train.py"] + readers["rar_mini/policy.py"]
     for name in Config.__dataclass_fields__:
         if name != "preset":  # read before the others, to choose their defaults
-            assert re.search(rf"config\.{name}\b", readers["train.py"]), f"nothing reads --{name}"
+            assert re.search(rf"config\.{name}\b", training), f"nothing reads --{name}"
     asking = readers["judge.py"] + (ROOT / "rar_mini" / "endpoint.py").read_text(encoding="utf-8")
     for name in Options.__dataclass_fields__:
         read = re.search(rf"\bo(?:ptions)?\.{name}\b|names = .*\b{name}\b", asking)

@@ -68,7 +68,7 @@ def batch(tiny: Path) -> Callable[[Decoder], grpo.MicroBatch]:
 
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj",), ("v_proj", "down_proj"), ("o_proj", "up_proj")])
 def test_adapters_are_the_dense_model_of_their_merged_weights(tiny: Path, targets: tuple[str, ...]) -> None:
-    """In float64, forward and backward: the gradient of A is (alpha / r) B^T dW, that of B (alpha / r) dW A^T."""
+    """In float64, forward and backward: A has the gradient (alpha / r) B^T dW, B has (alpha / r) dW A^T."""
     decoder = adapted(tiny, torch.float64, targets)
     dense = model.load(tiny, torch.float64, "cpu")
     for name, weight in lora.merged(decoder).items():
@@ -114,7 +114,7 @@ def test_the_reference_is_the_base_exactly_over_the_same_tensors(tiny: Path) -> 
 
 
 def test_activations_that_are_computed_again_change_no_gradient(tiny: Path) -> None:
-    """The first layer's input has no gradient: a checkpoint of the old kind would have lost all of its own."""
+    """The first layer's input has no gradient: a reentrant checkpoint would have lost all of its own."""
     gradients = []
     for checkpointing in (False, True):
         decoder = adapted(tiny)
@@ -135,7 +135,8 @@ class Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
-        self.seen |= {tuple(x.shape) for x in (out if isinstance(out, tuple) else [out]) if torch.is_tensor(x)}
+        made = out if isinstance(out, tuple) else [out]
+        self.seen |= {tuple(x.shape) for x in made if torch.is_tensor(x)}
         return out
 
 
@@ -281,13 +282,13 @@ def test_the_penalty_is_against_the_base(run: Path) -> None:
 
 
 def test_resuming_gives_the_numbers_of_an_unbroken_run(run: Path, tiny: Path, tmp_path: Path) -> None:
-    """The base from the run's policy and the adapters from the checkpoint: merged weights have been rounded."""
+    """The base is the run's policy and the adapters are the checkpoint's: merged weights were rounded."""
     broken, questions = tmp_path / "run", run.parent / "questions.jsonl"
     changes = LORA | {"steps": 2, "warmup": 0.15, "lora_save": settings(run)["lora_save"]}
     train.main(options(tiny, questions, broken, **changes))
     train.main(["--resume", str(broken), "--steps", "3"])
     assert numbers(broken)[-1] == numbers(run)[-1]
-    (ours, truth) = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in (broken, run))
+    ours, truth = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in (broken, run))
     assert all(torch.equal(ours[name], truth[name]) for name in truth)
     assert checkpoint.check(broken / "checkpoints" / "step-3") == 3
 
@@ -298,7 +299,8 @@ def test_bfloat16_resumes_exactly_too(tiny: Path, tmp_path: Path, questions: Pat
     broken = tmp_path / "run"
     train.main(options(tiny, questions, broken, **changes | {"steps": 2, "warmup": 0.15}))
     train.main(["--resume", str(broken), "--steps", "3"])
-    (ours, truth) = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in (broken, tmp_path / "truth"))
+    folders = (broken, tmp_path / "truth")
+    ours, truth = (load_file(folder_of_adapters(folder) / lora.WEIGHTS) for folder in folders)
     assert all(torch.equal(ours[name], truth[name]) and ours[name].dtype == torch.bfloat16 for name in truth)
 
 
@@ -346,7 +348,7 @@ def test_reference_answers_are_learnt_by_adapters(
     train.main(options(tiny, path, tmp_path / "run", **changes))
     losses = [row["loss"] for row in records(tmp_path / "run")]
     assert losses[-1] < 0.8 * losses[0]
-    assert "adapters of 0.01M parameters beside 0M frozen ones" in capsys.readouterr().out
+    assert "adapters of 3,840 parameters beside 0M frozen ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

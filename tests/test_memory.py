@@ -458,8 +458,8 @@ def test_training_with_a_reference_on_the_cpu(checkpointed: bool, traced: Tracke
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("down_proj",)], ids=len)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("v_proj", "down_proj")], ids="-".join)
+@pytest.mark.parametrize("shape", [*SHAPES[:2], (3, 4, 128, 1024)])
 @pytest.mark.parametrize("name", THIN)
 def test_training_adapters(
     name: str,
@@ -469,6 +469,9 @@ def test_training_adapters(
     checkpointed: bool,
     traced: Tracker,
 ) -> None:
+    """Long prompts are left out: all tokens of a batch count as rows of the head, as with short ones; here
+    that is a larger part of the whole. So is, in two layers, what the first keeps before its first adapter:
+    nothing, because no gradient goes further."""
     changes = {"lora_rank": 16, "lora_targets": targets, "beta": beta}
     options = options_of(shape, dtype="bfloat16", checkpoint_activations=checkpointed, **changes)
     peak = traced_step(traced, THIN[name], options)

@@ -79,7 +79,7 @@ class Config:
 
     preset: Literal["cpu", "gpu24", "h100", "paper"] = "cpu"
     """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers,
-    `h100` fills 80 GB with them, `gpu24` trains a model of 1.5B on 24 GB"""
+    `h100` fills 80 GB with them, `gpu24` trains a model of 1.5B on 24 GB, or adapters of one of 7B"""
     domain: str = "medical"
     """questions to train on, bundled ones or with --data rar released ones: medical or science"""
     data: str | None = None
@@ -151,8 +151,8 @@ class Config:
     """of that copy: where the policy is, or cpu, from where one layer at a time visits the GPU: less memory
     there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
     lora_rank: int = 0
-    """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr; 0 trains
-    all weights"""
+    """train adapters of this rank beside frozen weights (LoRA), with about ten times the --lr that all weights
+    would want; 0 trains all weights"""
     lora_alpha: float = 32.0
     """an adapter counts alpha / rank times"""
     lora_targets: tuple[Projection, ...] = TARGETS
@@ -248,7 +248,8 @@ PRESETS = {
         keep=1,
         show_every=10,
     ),
-    # All of Qwen2.5-1.5B on a GPU of 24 GB, by the plan of memory.py; no run has chosen these numbers.
+    # All of Qwen2.5-1.5B on a GPU of 24 GB, or adapters of Qwen2.5-7B, by the plan of memory.py; no run has
+    # chosen these numbers.
     "gpu24": Config(
         preset="gpu24",
         policy="Qwen/Qwen2.5-1.5B",
@@ -259,7 +260,7 @@ PRESETS = {
         max_prompt_tokens=512,
         long_prompts="skip",
         lr=5e-6,
-        tokens_per_batch=16384,
+        tokens_per_batch=12288,
         cache_mb=4096,
         dtype="bfloat16",
         checkpoint_activations=True,

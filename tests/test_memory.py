@@ -279,11 +279,20 @@ def test_a_plan_reads_a_config_alone(
     assert planned_json(capsys, "--gpu", 8)["parameters"] == 134_515_008
 
 
-@pytest.mark.parametrize(("preset", "gpu", "config"), [("h100", 80, qwen7()), ("gpu24", 24, qwen1())])
+PRESETS_OF = {
+    "h100": (80, qwen7(), ["--preset", "h100"]),
+    "h100-penalty": (80, qwen7(), ["--preset", "h100", "--beta", 0.01, "--reference-device", "cpu"]),
+    "gpu24": (24, qwen1(), ["--preset", "gpu24"]),
+    "gpu24-adapters": (24, qwen7(), ["--preset", "gpu24", "--lora-rank", 16, "--beta", 0.01]),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS_OF)
 def test_presets_fit_the_gpu_that_they_are_for(
-    preset: str, gpu: int, config: PretrainedConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    said = planned_json(capsys, "--gpu", gpu, "--preset", preset, "--policy", config_only(tmp_path, config))
+    gpu, config, words = PRESETS_OF[name]
+    said = planned_json(capsys, "--gpu", gpu, *words, "--policy", config_only(tmp_path, config))
     assert not said["obstacles"] and max(x["peak"] for x in said["phases"].values()) < said["room"]
     # All rollouts of a step in one wave.
     s, m = said["settings"], Model(config)

@@ -99,7 +99,8 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
 def base(directory: Path) -> str | None:
     """The name of the model that the adapters in a directory are of; None if it holds none."""
     path = directory / "adapter_config.json"
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.is_file() else None
+    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
+    return json.loads(text).get("base_model_name_or_path")
 
 
 def cache_folder() -> Path:

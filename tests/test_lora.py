@@ -348,7 +348,7 @@ def test_reference_answers_are_learnt_by_adapters(
     train.main(options(tiny, path, tmp_path / "run", **changes))
     losses = [row["loss"] for row in records(tmp_path / "run")]
     assert losses[-1] < 0.8 * losses[0]
-    assert "adapters of 3,840 parameters beside 0M frozen ones" in capsys.readouterr().out
+    assert "adapters of 4,096 parameters beside 0M frozen ones" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

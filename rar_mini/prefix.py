@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 Ids = Sequence[int]
-Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA, else loop
+Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA for more than one BLOCK, else loop
+BLOCK = 128  # tokens, the side of a block of FlexAttention's mask
 
 
 @dataclass
@@ -103,15 +104,23 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 @cache
 def _compiled() -> Any:
-    """FlexAttention as a kernel, compiled once for rows of any length."""
-    return torch.compile(flex_attention, dynamic=True)
+    """FlexAttention as a kernel, compiled once for trees of any shape (and each model and gradient mode).
+
+    Not more often: after the eighth time PyTorch would call it uncompiled, which holds all T x T scores.
+    With `fullgraph` that is an error.
+    """
+    # Else sizes that are equal by chance, 9 segments and 9 heads, are taken to be equal ever after.
+    torch.fx.experimental._config.use_duck_shape = False
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = "auto") -> Packed:
     """Lay a tree out as one row of tokens. Empty segments are refused: they have no place to be read from."""
     assert tree.segments and all(len(segment) for segment in tree.segments), "an empty segment"
     if attention == "auto":
-        attention = "flex" if torch.device(device).type == "cuda" else "loop"
+        # A single block would have a kernel of its own: sizes of 1 are compiled in.
+        several = sum(map(len, tree.segments)) > BLOCK
+        attention = "flex" if several and torch.device(device).type == "cuda" else "loop"
     spans = list(pairwise(accumulate(map(len, tree.segments), initial=0)))
     paths = [[*tree.ancestors(segment), segment] for segment in range(len(spans))]
     ids, positions, masks = [], [], []
@@ -130,9 +139,10 @@ def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = 
 
 
 def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.device | str) -> Any:
-    """Which blocks of 128 x 128 tokens hold a token that sees another, and the rule for those within."""
+    """Which blocks of BLOCK x BLOCK tokens hold a token that sees another, and the rule for those within."""
     S, T = len(spans), spans[-1][1]
-    above = torch.zeros(S, S, dtype=torch.bool, device=device)  # above[s, a]: a is s or stands above it
+    size = max(S, 2)  # or a lone segment would have a kernel of its own
+    above = torch.zeros(size, size, dtype=torch.bool, device=device)  # above[s, a]: a is s or above it
     for segment, path in enumerate(paths):
         above[segment, path] = True
     lengths = torch.tensor([end - start for start, end in spans], device=device)
@@ -141,4 +151,4 @@ def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.
     def sees(batch: Tensor, head: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return above[owner[q], owner[kv]] & (kv <= q)  # an ancestor lies before its descendants
 
-    return create_block_mask(sees, None, None, T, T, device=device)
+    return create_block_mask(sees, None, None, T, T, device=device, BLOCK_SIZE=BLOCK)

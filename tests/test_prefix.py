@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
-from rar_mini import model
+from rar_mini import model, prefix
 from rar_mini.prefix import Tree, pack
 
 
@@ -71,6 +72,25 @@ def test_flex_skips_what_nothing_sees() -> None:
     blocks = pack(tree, attention="flex").blocks
     kept = int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum())
     assert kept == 5 * 3 + 4 * 4  # each segment's own triangle of 2 x 2, and each branch's view of the root
+
+
+@pytest.mark.parametrize("shape", [(0, 129), (3, 200), (15, 200)])
+def test_trees_of_any_shape_share_a_kernel(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone segment was compiled for by itself, and so was a count of segments or blocks that by chance is
+    one of the model's: 9 segments under 9 heads. After the eighth kernel PyTorch compiles no more, and with
+    no more than a warning makes all T x T scores."""
+    compiled, counter = torch.compile, CompileCounter()
+    monkeypatch.setattr(torch, "compile", lambda fn, **how: compiled(fn, backend=counter, **how))
+    monkeypatch.setattr(prefix, "flex_attention", prefix._compiled.__wrapped__())  # as on CUDA
+    torch.compiler.reset()
+    for branches, length in (shape, (5, 300), (7, 500)):
+        tree = Tree()
+        root = tree.add([0] * length)
+        for _ in range(branches):
+            tree.add([1] * 20, root)
+        packed = pack(tree, attention="flex")
+        packed.attend(0, *(torch.randn(len(packed.ids), heads, 16) for heads in (4, 2, 2)))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow

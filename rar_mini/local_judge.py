@@ -10,6 +10,7 @@ not answering the question.
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,8 @@ LETTERS = tuple((letter, f" {letter}") for letter in "ABCDEFGHIJ")
 LITTLE = 0.5
 """A model whose offered answers have less than this together is warned about."""
 
+LINE = re.compile(r"(?<=\S)\n(?=\S)")
+"""Where a prompt may be cut: what comes next decides whether several spaces are one token."""
 
 TOKENS = 8192
 """Tokens in one forward pass; the answers to one question are halved until they fit."""
@@ -139,9 +142,13 @@ class LocalJudge:
         )
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
-        # A chat template writes the beginning-of-text token itself.
-        special = first and not self.loaded.tokenizer.chat_template
-        return self.loaded.tokenizer.encode(text, add_special_tokens=special)
+        """The tokens of a prompt's beginning, or of what follows a line's end in it."""
+        encode = self.loaded.tokenizer.encode
+        if first:  # a chat template writes the beginning-of-text token itself
+            return encode(text, add_special_tokens=not self.loaded.tokenizer.chat_template)
+        # Behind a line's end, because some tokenizers put a space in front of whatever they are given.
+        end = encode("\n", add_special_tokens=False)
+        return encode("\n" + text, add_special_tokens=False)[len(end) :]
 
     def _tokens(self, offered: Sequence[Sequence[str]]) -> list[list[int]]:
         """The tokens that open each answer: those of its spellings that are one token, else its first."""
@@ -159,7 +166,8 @@ class LocalJudge:
 
 
 def _shared(texts: Sequence[str]) -> int:
-    """How many characters all texts begin with, up to the end of a line, where tokens end too, and short of
+    """How many characters all texts begin with, up to an end of a line where tokens end, too, and short of
     any text's own end."""
-    common = os.path.commonprefix(texts)
-    return common.rfind("\n", 0, min(map(len, texts)) - 1) + 1
+    until = len(os.path.commonprefix(texts)) + 1
+    ends = ({m.end() for m in LINE.finditer(text, 0, until)} for text in texts)
+    return max(set.intersection(*ends), default=0)

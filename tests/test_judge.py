@@ -1,6 +1,7 @@
 """What a judge says becomes numbers by one rule, and a failure is never a score."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from conftest import ROOT, Command, question, write_rows
 from hostile import FAULTS, OF_CHAT, Server, sometimes, truth
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import judge as judges
 from judge import Judge
@@ -729,6 +732,30 @@ def test_a_group_is_read_as_one_tree(tiny: Path) -> None:
     alone = [tree.sequence(leaf) for each in leaves for leaf in each]
     assert sum(map(len, alone)) == 80 * 590 and read <= 80 * 590 / 8
     assert len({tuple(ids) for ids in alone}) == 80
+
+
+PARTS = ["One.\n\n", "One.\n", "Two:\n", "  2. b\n", "- c \n", "\n\nd\n", "yes"]
+
+
+@pytest.mark.parametrize("kind", ["default", "prefixed"])
+def test_parts_have_the_tokens_of_the_whole(kind: str, tiny: Path, request: pytest.FixtureRequest) -> None:
+    """A paragraph's end was another token where two answers parted behind it: "\\n\\n" alone is one, and
+    before a letter two. Tokenizers of SentencePiece's kind put a space before each part."""
+    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    if kind == "default":
+        tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("default"))
+    else:
+        vocabulary = {c: i for i, c in enumerate(sorted({*"".join(PARTS), "▁"}))}
+        tokenizer = Tokenizer(models.BPE(vocabulary, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    asker.loaded = dataclasses.replace(asker.loaded, tokenizer=tokenizer)
+    ways = ["".join(way) for n in (2, 3) for way in itertools.permutations(PARTS, n)]
+    for opening in PARTS:
+        prompts = [[opening + answer + question for question in ways[:9]] for answer in ways[::21]]
+        tree, leaves = asker.tree(prompts)
+        for texts, ends in zip(prompts, leaves, strict=True):
+            assert [tree.sequence(end) for end in ends] == [tokenizer.encode(text) for text in texts]
 
 
 def test_neither_budget_nor_neighbours_change_a_verdict(

@@ -112,9 +112,12 @@ class LocalJudge:
         self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
         hidden = self.loaded.model(packed.ids, packed.positions, packed.attend)  # (T, D)
         ends = hidden[[packed.last(leaf) for each in leaves for leaf in each]]  # (G Q, D)
-        lse = (ends @ head.T).float().logsumexp(-1)  # (G Q,)
+        logits = (ends @ head.T).float()  # (G Q, V)
         # The offered rows again in float32: a bfloat16 logit of 20 is off by up to 0.06.
-        p = [(ends.float() @ head[ids].float().T - lse[:, None]).exp().sum(-1) for ids in offered]
+        every = [token for ids in offered for token in ids]
+        logits[:, every] = ends.float() @ head[every].float().T
+        lse = logits.logsumexp(-1, keepdim=True)  # (G Q, 1)
+        p = [(logits[:, ids] - lse).exp().sum(-1) for ids in offered]
         return list(torch.stack(p, dim=-1).cpu().split([len(each) for each in leaves]))
 
     def tree(self, prompts: Sequence[Sequence[str]]) -> tuple[Tree, list[list[int]]]:

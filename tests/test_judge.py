@@ -758,6 +758,22 @@ def test_parts_have_the_tokens_of_the_whole(kind: str, tiny: Path, request: pyte
             assert [tree.sequence(end) for end in ends] == [tokenizer.encode(text) for text in texts]
 
 
+def test_offered_words_have_no_more_than_all_probability(tiny: Path) -> None:
+    """In bfloat16 a logit of 20.06 is 20, and the share of the word came to 1.06."""
+    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    (yes,), (no,) = asker._tokens((("y",), ("n",)))
+    head = torch.zeros(259, 2, dtype=torch.bfloat16)
+    head[yes, 0], head[yes, 1] = 20.0, 0.0586
+
+    def ones(ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        return torch.ones(len(ids), 2, dtype=torch.bfloat16)
+
+    known = {"head": head, "config": asker.loaded.model.config, "__call__": staticmethod(ones)}
+    asker.loaded = dataclasses.replace(asker.loaded, model=type("Decoder", (), known)())
+    (p,) = asker._read([["a"]], [[yes], [no]])
+    assert 0.999 < p.sum().item() <= 1
+
+
 def test_neither_budget_nor_neighbours_change_a_verdict(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -389,7 +389,8 @@ def _inverse(mass: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
     rest = point - (cdf - sums).gather(-1, block)
     size = mass.shape[-1] // sums.shape[-1]
     within = mass.unflatten(-1, (-1, size)).take_along_dim(block[..., None], 1)[:, 0]  # (R, size)
-    return block * size + _passing(within.cumsum(-1, dtype=torch.float64), rest)
+    # Rounding may put the rest below 0, where a first token without mass would pass it.
+    return block * size + _passing(within.cumsum(-1, dtype=torch.float64), rest.clamp_min(0))
 
 
 def _passing(cdf: Tensor, point: Tensor) -> Tensor:

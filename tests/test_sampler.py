@@ -253,6 +253,17 @@ def test_draws_are_those_of_one_running_sum(V: int) -> None:
     assert draw(logits, torch.full((64,), 1 - 2**-53, dtype=torch.float64), Settings(1))[1].isfinite().all()
 
 
+def test_rounding_draws_no_token_without_mass() -> None:
+    """The number that is just where a block begins. Sums of masses as far apart as 1 and e^-30 are rounded,
+    and what was left of it within its block was below 0: less than the first token's nothing."""
+    mass = (-30 * torch.rand(1000, 512, generator=torch.Generator().manual_seed(0))).exp()
+    mass[:, 256] = 0
+    sums = sampler._sums(mass)
+    cdf = sums.cumsum(-1)
+    tokens = sampler._inverse(mass, sums, cdf[:, :1] / cdf[:, -1:])
+    assert (mass.gather(-1, tokens) > 0).all() and (tokens > 256).any()
+
+
 def test_a_broken_policy_does_not_stop_the_sampler() -> None:
     """The loss is not a number then, and train.py says so, with what it came from."""
     for settings in (Settings(1), Settings(1, temperature=0.0), Settings(1, top_p=0.5)):

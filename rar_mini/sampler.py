@@ -180,7 +180,8 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
     for leaf in leaves:
         start, end = packed.spans[leaf]
         own = (torch.cat([x[:, :, :common], x[:, :, start:end]], 2) for x in (keys, values))
-        read.append(_Prompt(hidden[packed.last(leaf)], *own))
+        # Copies: a view would keep the pass's hidden states for as long as the wave keeps its last prompt.
+        read.append(_Prompt(hidden[packed.last(leaf)].clone(), *own))
     return read
 
 

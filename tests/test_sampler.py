@@ -189,6 +189,7 @@ def test_what_all_prompts_begin_with_is_read_once(decoder: Decoder, monkeypatch:
     for one, other in zip(sampler._prefill(decoder, prompts), alone, strict=True):
         for name, value in vars(one).items():
             torch.testing.assert_close(value, getattr(other, name), atol=1e-5, rtol=1e-5)
+            assert value.untyped_storage().nbytes() == value.nbytes, f"{name} keeps the whole pass alive"
     assert read == [19 + 4 + 1 + 2]  # the second prompt keeps a token of its own, to be predicted from
 
 

@@ -88,16 +88,16 @@ def micro_batches(
     """
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
     S, N = int(teaches.sum()), int(lengths[teaches].sum())
-    divisor = {"token": torch.full_like(lengths, N), "sequence": S * lengths}.get(loss_norm)  # (P, G)
-    if divisor is None:
-        divisor = torch.full_like(lengths, S * max_new_tokens)
+    same = torch.ones_like(lengths)
+    divisors = {"token": N * same, "sequence": S * lengths, "constant": S * max_new_tokens * same}
+    weight = 1 / divisors[loss_norm]  # (P, G)
     rows = [(p, g) for p in range(len(prompts)) for g in teaches[p].nonzero()[:, 0].tolist()]
     cut = partial(_cut, rows, [len(prompt) for prompt in prompts], lengths.tolist())
     fewest = len(cut(tokens_per_batch))
     # Balanced: the smallest budget that takes no more batches. The peak of memory is the largest batch's.
     budget = bisect_left(range(tokens_per_batch), True, key=lambda budget: len(cut(budget)) <= fewest)
     packer = partial(pack, device=device, attention=attention)
-    return [_micro_batch(parts, prompts, completions, adv, 1 / divisor, packer) for parts in cut(budget)]
+    return [_micro_batch(parts, prompts, completions, adv, weight, packer) for parts in cut(budget)]
 
 
 def _cut(

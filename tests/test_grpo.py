@@ -202,6 +202,12 @@ def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:
     assert grpo.scored(reward).tolist() == [[True, False, True], [False] * 3, [False] * 3]
 
 
+def test_an_unknown_norm_is_refused(completions: list) -> None:
+    """It was taken for `constant`."""
+    with pytest.raises(KeyError, match="tokens"):
+        batches(completions, "tokens")
+
+
 def test_no_group_that_teaches_gives_no_batch(completions: list) -> None:
     none = torch.zeros(3, 3, dtype=torch.bool)
     for norm in grpo.LOSS_NORMS:

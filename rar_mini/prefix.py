@@ -131,8 +131,12 @@ def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = 
         positions.extend(range(first, length))
         if attention == "loop":
             # is_causal aligns its triangle at the top left, which is right for a root alone.
-            whole = torch.ones(len(tokens), length, dtype=torch.bool, device=device)
-            masks.append(whole.tril(first) if first else None)
+            sees = (
+                torch.ones(len(tokens), length, dtype=torch.bool, device=device).tril(first)
+                if first
+                else None
+            )
+            masks.append(sees)
     blocks = _blocks(paths, spans, device) if attention == "flex" else None
     ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
     return Packed(ids, positions, spans, paths, masks, blocks)

@@ -47,9 +47,10 @@ class Settings:
     graph: bool = True  # on CUDA, capture the decoding step in CUDA graphs
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                f"cannot sample with {self}: expected at least one token, temperature >= 0, 0 < top_p <= 1"
+                f"cannot sample with {self}: expected at least one token, temperature >= 0, 0 < top_p <= 1, "
+                "top_k >= 0"
             )
 
 
@@ -193,8 +194,8 @@ class Wave:
     grid, `back` out of it. A step reads `span` places of the cache and masks those that are not written yet.
 
     On a CPU `span` is exact and a row leaves as soon as it has finished. On a GPU a step is captured in a
-    CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when half of them can,
-    and each time another graph is captured.
+    CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when the rest fits into
+    a smaller power of two, and each time another graph is captured.
     """
 
     def __init__(

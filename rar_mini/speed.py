@@ -48,7 +48,7 @@ def work() -> list[Example]:
 
 
 def rate(actor: Policy, size: tuple[int, int, int], runs: int) -> float:
-    """Tokens a second of sampling P x G x T tokens: the median of some runs, after one to warm up."""
+    """Tokens a second of sampling P x G x T tokens: the median of `runs`, after one to warm up."""
     P, G, T = size
     requests = [
         Request(actor.encode(example), [uniforms(0, 0, example.id, g, T) for g in range(G)])
@@ -100,19 +100,20 @@ def main(argv: Sequence[str]) -> None:
     on = bench.device()
     actor = policy.load(options.policy, torch.bfloat16 if on == "cuda" else torch.float32, on)
     head = bench.conditions(on)
-    print(f"sampler on {head['device']}, torch {head['torch']}, {options.policy}, median of {options.runs}")
+    runs = f"median of {options.runs}, then one run each"
+    print(f"sampler on {head['device']}, torch {head['torch']}, {options.policy}, {runs}")
     print(f"{'prompts x group x tokens':<26} {'tok/s':>8} {'ms a step':>10}   share of limits")
     read, multiplied = limits(actor)
     rows = []
-    for work in (WORK, *(() if options.short else GROUPS + LENGTHS)):
-        P, G, T = work
-        found = rate(actor, work, options.runs if work == WORK else 1)
+    for size in (WORK, *(() if options.short else GROUPS + LENGTHS)):
+        P, G, T = size
+        found = rate(actor, size, options.runs if size == WORK else 1)
         shares = {"reading weights": found / (read * P * G), "matrix products": found / multiplied}
         shares = {name: round(share, 3) for name, share in shares.items()}
         step = 1e3 * P * G / found
         words = ", ".join(f"{share:.2f} of {name}" for name, share in shares.items())
-        print(f"{' x '.join(map(str, work)):<26} {found:>8.1f} {step:>10.2f}   {words}", flush=True)
+        print(f"{' x '.join(map(str, size)):<26} {found:>8.1f} {step:>10.2f}   {words}", flush=True)
         rows.append(
-            {"work": work, "tokens_per_second": round(found, 1), "ms_per_step": round(step, 2)} | shares
+            {"work": size, "tokens_per_second": round(found, 1), "ms_per_step": round(step, 2)} | shares
         )
     print(json.dumps(head | {"tokens_per_second": rows[0]["tokens_per_second"], "rows": rows}))

@@ -129,6 +129,10 @@ def itemsize(config: Config) -> int:
     return getattr(torch, config.dtype).itemsize
 
 
+def rolls_out(config: Config) -> bool:
+    return config.steps > 0 and not config.supervised
+
+
 def on_cpu(config: Config) -> bool:
     return config.device == "cpu"
 
@@ -142,7 +146,7 @@ def copied(config: Config) -> bool:
 def sampling(m: Model, config: Config) -> Iterator[Parts]:
     """Reading a wave's prompts, and writing its last tokens: in a step, and in a score."""
     s, n, c = itemsize(config), config.max_prompt_tokens, config.max_new_tokens
-    groups = [(config.prompts_per_step, config.group_size)] * (not config.supervised)
+    groups = [(config.prompts_per_step, config.group_size)] * rolls_out(config)
     groups += [(config.eval_questions, config.eval_samples)] * (config.eval_every > 0)
     # On a CPU in float32 the sampler holds a second copy of the weights, as oneDNN likes them.
     twice = {"weights": 2 * m.parameters * s} if on_cpu(config) and s == 4 else {}
@@ -236,6 +240,8 @@ def obstacles(m: Model, config: Config, room: float, judges: Sequence[Model] = (
     found = [f"{phase} needs {gb(peak)} GB" for phase, peak in peaks.items() if peak > room]
     if rollout(m, config) > config.cache_mb:
         found.append(f"one rollout needs --cache-mb {rollout(m, config)}")
+    if config.max_new_tokens >= m.window:
+        found.append(f"an answer of {config.max_new_tokens} tokens fills the model's window of {m.window}")
     return found
 
 
@@ -261,17 +267,19 @@ def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int |
 
 
 def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
-    """The largest group, answer and batch with which a run fits, one at a time."""
+    """The largest group, answer and batch with which a run fits, one at a time; of those that act in it."""
     answer = max(1, m.window - config.max_prompt_tokens)
     step = config.prompts_per_step * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
-    ends = {"group_size": (2, 1024), "max_new_tokens": (1, answer), "tokens_per_batch": (1, step)}
+    ends = {"group_size": (2, 1024)} if rolls_out(config) else {}
+    ends |= {"max_new_tokens": (1, answer)} | ({"tokens_per_batch": (1, step)} if config.steps else {})
     return {name: largest(fits, config, name, low, high) for name, (low, high) in ends.items()}
 
 
 def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
     """The smallest sets of options that make a run fit, with values as near to the run's own as can be."""
     least = {"checkpoint_activations": True, "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
-    least |= {"group_size": min(2, config.group_size), "max_new_tokens": -(-config.max_new_tokens // 8)}
+    answer = min(-(-config.max_new_tokens // 8), m.window - 1)
+    least |= {"group_size": min(2, config.group_size), "max_new_tokens": answer}
     least |= {"reference_device": "cpu"} if copied(config) else {}
     least |= {"beta": 0, "dtype": "bfloat16", "lora_rank": config.lora_rank or 16}
     least = {name: value for name, value in least.items() if value != getattr(config, name)}
@@ -337,7 +345,8 @@ def table(said: dict[str, Any]) -> str:
         f"{gb(parts['peak'])} with {how} ({gb(parts['activations'])})"
         for how, parts in said["training"].items()
     )
-    lines.append(f"  training peaks at {', '.join(peaks)}")
+    if s["steps"]:
+        lines.append(f"  training peaks at {', '.join(peaks)}")
     less = f"{HOLES:.0%} and {RESERVE / 2**30:.0f} GiB for what no plan knows"
     lines.append(f"  room: {gb(said['room'])} GB, {said['gpu'] / 2**30:.1f} GiB less {less}")
     most = (option(name, value) for name, value in said["largest"].items() if value)

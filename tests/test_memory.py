@@ -359,6 +359,30 @@ def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFi
     assert not said["obstacles"] and said["phases"]["training"]["peak"] == 2 * Model(qwen7()).parameters
 
 
+def test_a_plan_of_what_does_not_happen(capsys: pytest.CaptureFixture) -> None:
+    """A run without steps draws no groups and has no batch, sft no groups; both were advised on."""
+    scored = planned_json(capsys, "--gpu", 8, "--steps", 0)
+    assert scored["largest"].keys() == {"max_new_tokens"}
+    wide = planned_json(capsys, "--gpu", 8, "--steps", 0, "--group-size", 1024, "--prompts-per-step", 32)
+    assert wide["phases"] == scored["phases"]
+    train.main(["--plan", "--gpu", "8", "--steps", "0"])
+    assert "training peaks" not in capsys.readouterr().out
+    taught = planned_json(capsys, "--gpu", 8, "--method", "sft")
+    assert taught["largest"].keys() == {"max_new_tokens", "tokens_per_batch"}
+
+
+@pytest.mark.parametrize("answer", [8192, 100_000])
+def test_an_answer_longer_than_the_window_is_no_matter_of_memory(
+    answer: int, capsys: pytest.CaptureFixture
+) -> None:
+    """The plan of 100,000 tokens from a model that reads 8,192 said that --cache-mb 2220 makes it fit."""
+    words = ("--gpu", 1000, "--cache-mb", 65_536)
+    said = planned_json(capsys, *words, "--max-new-tokens", answer)
+    assert said["obstacles"] == [f"an answer of {answer} tokens fills the model's window of 8192"]
+    assert said["remedies"] == [{"max_new_tokens": 8191}]
+    assert not planned_json(capsys, *words, "--max-new-tokens", 8191)["obstacles"]
+
+
 def test_a_judge_on_the_same_gpu_counts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = config_only(tmp_path, qwen1())
     words = ("--gpu", 24, "--policy", folder, "--judge", f"local:{folder}")

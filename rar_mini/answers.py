@@ -39,7 +39,7 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answering:
-    """Who answers what, and how. The text under a field is its help."""
+    """Who answers what, and how."""
 
     policy: str = "smollm2-135m"
     """a run (its newest checkpoint), a model's directory, a hub id, or chat:NAME for a server's model"""

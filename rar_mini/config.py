@@ -1,6 +1,7 @@
 """Every setting of a run, of a judge and of asking a server, with its default and its help; the presets.
 
-What a run was started with stands in its config.json; `options.py` turns command lines into these and back.
+The text under a field is its help. What a run was started with stands in its config.json; `options.py` turns
+command lines into these and back.
 """
 
 import math
@@ -20,7 +21,7 @@ TARGETS: tuple[Projection, ...] = get_args(Projection)
 
 @dataclass(frozen=True)
 class Asking:
-    """How a server is asked. The text under a field is its help."""
+    """How a server is asked."""
 
     concurrency: int = 32
     """requests to a server that are under way at once"""
@@ -56,7 +57,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Options(Asking):
-    """How a judge is asked. The text under a field is its help."""
+    """How a judge is asked."""
 
     criteria_per_call: int | Literal["all"] | None = None
     """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
@@ -75,7 +76,7 @@ class Options(Asking):
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of a run. The text under a field is its help."""
+    """Every setting of a run."""
 
     preset: Literal["cpu", "gpu24", "h100", "paper"] = "cpu"
     """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers,

@@ -65,7 +65,7 @@ class Rubric:
 
 @dataclass(frozen=True)
 class Design:
-    """What becomes of a rubric before it is judged. The text under a field is its help.
+    """What becomes of a rubric before it is judged.
 
     Signed points (HealthBench) have no categories: with anything but the defaults, such a row is refused.
     """

@@ -70,7 +70,10 @@ def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | No
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m rar_mini.data", description=__doc__, allow_abbrev=False)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m rar_mini.data", description=__doc__, allow_abbrev=False, formatter_class=as_written
+    )
     parser.add_argument("--stats", action="store_true", required=True, help="count, and print the tables")
     parser.add_argument("--data", help="as for train.py: rar, a file or a directory; else the bundled sample")
     parser.add_argument("--domain", default="medical", choices=tuple(hub.RELEASED), help="whose figures, too")
@@ -82,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         examples = data.load(source, domain, options.revision, **how)
     except ValueError as error:
-        sys.exit(f"data.py: {error}")
+        sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     name = f"rar at {hub.fetch(domain, options.revision)[1]}" if source == "rar" else source or "bundled"

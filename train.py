@@ -1,6 +1,9 @@
 """Trains a policy with GRPO on rewards from a rubric: the whole algorithm in one column.
 
     python train.py --domain medical
+    python train.py --resume RUN       # go on with a run; its options: --resume RUN --help
+    python train.py --plan --gpu 80    # whether a run fits a GPU of 80 GiB; --plan --help
+    python train.py --bench            # how long a step takes here; --bench --help
 
 One step, for P questions with G rollouts each:
 
@@ -468,9 +471,10 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
 
 def bench(argv: list[str]) -> None:
     """Time whole steps on the benchmark's work, which no end token cuts short; nothing is written."""
-    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, add_help=False)
-    parser.add_argument("--bench", action="store_true")
-    parser.add_argument("--runs", type=int, default=5)
+    usage = "train.py --bench [--runs RUNS] [options of training; sizes and judge are the benchmark's own]"
+    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description="Time whole steps.")
+    parser.add_argument("--bench", action="store_true", help="measure a step; nothing is written")
+    parser.add_argument("--runs", type=speed.counted, default=5, help="of which the median is taken")
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}

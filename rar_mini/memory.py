@@ -377,14 +377,18 @@ def gb(x: float) -> str:
 
 def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
     """`train.py --plan`. `parse` makes settings of the options that are train.py's own."""
-    parser = argparse.ArgumentParser("train.py --plan", allow_abbrev=False, add_help=False)
-    parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--gpu", type=float, metavar="GIB", required=True)
-    parser.add_argument("--json", action="store_true")
+    usage = "train.py --plan --gpu GIB [--json] [options of training]"
+    about = "What a run would hold in memory, and what would make it fit; needs no GPU."
+    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description=about)
+    parser.add_argument("--plan", action="store_true", help="print the plan; nothing is loaded or written")
+    parser.add_argument("--gpu", type=float, metavar="GIB", required=True, help="the GPU's memory in GiB")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, in bytes")
     options, rest = parser.parse_known_args(argv)
     if not 0 < options.gpu < 1e6:
         raise ValueError(f"--gpu {options.gpu:g}: expected the memory of a GPU in GiB")
     preset = any(word.split("=")[0] == "--preset" for word in rest)
     config = parse(rest if preset else ["--dtype", "bfloat16", *rest])
+    if config.device == "cpu":
+        raise ValueError("--device cpu: expected none, or a GPU: --plan is of GPUs only")
     said = document(replace(config, device="cuda"), options.gpu * 2**30)
     print(json.dumps(said, indent=2) if options.json else table(said))

@@ -1,5 +1,6 @@
 """Settings: from a command line, which answers a mistake with the nearest option, into a file and back."""
 
+import argparse
 import dataclasses
 import difflib
 import sys
@@ -60,6 +61,13 @@ def refuse_outside(settings: Any, bounds: dict[str, tuple[float, float]]) -> Non
         if isinstance(value, int | float) and not low <= value <= high:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+
+
+def counted(word: str) -> int:
+    """A type for argparse: a whole number from 1 on."""
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {word!r}")
+    return int(word)
 
 
 def names(settings: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ is the second.
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,6 +22,7 @@ import torch
 from rar_mini import policy
 from rar_mini.data import Example
 from rar_mini.kernels import bench
+from rar_mini.options import counted
 from rar_mini.policy import Policy
 from rar_mini.report import Clock
 from rar_mini.rubric import Criterion, Rubric
@@ -91,12 +93,26 @@ def training(name: str, actor: Policy, step: Callable[[Clock], object], runs: in
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("python -m rar_mini.sampler", description=__doc__)
+    """The command line: what it refuses ends in one line, without a traceback."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m rar_mini.sampler", description=__doc__, formatter_class=as_written
+    )
     parser.add_argument("--bench", action="store_true", required=True, help="measure the sampler")
     parser.add_argument("--policy", default="smollm2-135m", help="as for train.py")
-    parser.add_argument("--runs", type=int, default=5, help="of which the median is taken")
+    parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
     parser.add_argument("--short", action="store_true", help="leave out how the cost grows")
     options = parser.parse_args(argv)
+    try:
+        table(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print how many tokens a second the sampler draws, beside the limits, and how the cost grows."""
     on = bench.device()
     actor = policy.load(options.policy, torch.bfloat16 if on == "cuda" else torch.float32, on)
     head = bench.conditions(on)

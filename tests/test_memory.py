@@ -416,6 +416,8 @@ def test_a_table_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture) 
         train.main(["--plan", "--gpu", "0", *words])
     with pytest.raises(ValueError, match="no option --group-sizes: did you mean --group-size"):
         train.main(["--plan", "--gpu", "80", "--group-sizes", "4"])
+    with pytest.raises(ValueError, match="--device cpu: expected none, or a GPU"):
+        train.main(["--plan", "--gpu", "80", "--device", "cpu"])
 
 
 # --- against the code ---------------------------------------------------------------------------------------

@@ -315,3 +315,14 @@ def test_the_benchmark_ends_with_its_numbers(tiny: Path, capsys: pytest.CaptureF
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["tokens_per_second"] > 0 and found["rows"][0]["work"] == [2, 8, 64]
     assert 0 < found["rows"][0]["matrix products"] < 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--policy", "nope"], "no model 'nope'"), (["--runs", "0"], "1 on")]
+)
+def test_what_the_benchmark_refuses_ends_without_a_traceback(
+    words: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        speed.main(["--bench", *words])
+    assert said in f"{stopped.value}{capsys.readouterr().err}"

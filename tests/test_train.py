@@ -418,6 +418,29 @@ def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_n
     assert sum(rewards[-5:]) / 5 > 0.8
 
 
+HELP = {
+    "--help": ("--resume RUN", "--plan --gpu 80", "--bench"),
+    "--resume RUN --help": ("--step ", "--max-usd"),
+    "--plan --help": ("--gpu GIB", "--json", "options of training"),
+    "--bench --help": ("--runs RUNS", "options of training"),
+}
+
+
+@pytest.mark.parametrize("words", HELP)
+def test_help_shows_every_way_to_start(words: str, capsys: pytest.CaptureFixture) -> None:
+    """`--plan --help` asked for --gpu, and no help named --resume, --plan or --bench."""
+    with pytest.raises(SystemExit) as done:
+        train.main(words.split())
+    said = capsys.readouterr().out
+    assert not done.value.code and all(word in said for word in HELP[words])
+
+
+def test_a_benchmark_of_no_runs_is_refused(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--bench", "--runs", "0"])
+    assert "expected a whole number from 1 on, got '0'" in capsys.readouterr().err
+
+
 BARE = [{"id": "q", "question": "What?", "reference_answer": "That.", "rubric": []}]
 WEIGHTLESS = [question(0, rubric=[{"title": "A", "description": "Mentions a.", "weight": 0}])]
 DROPPED = [question(0, rubric=[{"title": "A", "description": "Pitfall Criteria: A.", "weight": -1}])]

@@ -410,7 +410,7 @@ def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_n
     rows = [question(i, rubric=[item]) for i in range(2)]
     folder = tmp_path / "run"
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    words = options(tiny, path, folder, steps=40, max_new_tokens=2, group_size=32, lr=1e-2, save_every=0)
+    words = options(tiny, path, folder, steps=24, max_new_tokens=2, group_size=32, lr=2e-2, save_every=0)
     words += ["--eval-every", "0", "--loss-norm", loss_norm, "--advantage-scale", scale, "--show-every", "0"]
     train.main(words)
     rewards = [row["reward"] for row in records(folder)]

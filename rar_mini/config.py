@@ -249,28 +249,20 @@ PRESETS = {
         keep=1,
         show_every=10,
     ),
-    # All of Qwen2.5-1.5B on a GPU of 24 GB, or adapters of Qwen2.5-7B, by the plan of memory.py; no run has
-    # chosen these numbers.
-    "gpu24": Config(
-        preset="gpu24",
-        policy="Qwen/Qwen2.5-1.5B",
-        steps=100,
-        prompts_per_step=4,
-        group_size=16,
-        max_new_tokens=1024,
-        max_prompt_tokens=512,
-        long_prompts="skip",
-        lr=5e-6,
-        tokens_per_batch=12288,
-        cache_mb=4096,
-        dtype="bfloat16",
-        checkpoint_activations=True,
-        eval_every=50,
-        eval_samples=1,
-        save_every=50,
-        keep=1,
-        show_every=10,
-    ),
 }
-# The paper's numbers on 80 GB, by the same plan: larger batches, and a step's rollouts in one wave.
+# Both by the plan of memory.py; no run has chosen these numbers. The paper's on 80 GB: larger batches, and a
+# step's rollouts in one wave.
 PRESETS["h100"] = replace(PRESETS["paper"], preset="h100", tokens_per_batch=16384, cache_mb=20480)
+# 24 GB: all of Qwen2.5-1.5B, or adapters of Qwen2.5-7B, with shorter answers.
+PRESETS["gpu24"] = replace(
+    PRESETS["paper"],
+    preset="gpu24",
+    policy="Qwen/Qwen2.5-1.5B",
+    judge="auto",
+    method="rar-explicit",
+    steps=100,
+    prompts_per_step=4,
+    max_new_tokens=1024,
+    tokens_per_batch=12288,
+    cache_mb=4096,
+)

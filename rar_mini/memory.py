@@ -46,6 +46,17 @@ RESERVE, HOLES = 2**30, 0.05
 PARTS = ("weights", "gradients", "moments", "head gradient", "activations", "log-prob chunk", "KV cache")
 PARTS += ("prompt cache", "reference", "local judge")
 
+KNOWN = {
+    pretrained.NAME: pretrained.CONFIG,
+    "Qwen/Qwen2.5-7B": {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584}
+    | {"intermediate_size": 18_944, "num_attention_heads": 28, "num_key_value_heads": 4}
+    | {"vocab_size": 152_064, "tie_word_embeddings": False, "max_position_embeddings": 131_072},
+    "Qwen/Qwen2.5-1.5B": {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 1536}
+    | {"intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
+    | {"vocab_size": 151_936, "tie_word_embeddings": True, "max_position_embeddings": 131_072},
+}
+"""What the config.json of the presets' policies says, so that their plans need no network."""
+
 Parts = dict[str, int]
 """Bytes by part."""
 
@@ -95,8 +106,8 @@ class Model:
 def read(name: str) -> Model:
     """The model of a name that `pretrained.resolve` takes, from its config.json alone; of adapters, their
     base."""
-    if name == pretrained.NAME:
-        return Model(AutoConfig.for_model(**pretrained.CONFIG))
+    if name in KNOWN:
+        return Model(AutoConfig.for_model(**KNOWN[name]))
     directory = pretrained.resolve(name, ["config.json"])
     base = pretrained.base(directory)
     return Model(read_config(directory)) if base is None else read(base)

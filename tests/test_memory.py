@@ -28,7 +28,7 @@ from conftest import byte_tokenizer
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 import train
 from rar_mini import local_judge, lora, memory, prefix, pretrained, sampler
@@ -45,23 +45,11 @@ from rar_mini.wires import Asked
 META = torch.device("meta")
 
 
-def qwen7(**changes: object) -> Qwen2Config:
-    """Qwen/Qwen2.5-7B, whose config.json the tests do not fetch."""
-    numbers = {
-        "vocab_size": 152_064,
-        "hidden_size": 3584,
-        "intermediate_size": 18_944,
-        "num_hidden_layers": 28,
-    }
-    numbers |= {"num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 131_072}
-    return Qwen2Config(**numbers | {"tie_word_embeddings": False} | changes)
+def known(name: str, **changes: object) -> PretrainedConfig:
+    return AutoConfig.for_model(**memory.KNOWN[name] | changes)
 
 
-def qwen1(**changes: object) -> Qwen2Config:
-    """Qwen/Qwen2.5-1.5B."""
-    numbers = {"vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
-    numbers |= {"num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 131_072}
-    return Qwen2Config(**numbers | {"tie_word_embeddings": True} | changes)
+qwen7, qwen1 = partial(known, "Qwen/Qwen2.5-7B"), partial(known, "Qwen/Qwen2.5-1.5B")
 
 
 # --- the trace ----------------------------------------------------------------------------------------------
@@ -269,8 +257,8 @@ def test_a_plan_reads_a_config_alone(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     here = planned_json(capsys, "--gpu", 80, "--policy", folder)
-    there = planned_json(capsys, "--gpu", 80, "--policy", "Qwen/Qwen2.5-7B")
-    assert asked == [("Qwen/Qwen2.5-7B", ["config.json"])]
+    there = planned_json(capsys, "--gpu", 80, "--policy", "Qwen/Qwen2.5-7B-Instruct")
+    assert asked == [("Qwen/Qwen2.5-7B-Instruct", ["config.json"])]
     assert here["settings"]["dtype"] == "bfloat16" and here["phases"] == there["phases"]
     for parts in here["phases"].values():
         stays = parts["weights"] + parts["moments"]

@@ -834,17 +834,8 @@ def test_score_writes_one_line_an_answer_in_order(tmp_path: Path) -> None:
     rubric = question(0)["rubric"][-3:]
     rows = [question(0, response=text, rubric=rubric) for text in ("Fever, o.", "Take aspirin.")]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    line = [
-        sys.executable,
-        ROOT / "judge.py",
-        "score",
-        path,
-        "--judge",
-        "keyword",
-        "--method",
-        "rar-explicit",
-    ]
-    done = subprocess.run([*line, "--out", out], capture_output=True, text=True)
+    line = [sys.executable, ROOT / "judge.py", "score", path, "--judge", "keyword", "--out", out]
+    done = subprocess.run([*line, "--method", "rar-explicit"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["q0", "q0"]

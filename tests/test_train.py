@@ -354,17 +354,16 @@ def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path
 
 @contextlib.contextmanager
 def limited_files(size: int) -> Iterator[None]:
-    """As if the disk were full after `size` bytes of a file: the write fails, with a reason."""
+    """As if the disk were full after `size` bytes of a file: the write fails with a reason (Python ignores
+    the signal)."""
     import resource
 
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @pytest.mark.parametrize("size", [1_000, 20_000, 200_000])  # fits no records, no weights, no moments

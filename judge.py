@@ -38,7 +38,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import data, keyword_judge, prompts, show, wires
+from rar_mini import data, keyword_judge, prompts, ranks, show, wires
 from rar_mini.config import Options
 from rar_mini.data import Example
 from rar_mini.endpoint import Endpoint, Failure, Request
@@ -81,6 +82,12 @@ class Scores:
     def reward(self) -> Tensor:
         """(P, G), NaN where an item that weighs something has no verdict."""
         return group_advantage(self.verdict, self.weight, scale="none")[0]
+
+    def filled(self, other: "Scores") -> "Scores":
+        """These scores, and where they have none, what another process was told of the same responses."""
+        pairs = ((self.verdict, other.verdict), (self.rating, other.rating))
+        verdict, rating = (torch.where(a.isnan(), b, a) for a, b in pairs)
+        return replace(self, verdict=verdict, rating=rating)
 
     def rows(self, p: int, g: int) -> list[dict]:
         """The verdicts on one response, as they stand in a file: null where there is none."""
@@ -217,18 +224,33 @@ class Judge:
         progress: str | None = None,
         repeat: int = 0,
     ) -> Scores:
-        """Ask about responses[p][g], G to each of P examples.
+        """Ask about responses[p][g], G to each of P examples: each rank about its share of them, for all.
 
         `progress` names a progress bar, None shows none; another `repeat` asks the same anew. Raises
         ConnectionError if a server never answered, OverBudget before --max-usd is passed.
         """
         self.check(examples)
+        try:
+            said = ranks.attempt(lambda: self._score(examples, responses, progress, repeat))
+        finally:
+            self.ledger.pool()
+        return reduce(Scores.filled, said)
+
+    def _score(
+        self,
+        examples: Sequence[Example],
+        responses: Sequence[Sequence[str]],
+        progress: str | None,
+        repeat: int,
+    ) -> Scores:
+        """The scores of this rank's share of the examples, NaN of the others."""
         rubrics = [self.rubric(example) for example in examples]
         P, G, K = len(examples), len(responses[0]), max(map(len, rubrics))
         verdict = torch.full((P, G, K), NAN)
         weight = torch.tensor([r.weights + [0.0] * (K - len(r)) for r in rubrics])  # (P, K)
         rating = torch.full((P, G), NAN)
-        places = [(p, g, ks) for p in range(P) for g in range(G) for ks in self._portions(rubrics[p])]
+        own = ranks.share(range(P))
+        places = [(p, g, ks) for p in own for g in range(G) for ks in self._portions(rubrics[p])]
         visible = [
             [wires.inert(wires.without_thoughts(response)) for response in group] for group in responses
         ]
@@ -259,7 +281,7 @@ class Judge:
 
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called, for metrics.jsonl."""
-        mass, self.mass = self.mass, []
+        mass, self.mass = sum(ranks.gather(self.mass), []), []
         return self.ledger.metrics() | ({"judge/mass": sum(mass) / len(mass)} if mass else {})
 
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:

@@ -45,6 +45,7 @@ import dataclasses
 import math
 import sys
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,14 +59,14 @@ from tqdm import tqdm
 
 import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, hub, memory, policy, report, speed
+from rar_mini import checkpoint, data, grpo, hub, memory, policy, ranks, report, speed
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import from_json, refuse_unknown, to_json
+from rar_mini.options import refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 
@@ -110,8 +111,8 @@ class Rollouts:
 def roll_out(
     config: Config, actor: Policy, judge: Judge, drawn: Drawn, G: int, key: int | str, clock: report.Clock
 ) -> Rollouts:
-    """Sample G answers to each drawn question and have them judged. `key` names the random streams: a step,
-    or "eval"."""
+    """Sample G answers to each drawn question and have them judged, by all ranks together. `key` names the
+    random streams: a step, or "eval"."""
     examples = [example for example, _ in drawn]
     requests = []
     for example, visit in drawn:
@@ -120,9 +121,11 @@ def roll_out(
         requests.append(Request(actor.encode(example), draws))
     budget = config.cache_mb * 2**20
     settings = Settings(config.max_new_tokens, config.temperature, cache_bytes=budget, graph=config.graph)
-    total = len(drawn) * G * config.max_new_tokens
+    own = ranks.share(requests)
+    total = len(own) * G * config.max_new_tokens
     with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
-        completions = sample(actor.model, requests, actor.ends, settings, bar.update)
+        shares = ranks.attempt(lambda: sample(actor.model, own, actor.ends, settings, bar.update))
+    completions = ranks.merge(shares)  # P x G
     responses = [[actor.decode(completion.ids) for completion in group] for group in completions]
     with clock("judge"):
         scores = judge.score(examples, responses, progress="judging")
@@ -146,14 +149,16 @@ def recite(actor: Policy, drawn: Drawn) -> Rollouts:
 def update(
     config: Config, actor: Policy, reference: Policy | None, optimizer: AdamW, rollouts: Rollouts
 ) -> dict[str, float]:
-    """Train on one batch of rollouts. Returns loss, gradient norm and token metrics, of the last inner epoch;
-    {} if no group teaches, and then nothing moves: AdamW's momentum would otherwise go on by itself."""
+    """Train on one batch of rollouts, each rank on its share. Returns loss, gradient norm and token metrics,
+    of the last inner epoch; {} if no group teaches, and then nothing moves: AdamW's momentum would otherwise
+    go on by itself."""
     teaches = grpo.scored(rollouts.reward) | config.supervised  # (P, G)
     batches = grpo.micro_batches(
         rollouts.prompts,
         rollouts.completions,
         rollouts.adv,
         teaches,
+        own=ranks.share(range(len(rollouts.prompts))),
         loss_norm=config.loss_norm,
         max_new_tokens=config.max_new_tokens,
         tokens_per_batch=config.tokens_per_batch,
@@ -161,7 +166,7 @@ def update(
         attention=config.attention,
     )
     metrics: dict[str, float] = {}
-    for epoch in range(config.inner_epochs if batches else 0):
+    for epoch in range(config.inner_epochs if teaches.any() else 0):
         parts = []
         for batch in tqdm(batches, desc="training", leave=False, disable=None):
             logp, entropy = grpo.token_logp(actor.model, batch, config.temperature)  # (N,), (N,)
@@ -180,6 +185,8 @@ def update(
             )
             loss.backward()
             parts.append(sums | {"entropy": entropy.detach().sum()})
+        parts = sum(ranks.gather([{name: float(x) for name, x in part.items()} for part in parts]), [])
+        ranks.add_gradients(actor.model.parameters())
         grads = [p.grad for p in actor.model.parameters() if p.requires_grad]
         norm = torch.nn.utils.get_total_norm(grads).item()
         metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
@@ -253,6 +260,7 @@ def questions(config: Config, actor: Policy, judge: Judge) -> Splits:
             f"--prompts-per-step {config.prompts_per_step} is more than the {len(splits['train'])} questions "
             "to train on; lower it or bring more"
         )
+    ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
     return splits
 
 
@@ -274,7 +282,9 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     splits = questions(config, actor, judge)
     scored = {split: data.spread(rows, config.eval_questions) for split, rows in splits.items()}
     # Made now that nothing is left to be refused.
-    run = run or Run.create(config.out, to_json(config), judge_prompts=judge.prompts.digest)
+    ranks.refuse_unlike("weights", lambda: policy.checksum(actor))
+    prompts = judge.prompts.digest
+    run = run or ranks.first(lambda: Run.create(config.out, to_json(config), judge_prompts=prompts))
     judge.ledger.carry(run.steps("metrics.jsonl"))
     announce(config, actor, judge, why, splits, scored, run)
     before = after = score_before(config, actor, (judge, gold), scored, run, first)
@@ -308,15 +318,21 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         run.append("rollouts.jsonl", recent[-1])
         run.append("metrics.jsonl", [metrics | judge.metrics()])
         say(config, step, first, metrics, rollouts)
-        if stop or (config.save_every and (last or step % config.save_every == 0)):
+        stopping = any(ranks.gather(bool(stop)))
+        if stopping or (config.save_every and (last or step % config.save_every == 0)):
             run.save(step, actor, optimizer, config.keep)
-        if stop and not last:
+        if stopping and not last:
             raise KeyboardInterrupt
-    for name, asked in (("judge", judge), ("gold", gold)):
-        if asked and (asked.endpoint or asked.ledger.failures):
-            print(f"{name:<9}{asked.ledger.line()}")
-            asked.close()
+    close(judge, gold)
     print(report.conclusion(before, after, run.folder, config.steps))
+
+
+def close(*asked: Judge | None) -> None:
+    """What the judges were asked, and the end of their connections."""
+    for name, judge in zip(("judge", "gold"), asked, strict=True):
+        if judge and (judge.endpoint or judge.ledger.failures):
+            print(f"{name:<9}{judge.ledger.line()}")
+            judge.close()
 
 
 def announce(
@@ -355,6 +371,12 @@ def settle(config: Config) -> tuple[Config, str]:
     judge, why = judges.choose(config.judge)
     gold = judges.choose(config.gold_judge)[0] if config.gold_judge else None
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    ranks.claim(device)
+    if config.prompts_per_step < ranks.world:
+        raise ValueError(
+            f"--prompts-per-step {config.prompts_per_step} with {ranks.world} processes: expected a question "
+            "for each; raise it, or lower --nproc-per-node"
+        )
     if config.attention == "flex" and not device.startswith("cuda"):
         raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
     path = Path(config.policy)
@@ -439,36 +461,6 @@ def parse(argv: list[str]) -> Config:
     return config
 
 
-def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
-    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
-    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
-    parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
-    parser.add_argument("--steps", type=int, help="go on to this many steps")
-    parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
-    parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
-    options = parser.parse_args(argv)
-    run, written = Run.reopen(options.resume)
-    config = from_json(PRESETS["cpu"], written["settings"])
-    if options.max_usd is not None:
-        judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
-        config = dataclasses.replace(config, judging=judging)
-    for difference in checkpoint.differences(written):
-        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
-    found, done = run.start(options.step)
-    if options.steps is not None:
-        if options.steps < max(config.steps, done):
-            raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
-        # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        warmup = config.warmup * (config.steps or options.steps) / options.steps
-        config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
-    if done >= config.steps:
-        raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
-    run.describe(written | {"settings": to_json(config)})
-    run.rewind(done)
-    print(f"resume   {run.folder} after step {max(done, 0)}")
-    return config, run, found
-
-
 def bench(argv: list[str]) -> None:
     """Time whole steps on the benchmark's work, which no end token cuts short; nothing is written."""
     usage = "train.py --bench [--runs RUNS] [options of training; sizes and judge are the benchmark's own]"
@@ -494,14 +486,15 @@ def bench(argv: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     named = {word.split("=")[0] for word in argv}
-    if "--resume" in named:
-        train(*reopen(argv))
-    elif "--bench" in named:
-        bench(argv)
-    elif "--plan" in named:
-        memory.main(argv, parse)
-    else:
-        train(parse(argv))
+    with ranks.joined():
+        if "--resume" in named:
+            train(*ranks.first(lambda: checkpoint.reopen(argv)))
+        elif "--bench" in named:
+            bench(argv)
+        elif "--plan" in named:
+            memory.main(argv, parse)
+        else:
+            train(ranks.first(lambda: parse(argv)))
 
 
 if __name__ == "__main__":

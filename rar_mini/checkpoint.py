@@ -14,6 +14,8 @@ because none exists: every random number of a run is a function of (seed, step, 
 and so is the order of the data.
 """
 
+import argparse
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +24,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,14 +33,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from rar_mini.policy import Policy
+from rar_mini import ranks
+from rar_mini.config import PRESETS, Config
+from rar_mini.options import from_json, to_json
+from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
 class Run:
-    """A run's folder. `create` makes a new one and `reopen` continues one."""
+    """A run's folder. `create` makes a new one and `reopen` continues one. Of several ranks the first one
+    writes, and all read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,17 +75,20 @@ class Run:
             ) from error
         return cls(folder), config
 
+    @ranks.by_first
     def describe(self, config: dict[str, Any]) -> None:
         """Write config.json."""
         with self._writing():
             write_json(self.folder / "config.json", config)
 
+    @ranks.by_first
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         """Add lines to a record and hand them to the system. NaN is an error here: JSON has none."""
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with self._writing(), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
 
+    @ranks.by_first
     def rewind(self, step: int) -> None:
         """Drop what came after a step, half a line of a record included: it will be done again."""
         for path in (self.folder / name for name in RECORDS):
@@ -131,7 +141,14 @@ class Run:
             raise ValueError(f"{error}; {way}") from error
 
     def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-        """Write checkpoints/step-N whole or not at all, then drop all but the newest `keep`."""
+        """Write checkpoints/step-N whole or not at all, then drop all but the newest `keep`.
+
+        All ranks wait for it. Raises ValueError where their weights have drifted apart.
+        """
+        ranks.refuse_unlike("weights", lambda: checksum(policy))
+        return ranks.first(lambda: self._save(step, policy, optimizer, keep))
+
+    def _save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
         final = self.folder / "checkpoints" / f"step-{step}"
         if final.exists():
             return final
@@ -151,6 +168,7 @@ class Run:
             _remove(old)
         return final
 
+    @ranks.by_first
     def keep_evidence(self, step: int, decoder: torch.nn.Module, rollouts: list[dict[str, Any]]) -> Path:
         """Write nonfinite-step-N.json: statistics of every weight and gradient, and the step's rollouts."""
         tensors = {}
@@ -269,7 +287,7 @@ def environment() -> dict[str, Any]:
         revision = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         revision = None
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads()}
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "ranks": ranks.world}
     return {"versions": versions, "machine": machine, "git": revision}
 
 
@@ -277,7 +295,9 @@ def differences(written: dict[str, Any]) -> list[str]:
     """What the environment of a run's config.json and this one differ in, in words."""
     now = environment()
     flat = {
-        when: {"git revision": config.get("git"), **config.get("versions", {}), **config.get("machine", {})}
+        when: {"ranks": 1, "git revision": config.get("git")}
+        | config.get("versions", {})
+        | config.get("machine", {})
         for when, config in (("then", written), ("now", now))
     }
     names = sorted(flat["then"].keys() | flat["now"].keys())
@@ -289,9 +309,40 @@ def differences(written: dict[str, Any]) -> list[str]:
     ]
 
 
+def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
+    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
+    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
+    parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
+    parser.add_argument("--steps", type=int, help="go on to this many steps")
+    parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
+    parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
+    options = parser.parse_args(argv)
+    run, written = Run.reopen(options.resume)
+    config = from_json(PRESETS["cpu"], written["settings"])
+    if options.max_usd is not None:
+        judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
+        config = dataclasses.replace(config, judging=judging)
+    for difference in differences(written):
+        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
+    found, done = run.start(options.step)
+    if options.steps is not None:
+        if options.steps < max(config.steps, done):
+            raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
+        # The warm-up stays as long as it was: a share of more steps would lower the rate again.
+        warmup = config.warmup * (config.steps or options.steps) / options.steps
+        config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
+    if done >= config.steps:
+        raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
+    run.describe(written | {"settings": to_json(config)})
+    run.rewind(done)
+    print(f"resume   {run.folder} after step {max(done, 0)}")
+    return config, run, found
+
+
 def stop_on_interrupt(folder: Path) -> list[int]:
     """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
     asked: list[int] = []
+    ranks.way_back = f"--resume {folder}"
 
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

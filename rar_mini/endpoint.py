@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from rar_mini import ranks
 from rar_mini.ledger import PRICES, Cache, Ledger, read_price
 from rar_mini.pretrained import SECRET, cache_folder
 
@@ -160,13 +161,17 @@ class Endpoint:
 
     @classmethod
     def of(cls, model: str, options: "Asking") -> "Endpoint":
-        """The endpoint that the options of a command line describe, with the user's own cache."""
+        """The endpoint that the options of a command line describe, with the user's own cache. Limits hold
+        for all ranks together."""
         names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
+        asked = {name: getattr(options, name) for name in names}
+        asked |= {name: asked[name] and asked[name] / ranks.world for name in ("rpm", "tpm")}
+        asked["concurrency"] = max(1, asked["concurrency"] // ranks.world)
         return cls(
             model,
             cache=cache_folder() / "judge.sqlite" if options.cache else None,
             price=read_price(options.prices, model) if options.prices else None,
-            **{name: getattr(options, name) for name in names},
+            **asked,
         )
 
     def ask(self, requests: Iterable[Request], done: Callable[[], Any] = lambda: None) -> list[Any]:
@@ -311,7 +316,7 @@ class Endpoint:
         async with self._places:
             await self._requests.take(1)
             await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
-            while self.max_usd is not None and count["dollars"] + self._reserved + bound > self.max_usd:
+            while self.max_usd is not None and self.ledger.dollars(self._reserved + bound) > self.max_usd:
                 if self._reserved < 1e-12:
                     raise OverBudget(
                         f"{self.model} has cost ${count['dollars']:.4f}, and the next request might pass "

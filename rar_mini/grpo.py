@@ -73,6 +73,7 @@ def micro_batches(
     adv: Tensor,
     teaches: Tensor,
     *,
+    own: Sequence[int] | None = None,
     loss_norm: str,
     max_new_tokens: int,
     tokens_per_batch: int,
@@ -84,14 +85,16 @@ def micro_batches(
 
     prompts[p], completions[p][g], adv (P, G), teaches (P, G). A prompt is read once for its whole group; a
     group too large for one batch is cut between completions, and its prompt is then read once a part.
-    Rollouts that do not teach are left out, of the normalisers too.
+    Rollouts that do not teach are left out, of the normalisers too. With `own`, batches are cut of these
+    prompts alone, but normalised over all: what several processes make of their own adds up to the step.
     """
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
     S, N = int(teaches.sum()), int(lengths[teaches].sum())
     same = torch.ones_like(lengths)
     divisors = {"token": N * same, "sequence": S * lengths, "constant": S * max_new_tokens * same}
     weight = 1 / divisors[loss_norm]  # (P, G)
-    rows = [(p, g) for p in range(len(prompts)) for g in teaches[p].nonzero()[:, 0].tolist()]
+    own = range(len(prompts)) if own is None else own
+    rows = [(p, g) for p in own for g in teaches[p].nonzero()[:, 0].tolist()]
     cut = partial(_cut, rows, [len(prompt) for prompt in prompts], lengths.tolist())
     fewest = len(cut(tokens_per_batch))
     # Balanced: the smallest budget that takes no more batches. The peak of memory is the largest batch's.

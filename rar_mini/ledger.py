@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from rar_mini import ranks
+
 log = logging.getLogger(__name__)
 
 PRICES = {
@@ -48,11 +50,32 @@ class Ledger:
         self.words: dict[str, str] = {}  # the last words of each kind
         self.latencies: deque[float] = deque(maxlen=4096)  # seconds of the last calls
         self._told: Counter[str] = Counter()
+        self._pooled: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # what all ranks know of
 
     def fail(self, kind: str, words: str = "") -> None:
         """Count a question that got no answer."""
         self.failures[kind] += 1
         self.words[kind] = words
+
+    def pool(self) -> None:
+        """Take in what the other ranks counted since this was last called: then all know the sum."""
+        if ranks.world == 1:
+            return
+        counts, failures = self.counts - self._pooled[0], self.failures - self._pooled[1]
+        calls = counts["calls"]
+        told = ranks.gather((counts, failures, self.words, list(self.latencies)[-calls:] if calls else []))
+        for counts, failures, words, latencies in told[: ranks.rank] + told[ranks.rank + 1 :]:
+            self.counts.update(counts)
+            self.failures.update(failures)
+            self.words |= words
+            self.latencies.extend(latencies)
+        self._pooled = self.counts.copy(), self.failures.copy()
+
+    def dollars(self, more: float) -> float:
+        """What all ranks have cost at the end if each spends what this one has since they last met, and
+        `more`. Each so has an equal part of what is left of a budget."""
+        known = self._pooled[0]["dollars"]
+        return known + ranks.world * (self.counts["dollars"] - known + more)
 
     def metrics(self) -> dict[str, float]:
         """What happened since this was last called, by the names that metrics.jsonl has. What depends on the
@@ -72,6 +95,7 @@ class Ledger:
         if spent:
             self.counts["dollars"] += spent
             self._told["perf/judge/dollars"] += spent
+            self._pooled[0]["dollars"] += spent
 
     def latency(self, percent: int) -> float:
         """A percentile of the last calls' seconds."""

@@ -1,0 +1,203 @@
+"""Several processes that train one policy, each on a GPU of its own: who does what, and who learns what.
+
+    torchrun --nproc-per-node 4 train.py ...
+
+A rank samples, judges and trains its share of a step's questions. What was sampled and judged is gathered, so
+that every rank has the whole step and computes rewards, advantages and metrics by the code of one process. A
+rank's part of the loss is normalised over the whole step (grpo.py): gradients are added up, and every rank
+takes the same optimizer step. Objects travel by gloo, gradients by what is native to the device.
+
+Rank 0 alone writes and is heard. A failure is told in the place of a result, so that no rank waits for one
+that gave up, and all handle it alike. One that is killed is missed at the next exchange, or torchrun tells.
+
+Without torchrun there is one rank, everything here is the identity, and torch.distributed is not imported.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:  # what talks to a server reads this file, and needs no torch
+    import torch
+
+T = TypeVar("T")
+
+rank, world = 0, 1
+"""This process's number, and how many there are."""
+
+way_back = "--resume RUN"
+"""How to go on with a run that has lost a rank."""
+
+PATIENCE = timedelta(hours=6)
+"""For a rank that lives: with a slow judge, or a large checkpoint."""
+
+EXPECTED = (ValueError, OSError, FloatingPointError)
+"""What ends a run in one line. Of anything else the rank that it happened to shows where."""
+
+
+class Lost(SystemExit):
+    """The end of this process, because another one is gone or torchrun says so."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"train.py: rank {rank} of {world} ends: another rank is gone, or torchrun was stopped. What was "
+            f"saved is whole; go on with {way_back}"
+        )
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes, if torchrun started this one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    global rank, world
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        with ExitStack() as stack:
+            if rank:  # its output goes nowhere, which is no terminal and so has no progress bars either
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
+    except (Lost, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # sent as soon as one has ended: who speaks is let speak
+        try:
+            told = _tell(None, error)
+        except Lost:
+            told = []  # those that this rank has it from have ended
+        if rank and all(failure for _, failure in told):
+            sys.exit(1)  # rank 0 says it
+        raise
+    dist.destroy_process_group()
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise Lost
+
+
+def claim(device: str) -> None:
+    """Make this rank's own GPU the current one. Raises ValueError where there is none."""
+    if world > 1 and device.startswith("cuda"):
+        import torch
+
+        own, here = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        if device != "cuda" or torch.cuda.device_count() < here:
+            raise ValueError(
+                f"--device {device} with {here} processes on a machine: expected cuda and a GPU for each, "
+                f"got {torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        torch.cuda.set_device(own)
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This rank's own of the items that all ranks have."""
+    return items[rank::world]
+
+
+def merge(shares: Sequence[Sequence[T]]) -> list[T]:
+    """What the ranks made of their shares, in the order of what was shared."""
+    return [shares[i % world][i // world] for i in range(sum(map(len, shares)))]
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, on every rank."""
+    return [value] if world == 1 else _values(_tell(value))
+
+
+def attempt(work: Callable[[], T]) -> list[T]:
+    """What `work` gives on each rank, on every rank. Where it fails on one, all raise that error, with the
+    number of the rank."""
+    if world == 1:
+        return [work()]
+    try:
+        told = work(), None
+    except EXPECTED as error:
+        told = None, error
+    return _values(_tell(*told))
+
+
+def first(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, which alone does it, on every rank; the others wait."""
+    return attempt(lambda: None if rank else work())[0]
+
+
+def by_first(write: Callable[..., T]) -> Callable[..., T | None]:
+    """A method that rank 0 alone carries out; the others go on."""
+
+    @wraps(write)
+    def method(*words: Any, **options: Any) -> T | None:
+        return None if rank else write(*words, **options)
+
+    return method
+
+
+def refuse_unlike(what: str, work: Callable[[], Any]) -> None:
+    """Raise ValueError where `work` does not give on every rank what it gives on rank 0."""
+    values = attempt(work) if world > 1 else []
+    for number, value in enumerate(values):
+        if value != values[0]:
+            raise ValueError(
+                f"rank {number} has other {what} than rank 0: expected the same files, versions and kind of "
+                "device everywhere"
+            )
+
+
+def add_gradients(parameters: Iterable["torch.Tensor"]) -> None:
+    """Add up the gradients of all ranks, in place. One that a rank does not have is zero."""
+    if world > 1:
+        import torch
+        import torch.distributed as dist
+
+        for p in parameters:
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                _exchange(dist.all_reduce, p.grad)
+
+
+def _tell(value: Any, failure: BaseException | None = None) -> list[tuple[Any, BaseException | None]]:
+    """What each rank has to say: a value, or a failure in its place."""
+    import torch.distributed as dist
+
+    told: list[Any] = [None] * world
+    _exchange(dist.all_gather_object, told, (value, failure and _portable(failure)))
+    return told
+
+
+def _values(told: list[tuple[Any, BaseException | None]]) -> list[Any]:
+    for _, failure in told:
+        if failure is not None:
+            raise failure
+    return [value for value, _ in told]
+
+
+def _exchange(collective: Callable[..., object], *words: Any) -> None:
+    try:
+        collective(*words)
+    except RuntimeError as error:
+        raise Lost from error
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error with this rank's number, in its nearest type that is made of one string: it will be sent."""
+    for kind in type(error).__mro__:
+        try:
+            return kind(f"rank {rank}: {error}")
+        except TypeError:
+            continue
+    raise AssertionError(error)

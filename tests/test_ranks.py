@@ -1,0 +1,399 @@
+"""Several processes on the CPU: they give the numbers of one, they end together, and a dead one is survived.
+
+They are forked from one that has imported torch, and run train.py as torchrun would let them; torchrun itself
+is what the slow tests start.
+"""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import question, write_rows
+from hostile import Server
+from safetensors.torch import load_file
+from test_train import ROOT, numbers, options, records
+
+import train
+from rar_mini import checkpoint, data, grpo, keyword_judge, model, ranks
+from rar_mini.checkpoint import Run
+from rar_mini.endpoint import OverBudget
+from rar_mini.ledger import Ledger
+from rar_mini.sampler import Completion
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["train", "torch.distributed"])
+
+
+class Launch:
+    """train.py in n processes; `hook` is called in each before it begins."""
+
+    def __init__(self, n: int, words: list[str], logs: Path, hook: Callable[[int], object] = int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        logs.mkdir(exist_ok=True)
+        self.logs = [logs / f"rank-{rank}" for rank in range(n)]
+        shared = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared |= {"TORCHELASTIC_RUN_ID": "test"} | {k: v for k, v in os.environ.items() if "OPENAI" in k}
+        shared |= {k: v for k, v in os.environ.items() if k.startswith("RAR_MINI")}
+        self.all = []
+        for rank, log in enumerate(self.logs):
+            own = shared | {"RANK": rank, "LOCAL_RANK": rank}
+            words = list(words)
+            self.all.append(processes.Process(target=child, args=(rank, own, words, str(log), hook)))
+            self.all[-1].start()
+
+    def codes(self, seconds: float = 60) -> list[int | None]:
+        """The exit codes, once all have ended."""
+        deadline = time.monotonic() + seconds
+        for process in self.all:
+            process.join(max(0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self.all]
+        for process in self.all:
+            process.kill()
+        assert None not in codes, f"still running: {codes}\n{self.said()}"
+        return codes
+
+    def said(self) -> str:
+        return "".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
+
+
+def child(rank: int, own: dict[str, Any], words: list[str], log: str, hook: Callable[[int], object]) -> None:
+    os.environ.update({name: str(value) for name, value in own.items()})
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.argv = ["train.py", *words]
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook(rank)
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def launch(n: int, words: list[str], logs: Path, hook: Callable[[int], object] = int) -> str:
+    """All of a run that comes to its end, and what was said."""
+    started = Launch(n, words, logs, hook)
+    assert started.codes() == [0] * n, started.said()
+    return started.said()
+
+
+def like(run: Path, other: Path, start: Path) -> None:
+    """The same run to rounding: metrics, records, and how far the weights went."""
+    for got, truth in zip(numbers(run), numbers(other), strict=True):
+        assert got.keys() == truth.keys()
+        for name, value in truth.items():
+            assert got[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+    for name in ("rollouts", "evaluations"):
+        pairs = zip(records(run, name), records(other, name), strict=True)
+        assert all(a["response"] == b["response"] and a["verdicts"] == b["verdicts"] for a, b in pairs)
+    (saved, truth), begun = (load_file(weights(each)) for each in (run, other)), load_file(weights(start))
+    off = sum((saved[name] - truth[name]).square().sum() for name in truth)
+    moved = sum((truth[name] - begun[name]).square().sum() for name in truth)
+    assert 0 < moved and off <= 1e-6 * moved, (off, moved)
+
+
+def weights(folder: Path) -> Path:
+    """Of a run, those of its newest checkpoint."""
+    newest = Run(folder).checkpoints()[-1:]
+    return (newest[0] if newest else folder) / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five training questions and two held out, whose criteria say which question they are of."""
+    rows = []
+    for i in range(7):
+        row = question(i, split="train" if i < 5 else "held_out")
+        rubric = [item | {"title": f"{item['title']} {i}"} for item in row["rubric"]]
+        rows.append(row | {"rubric": rubric, "reference_answer": "That" + i * "!"})
+    return write_rows(tmp_path_factory.mktemp("five") / "rows.jsonl", rows)
+
+
+def words(tiny: Path, five: Path, out: Path, **changes: object) -> list[str]:
+    """Two steps of five questions, which neither two nor three ranks share evenly; answers end anywhere."""
+    usual = {"steps": 2, "prompts_per_step": 5, "max_new_tokens": 40, "eval_every": 2}
+    return options(tiny, five, out, **usual | changes)
+
+
+EVERYTHING = {"beta": 0.1, "inner_epochs": 2, "loss_norm": "token", "gold_judge": "keyword", "clip_low": 1e-3}
+RUNS = [
+    (2, {}),
+    pytest.param(3, {}, marks=pytest.mark.slow),
+    (3, EVERYTHING),
+    pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 2}, marks=pytest.mark.slow),
+    pytest.param(3, {"method": "sft", "tokens_per_batch": 60}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("n", "changes"), RUNS)
+def test_many_ranks_give_the_run_of_one(
+    tiny: Path, five: Path, tmp_path: Path, n: int, changes: dict[str, Any]
+) -> None:
+    """Averaged by ranks, not by tokens, a rank with short answers would count too much. Two held-out
+    questions leave the third rank without one. A save refuses weights that drifted apart by a bit."""
+    train.main(words(tiny, five, tmp_path / "one", **changes))
+    said = launch(n, words(tiny, five, tmp_path / "many", **changes), tmp_path / "logs")
+    like(tmp_path / "many", tmp_path / "one", tiny)
+    lengths = {row["tokens"] for row in records(tmp_path / "many", "rollouts")}
+    assert len(lengths) > 3
+    assert said.count("step 2/2") == 1 and said.endswith(f"--- rank-{n - 1}\n"), "rank 0 alone is heard"
+    assert json.loads((tmp_path / "many" / "config.json").read_text())["machine"]["ranks"] == n
+
+
+OF_RANK_1 = [
+    example.id
+    for example, _ in data.draw([data.Example(f"q{i}", *"t", (), "", None, {}) for i in range(5)], 5, 0, 0)
+][1::2]
+
+
+def one_value(value: float, rank: int) -> None:
+    """Every answer to rank 1's questions gets the same verdict."""
+    usual = keyword_judge.verdict
+    keyword_judge.verdict = lambda criterion, response: (
+        value if f"q{criterion.title.split()[-1]}" in OF_RANK_1 else usual(criterion, response)
+    )
+
+
+def ties(rank: int) -> None:
+    one_value(1.0, rank)
+
+
+def fails(rank: int) -> None:
+    one_value(float("nan"), rank)
+
+
+@pytest.mark.parametrize("hook", [ties, fails])
+def test_a_rank_that_has_nothing_to_teach_keeps_step(
+    tiny: Path, five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Callable
+) -> None:
+    """Where its judge fails on all, it has no gradient at all, and the others wait for it in the sum."""
+    changes = {"steps": 1, "eval_every": 0, "max_judge_failures": 1}
+    monkeypatch.setattr(keyword_judge, "verdict", keyword_judge.verdict)
+    hook(0)
+    train.main(words(tiny, five, tmp_path / "one", **changes))
+    launch(2, words(tiny, five, tmp_path / "many", **changes), tmp_path / "logs", hook)
+    like(tmp_path / "many", tmp_path / "one", tiny)
+    (row,) = numbers(tmp_path / "many")
+    assert row["judge/failures"] == (8 if hook is fails else 0)
+    assert row["frac_reward_zero_std"] == (0 if hook is fails else 0.4)
+
+
+def breaks(kind: type[Exception], rank: int) -> None:
+    """At step 2 the judge of rank 1 is gone."""
+    usual, asked = train.Judge._score, []
+
+    def score(self: train.Judge, *words: Any) -> train.judges.Scores:
+        asked.append(1)
+        if rank == 1 and len(asked) == 2:
+            raise kind("no more")
+        return usual(self, *words)
+
+    train.Judge._score = score
+
+
+def unreachable(rank: int) -> None:
+    breaks(ConnectionError, rank)
+
+
+def too_dear(rank: int) -> None:
+    breaks(OverBudget, rank)
+
+
+def wrong(rank: int) -> None:
+    breaks(AssertionError, rank)
+
+
+@pytest.mark.parametrize("hook", [unreachable, too_dear])
+def test_a_judge_that_ends_one_rank_ends_all_with_a_checkpoint(
+    tiny: Path, five: Path, tmp_path: Path, hook: Callable
+) -> None:
+    run = tmp_path / "run"
+    changes = {"eval_every": 0, "save_every": 0, "steps": 3}
+    started = Launch(3, words(tiny, five, run, **changes), tmp_path / "logs", hook)
+    assert started.codes() == [1, 1, 1]
+    assert (
+        started.said().count(
+            f"train.py: rank 1: no more\n          Go on later: python train.py --resume {run}"
+        )
+        == 1
+    )
+    assert "Traceback" not in started.said() and "is gone" not in started.said()
+    assert [checkpoint.check(path) for path in Run(run).checkpoints()] == [1]
+
+
+def test_a_defect_on_one_rank_is_shown_by_it_and_ends_all(tiny: Path, five: Path, tmp_path: Path) -> None:
+    started = Launch(2, words(tiny, five, tmp_path / "run", eval_every=0), tmp_path / "logs", wrong)
+    assert started.codes() == [1, 1]
+    zero, one = (log.read_text() for log in started.logs)
+    assert "AssertionError: rank 1: no more" in zero
+    assert "in score" in one and one.rstrip().endswith("AssertionError: no more")
+    assert checkpoint.check(tmp_path / "run" / "checkpoints" / "step-1") == 1
+
+
+def test_another_number_of_ranks_goes_on(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """The order of the data knows steps, not ranks."""
+    train.main(words(tiny, five, tmp_path / "one"))
+    launch(2, words(tiny, five, tmp_path / "many", steps=1, warmup=0.2), tmp_path / "logs")
+    said = launch(3, ["--resume", str(tmp_path / "many"), "--steps", "2"], tmp_path / "logs")
+    assert "this run began with ranks 2, now it is 3" in said
+    got, truth = numbers(tmp_path / "many")[-1], numbers(tmp_path / "one")[-1]
+    assert got["step"] == 2 and got["reward"] == pytest.approx(truth["reward"], rel=1e-4)
+    assert got["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-3)
+    refused = Launch(3, words(tiny, five, tmp_path / "few", prompts_per_step=2), tmp_path / "logs")
+    assert refused.codes() == [1, 1, 1]
+    assert refused.said().count("--prompts-per-step 2 with 3 processes") == 1
+    assert not (tmp_path / "few").exists()
+
+
+def until(path: Path, started: Launch) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists(), started.said()
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
+    tiny: Path, five: Path, tmp_path: Path, victim: int
+) -> None:
+    run = tmp_path / "run"
+    started = Launch(2, words(tiny, five, run, steps=5000, eval_every=0), tmp_path / "logs")
+    until(run / "checkpoints" / "step-2", started)
+    started.all[victim].kill()
+    begun = time.monotonic()
+    codes = started.codes()
+    assert time.monotonic() - begun < 10
+    assert codes[victim] == -9 and codes[1 - victim] == 1
+    assert f"rank {1 - victim} of 2 ends: another rank is gone" in started.logs[1 - victim].read_text()
+    assert f"--resume {run}" in started.logs[1 - victim].read_text()
+    done = checkpoint.check(Run(run).checkpoints()[-1])
+    train.main(["--resume", str(run), "--steps", "5000", "--step", str(done)]) if False else None
+    assert Run(run).start(None)[1] == done
+
+
+def test_ctrl_c_on_any_rank_stops_all_at_one_step(tiny: Path, five: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    changes = {"steps": 5000, "eval_every": 0, "save_every": 0}
+    started = Launch(2, words(tiny, five, run, **changes), tmp_path / "logs")
+    until(run / "rollouts.jsonl", started)
+    os.kill(started.all[1].pid, signal.SIGINT)
+    assert started.codes() == [130, 130]
+    (saved,) = Run(run).checkpoints()
+    assert checkpoint.check(saved) == records(run)[-1]["step"]
+
+
+def other_weights(rank: int) -> None:
+    usual = model.load
+
+    def load(*words: Any) -> model.Decoder:
+        decoder = usual(*words)
+        decoder.head.data[0, 0] += rank
+        return decoder
+
+    model.load = load
+
+
+def test_ranks_that_do_not_start_alike_are_refused(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """Machines with other files under the same name would train two policies with one another's gradients."""
+    started = Launch(2, words(tiny, five, tmp_path / "run"), tmp_path / "logs", other_weights)
+    assert started.codes() == [1, 1]
+    assert started.said().count("rank 1 has other weights than rank 0") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_questions_to_a_server_are_asked_once_and_counted_once(
+    tiny: Path, five: Path, tmp_path: Path, folder: Path, server: Server
+) -> None:
+    changes = {"judge": "chat:m", "eval_every": 0, "max_judge_failures": 1, "method": "direct-likert"}
+    launch(2, words(tiny, five, tmp_path / "run", **changes), tmp_path / "logs")
+    rows = records(tmp_path / "run")
+    assert sum(row["judge/questions"] for row in rows) == 2 * 5 * 4
+    assert sum(row["perf/judge/calls"] for row in rows) == len(server.requests) <= 2 * 5 * 4
+
+
+def test_a_budget_holds_for_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would otherwise spend all of it: four ranks, four budgets."""
+    told: list[list] = [[], []]
+    ledgers = [Ledger(), Ledger()]
+    monkeypatch.setattr(ranks, "world", 2)
+    assert ledgers[0].dollars(0.1) == pytest.approx(0.2)
+    for rank, ledger in enumerate(ledgers):
+        ledger.carry([[{"perf/judge/dollars": 1.0}]])
+        ledger.counts.update(calls=1, dollars=0.25 * (rank + 1))
+        ledger.latencies.append(rank)
+        ledger.fail("timeout", "late")
+        monkeypatch.setattr(ranks, "gather", lambda new, own=told[rank]: own.append(new) or [new])
+        monkeypatch.setattr(ranks, "rank", 0)
+        Ledger.pool(ledger)
+    both = [told[0][0], told[1][0]]
+    fresh = Ledger()
+    fresh.carry([[{"perf/judge/dollars": 1.0}]])
+    monkeypatch.setattr(ranks, "gather", lambda new: [new, *both])
+    fresh.pool()
+    assert fresh.counts["dollars"] == pytest.approx(1.75) and fresh.counts["calls"] == 2
+    assert fresh.failures["timeout"] == 2 and sorted(fresh.latencies) == [0, 1]
+    assert fresh.dollars(0.1) == pytest.approx(1.95), (
+        "an equal part of what is left is all that a rank may take"
+    )
+
+
+def test_shares_of_a_step_add_up_to_its_gradient(tiny: Path) -> None:
+    """Normalised over its own share, a rank with few or short answers would pull as hard as the others."""
+    decoder = model.load(tiny, torch.float32, "cpu")
+    prompts = [[5, 6, 7], [40, 41], [90] * 6]
+    lengths = [[2, 9], [1, 4], [12, 3]]
+    completions = [[Completion([7 + n] * n, [0.0] * n, True) for n in group] for group in lengths]
+    adv, teaches = torch.tensor([[1.0, -1], [0.5, -0.5], [2, 0]]), torch.ones(3, 2, dtype=torch.bool)
+    for loss_norm in grpo.LOSS_NORMS:
+        found = []
+        for shares in ([None], [[0, 2], [1]], [[0], [1], [2], []]):
+            decoder.zero_grad()
+            for own in shares:
+                limits = {"loss_norm": loss_norm, "max_new_tokens": 12, "tokens_per_batch": 20}
+                for batch in grpo.micro_batches(prompts, completions, adv, teaches, own=own, **limits):
+                    logp, _ = grpo.token_logp(decoder, batch, 1.0)
+                    batch.old_logp = logp.detach()
+                    grpo.policy_loss(logp, batch, clip_low=0.2, clip_high=0.2)[0].backward()
+            found.append(torch.cat([p.grad.flatten() for p in decoder.parameters()]))
+        for other in found[1:]:
+            assert (other - found[0]).norm() <= 1e-5 * found[0].norm()
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+
+
+@pytest.mark.slow
+def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """A whole run; and one of which a rank is killed, where torchrun tells the other before it finds out."""
+    train.main(words(tiny, five, tmp_path / "one"))
+    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, tmp_path / "many")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    like(tmp_path / "many", tmp_path / "one", tiny)
+    run = tmp_path / "killed"
+    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, run, steps=5000, eval_every=0)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoints" / "step-2").exists() and process.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 20 and process.returncode == 1
+    assert "of 2 ends: another rank is gone" in err and f"--resume {run}" in err
+    done = checkpoint.check(Run(run).checkpoints()[-1])
+    subprocess.run(
+        [*TORCHRUN, "2", "train.py", "--resume", str(run), "--steps", "5000"], cwd=ROOT, timeout=15
+    ) if False else None
+    assert done >= 2

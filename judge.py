@@ -230,10 +230,8 @@ class Judge:
         ConnectionError if a server never answered, OverBudget before --max-usd is passed.
         """
         self.check(examples)
-        try:
-            said = ranks.attempt(lambda: self._score(examples, responses, progress, repeat))
-        finally:
-            self.ledger.pool()
+        said = ranks.attempt(lambda: self._score(examples, responses, progress, repeat))
+        self.ledger.pool()
         return reduce(Scores.filled, said)
 
     def _score(
@@ -281,6 +279,7 @@ class Judge:
 
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called, for metrics.jsonl."""
+        self.ledger.pool()  # again, because where scoring failed its cost is not in yet
         mass, self.mass = sum(ranks.gather(self.mass), []), []
         return self.ledger.metrics() | ({"judge/mass": sum(mass) / len(mass)} if mass else {})
 

@@ -20,7 +20,7 @@ One step, for P questions with G rollouts each:
 
 Two of the paper's baselines are here as well. `--method sft` is the same loop without 1 to 4: reference
 answers stand in the place of rollouts, and the loss is their negative log-likelihood. `--steps 0` only scores
-the policy as it is.
+the policy as it is. Started by torchrun, several processes share every step (rar_mini/ranks.py).
 
 Where this departs from the paper (arXiv 2507.17746), or fills what it leaves open:
 
@@ -383,7 +383,7 @@ def settle(config: Config) -> tuple[Config, str]:
     name = str(path.absolute()) if path.is_dir() else config.policy
     source, revision = config.data, config.revision
     if source == "rar":
-        revision = hub.fetch(config.domain, revision)[1]
+        revision = ranks.first(lambda: hub.fetch(config.domain, revision)[1])
     elif revision:
         raise ValueError(f"--revision {revision} is of --data rar: expected both, got --data {source}")
     elif source:

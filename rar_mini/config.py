@@ -118,7 +118,7 @@ class Config:
     steps: int = 32
     """optimizer batches to train for; 0 only scores the policy as it is"""
     prompts_per_step: int = 2
-    """P, questions in a step"""
+    """P, questions in a step, of all processes together"""
     group_size: int = 8
     """G, rollouts of each question"""
     max_new_tokens: int = 48

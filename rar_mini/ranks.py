@@ -74,9 +74,8 @@ def joined() -> Iterator[None]:
     except (Lost, KeyboardInterrupt):
         raise
     except BaseException as error:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # sent as soon as one has ended: who speaks is let speak
+        # torchrun ends all as soon as one has ended: those that have something to say are let say it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             told = _tell(None, error)
         except Lost:

@@ -304,6 +304,7 @@ def differences(written: dict[str, Any]) -> list[str]:
     pairs = {name: (flat["then"].get(name), flat["now"].get(name)) for name in names}
     return [
         f"this run began with {name} {then}, now it is {now}"
+        + (", which shares a step out and sums it up otherwise" if name == "ranks" else "")
         for name, (then, now) in pairs.items()
         if then != now
     ]

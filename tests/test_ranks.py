@@ -260,7 +260,7 @@ def test_another_number_of_ranks_goes_on(tiny: Path, five: Path, tmp_path: Path)
     train.main(words(tiny, five, tmp_path / "one"))
     launch(2, words(tiny, five, tmp_path / "many", steps=1, warmup=0.2), tmp_path / "logs")
     said = launch(3, ["--resume", str(tmp_path / "many"), "--steps", "2"], tmp_path / "logs")
-    assert "this run began with ranks 2, now it is 3" in said
+    assert "this run began with ranks 2, now it is 3, which shares" in said
     got, truth = numbers(tmp_path / "many")[-1], numbers(tmp_path / "one")[-1]
     assert got["step"] == 2 and got["reward"] == pytest.approx(truth["reward"], rel=1e-4)
     assert got["grad_norm"] == pytest.approx(truth["grad_norm"], rel=1e-3)
@@ -405,5 +405,5 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
     assert time.monotonic() - begun < 20 and process.returncode == 1
     assert "of 2 ends: another rank is gone" in err and f"--resume {run}" in err
     done = checkpoint.check(Run(run).checkpoints()[-1])
-    subprocess.run([*command[:5], "--resume", str(run)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command[:6], "--resume", str(run)], cwd=ROOT, check=True, capture_output=True)
     assert [row["step"] for row in records(run)] == list(range(1, 41)) and done < 40

@@ -221,9 +221,8 @@ def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, An
             fits = False
         if not fits:
             came = line[:40].decode("utf-8", "replace")
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a {', '.join(fields)}, got {came!r}"
-            )
+            wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
+            raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
         rows.append(row)
     return rows
 

@@ -168,6 +168,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="has no question"):
         gpqa.read(tmp_path / "empty.jsonl")
+    (tmp_path / "garbage.jsonl").write_text("garbage{\n")
+    with pytest.raises(ValueError, match="line 1: expected a JSON object, got 'garbage{'"):
+        gpqa.read(tmp_path / "garbage.jsonl")
     twice = [{"id": 1, "question": "q", "choices": ["u", "v"], "answer": 0}] * 2
     with pytest.raises(ValueError, match="row 2: expected an id of its own"):
         gpqa.read(write_rows(tmp_path / "twice.jsonl", twice))

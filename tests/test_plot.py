@@ -156,7 +156,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="nothing to draw yet"):
         plot.draw(folder)
     (folder / "metrics.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: expected a JSON object with a step"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1: expected a JSON object with step"):
         plot.draw(folder)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"needs matplotlib .*pip install -e '.\[plot\]'"):

@@ -189,8 +189,10 @@ def conclusion(
                 f"{split:<8} reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
                 f"(standard error over {len(scores)} questions, fresh answers)"
             )
+    # Without steps there are no rollouts, without scores no evaluations, with --save-every 0 no checkpoints.
+    kept = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints/")
     lines += [
-        f"run      {folder}: metrics.jsonl, rollouts.jsonl, checkpoints/",
+        f"run      {folder}: {', '.join(name for name in kept if (folder / name).exists())}",
         "next     other questions: --domain science, or --data YOURS.jsonl",
         "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
         f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}",

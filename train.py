@@ -436,7 +436,7 @@ def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts
     tqdm.write(report.line(step, config.steps, metrics))
     if config.supervised:
         return
-    if step == 1 and metrics.get("loss") is not None:
+    if step == 1 and metrics.get("grad_norm"):  # where every group ties there is nothing to explain
         tqdm.write(report.FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
         rows = rollouts.rows(step)[: config.group_size]

@@ -50,9 +50,9 @@ def test_the_package_carries_its_data() -> None:
     assert data.DOMAINS == ("medical", "science")
 
 
-@pytest.mark.parametrize("module", ["rar_mini.kernels.logprob", "rar_mini.kernels.advantage"])
-def test_it_imports_without_triton(module: str) -> None:
+def test_it_imports_without_triton() -> None:
     """As on macOS."""
-    code = f"import sys; sys.modules['triton'] = None; import {module} as m; print(m.jit)"
+    code = "import sys; sys.modules['triton'] = None; from rar_mini.kernels import adamw, advantage, logprob"
+    code += "; print(adamw.jit, advantage.jit, logprob.jit)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Command
 
 from rar_mini import plot
 
@@ -132,18 +133,14 @@ def test_running_means_reach_back_and_never_ahead() -> None:
     assert plot.running_mean([1, 2], 20) == [1, 1.5]
 
 
-def command(*words: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "rar_mini.plot", *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True)
-
-
-def test_the_command_says_where_the_picture_is_or_why_there_is_none(tmp_path: Path) -> None:
+def test_the_command_says_where_the_picture_is_or_why_there_is_none(tmp_path: Path, command: Command) -> None:
     folder = run_of(tmp_path / "run", [step(1)])
-    done = command(folder, "--out", tmp_path / "curves.png")
+    line = [sys.executable, "-m", "rar_mini.plot", folder, "--out", tmp_path / "curves.png"]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (tmp_path / "empty").mkdir()
-    done = command(tmp_path / "empty")
+    done = command("rar_mini/plot.py", tmp_path / "empty")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"plot.py: {tmp_path / 'empty'} is no run: expected a readable config.json")
 

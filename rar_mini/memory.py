@@ -234,12 +234,12 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
     if config.beta:  # the reference reads the same tokens while the policy's activations wait
         kept_chunk = chunk if chunks == 1 else 0
-        first, last = held | {"activations": kept + ends + T * m.passing(s)}, held | {}
-        last |= {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}
+        layers = {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
+        logits = {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}
         if not copied(config) and not frozen:  # a layer at a time comes from the CPU, and the head at last
-            first["reference"], last["reference"] = s * m.layer, s * m.V * m.D
-        yield first | {"log-prob chunk": kept_chunk}
-        yield last
+            layers["reference"], logits["reference"] = s * m.layer, s * m.V * m.D
+        yield held | layers
+        yield held | logits
 
 
 # --- what fits ----------------------------------------------------------------------------------------------

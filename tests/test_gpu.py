@@ -17,10 +17,19 @@ pytestmark = [
 ]
 
 
+ARMS = {
+    "all": {},
+    "adapters": {"lora_rank": 4, "beta": 0.1},
+    "visitor": {"reference_device": "cpu", "beta": 0.1},
+}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_steps(tiny: Path, questions: Path, tmp_path: Path, dtype: str) -> None:
-    train.main(options(tiny, questions, tmp_path / "run", steps=2, device="cuda", dtype=dtype))
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_steps(tiny: Path, questions: Path, tmp_path: Path, dtype: str, arm: str) -> None:
+    train.main(options(tiny, questions, tmp_path / "run", steps=2, device="cuda", dtype=dtype, **ARMS[arm]))
     for row in records(tmp_path / "run")[1:]:
+        assert row["step"] == 2 or row.get("kl", 0) == 0, "the reference begins as the policy"
         assert row["sampling/sampling_logp_difference/mean"] < (1e-3 if dtype == "float32" else 0.1)
 
 

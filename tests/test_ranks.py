@@ -285,7 +285,7 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     tiny: Path, five: Path, tmp_path: Path, victim: int
 ) -> None:
     run = tmp_path / "run"
-    started = Launch(2, words(tiny, five, run, steps=40, eval_every=0), tmp_path / "logs")
+    started = Launch(2, words(tiny, five, run, steps=20, eval_every=0), tmp_path / "logs")
     until(run / "checkpoints" / "step-2", started)
     started.all[victim].kill()
     begun = time.monotonic()
@@ -295,7 +295,7 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     assert f"rank {1 - victim} of 2 ends: another rank is gone" in started.logs[1 - victim].read_text()
     assert f"--resume {run}" in started.logs[1 - victim].read_text()
     train.main(["--resume", str(run)])
-    assert [row["step"] for row in records(run)] == list(range(1, 41))
+    assert [row["step"] for row in records(run)] == list(range(1, 21))
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     like(tmp_path / "many", tmp_path / "one", tiny)
     run = tmp_path / "killed"
-    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, run, steps=40, eval_every=0)]
+    command = [*TORCHRUN, "2", "train.py", *words(tiny, five, run, steps=20, eval_every=0)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (run / "checkpoints" / "step-2").exists() and process.poll() is None:
         time.sleep(0.05)
@@ -406,4 +406,4 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
     assert "of 2 ends: another rank is gone" in err and f"--resume {run}" in err
     done = checkpoint.check(Run(run).checkpoints()[-1])
     subprocess.run([*command[:6], "--resume", str(run)], cwd=ROOT, check=True, capture_output=True)
-    assert [row["step"] for row in records(run)] == list(range(1, 41)) and done < 40
+    assert [row["step"] for row in records(run)] == list(range(1, 21)) and done < 20

@@ -279,7 +279,7 @@ def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int |
 
 def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
     """The largest group, answer and batch with which a run fits, one at a time; of those that act in it."""
-    answer = max(1, m.window - config.max_prompt_tokens)
+    answer = max(config.max_new_tokens, m.window - config.max_prompt_tokens)
     step = config.prompts_per_step * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
     ends = {"group_size": (2, 1024)} if rolls_out(config) else {}
     ends |= {"max_new_tokens": (1, answer)} | ({"tokens_per_batch": (1, step)} if config.steps else {})

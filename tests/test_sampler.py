@@ -304,7 +304,9 @@ def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:
         sample(decoder, requests(), ENDS, Settings(24, cache_bytes=1000))
 
 
-@pytest.mark.parametrize("bad", [{"max_new_tokens": 0}, {"temperature": NAN}, {"top_p": 0.0}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": NAN}, {"top_p": 0.0}, {"top_k": -1}]
+)
 def test_impossible_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="cannot sample"):
         Settings(**{"max_new_tokens": 4} | bad)

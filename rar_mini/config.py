@@ -152,8 +152,8 @@ class Config:
     """of that copy: where the policy is, or cpu, from where one layer at a time visits the GPU: less memory
     there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
     lora_rank: int = 0
-    """train adapters of this rank beside frozen weights (LoRA), at about ten times the --lr of all weights; 0
-    trains all weights"""
+    """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
+    training; 0 trains all weights"""
     lora_alpha: float = 32.0
     """an adapter counts alpha / rank times"""
     lora_targets: tuple[Projection, ...] = TARGETS

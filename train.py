@@ -286,7 +286,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     prompts = judge.prompts.digest
     run = run or ranks.first(lambda: Run.create(config.out, to_json(config), judge_prompts=prompts))
     judge.ledger.carry(run.steps("metrics.jsonl"))
-    announce(config, actor, judge, why, splits, scored, run)
+    announce(config, actor, judge, why, splits, scored, run, first)
     before = after = score_before(config, actor, (judge, gold), scored, run, first)
     stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
     recent = deque(run.steps("rollouts.jsonl"), maxlen=report.RECENT)
@@ -336,16 +336,25 @@ def close(*asked: Judge | None) -> None:
 
 
 def announce(
-    config: Config, actor: Policy, judge: Judge, why: str, splits: Splits, scored: Splits, run: Run
+    config: Config,
+    actor: Policy,
+    judge: Judge,
+    why: str,
+    splits: Splits,
+    scored: Splits,
+    run: Run,
+    first: int,
 ) -> None:
-    """What the run is about to do, and what its training costs, judged by the questions that are scored."""
+    """What the run is about to do from its step `first` on, and what its training costs, judged by the
+    questions that are scored."""
     judged = not config.supervised
     calls = judged * sum(map(judge.calls, splits["train"])) / len(splits["train"])
-    answers = judged * config.steps * config.prompts_per_step * config.group_size
-    cost = judge.estimate(scored["train"], answers, config.max_new_tokens)
+    answers = (config.steps - first + 1) * config.prompts_per_step * config.group_size
+    cost = judge.estimate(scored["train"], judged * answers, config.max_new_tokens)
     print(f"policy   {config.policy}, {actor.trained()}, {config.dtype} on {config.device}")
     print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
-    print(report.opening(config, {name: len(rows) for name, rows in splits.items()}, calls, run.folder))
+    numbers = {name: len(rows) for name, rows in splits.items()}
+    print(report.opening(config, numbers, answers, calls, run.folder))
 
 
 def score_before(

@@ -327,7 +327,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):
-            raise ValueError(f"--steps {options.steps}: expected more than the run's {config.steps}")
+            raise ValueError(f"--steps {options.steps}: expected the run's {config.steps} or more")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
         warmup = config.warmup * (config.steps or options.steps) / options.steps
         config = dataclasses.replace(config, steps=options.steps, warmup=warmup)

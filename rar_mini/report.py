@@ -162,9 +162,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
-def opening(config: Any, questions: dict[str, int], calls: float, folder: Path) -> str:
-    """What a run is about to do and what it costs. `calls`: how often the judge is asked about an answer."""
-    answers = config.steps * config.prompts_per_step * config.group_size
+def opening(config: Any, questions: dict[str, int], answers: int, calls: float, folder: Path) -> str:
+    """What a run is about to do and what it costs: `answers` to judge, by so many `calls` each."""
     released = config.data == "rar" and f"rar, {config.domain} at {config.revision:.12}"
     return (
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "

@@ -141,6 +141,8 @@ def test_resuming_gives_the_numbers_of_an_unbroken_run(
     with open(broken / "rollouts.jsonl", "a") as file:
         file.write('{"step": 3}\n')
     train.main(["--resume", str(broken), "--steps", "3"])
+    left = capsys.readouterr().out.split("resume   ")[1]
+    assert "rar-explicit: 8 answers" in left, "of the one step that is left"
     got, truth = numbers(broken), numbers(run)
     assert got[-1] == truth[-1]
     assert [row["step"] for row in got] == [0, 1, 2, 3]

@@ -140,7 +140,7 @@ def words(tiny: Path, five: Path, out: Path, **changes: object) -> list[str]:
 
 EVERYTHING = {"beta": 0.1, "inner_epochs": 2, "loss_norm": "token", "gold_judge": "keyword", "clip_low": 1e-3}
 RUNS = [
-    (2, {}),
+    pytest.param(2, {}, marks=pytest.mark.slow),
     pytest.param(3, {}, marks=pytest.mark.slow),
     (3, EVERYTHING),
     pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 2}, marks=pytest.mark.slow),
@@ -280,7 +280,8 @@ def until(path: Path, started: Launch) -> None:
     assert path.exists(), started.said()
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     tiny: Path, five: Path, tmp_path: Path, victim: int
 ) -> None:

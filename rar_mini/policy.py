@@ -1,15 +1,15 @@
 """A policy: a decoder with its tokenizer, and how a conversation becomes token ids and token ids become a
 response."""
 
+import json
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from rar_mini import lora, model, pretrained, prompts
 from rar_mini.config import Config
@@ -18,16 +18,20 @@ from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
 from rar_mini.sampler import end_tokens
 
+GENERATION = "generation_config.json"
+
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights, tokenizer and end tokens, and the directory they came from; of adapters, the name of their
-    base, and whether they are saved merged into it, too."""
+    """Weights, tokenizer and end tokens, and the directory they came from, with what its generation config
+    says (a run drops the checkpoint it went on from); of adapters, the name of their base, and whether they
+    are saved merged into it, too."""
 
     model: Decoder
     tokenizer: Any
     ends: frozenset[int]
     directory: Path
+    generation: str | None = None
     base: str | None = None
     merge: bool = True
 
@@ -67,8 +71,8 @@ class Policy:
         if self.base is not None:
             lora.save(self.model, self.adapters(directory), self.base)
         self.tokenizer.save_pretrained(directory)
-        if (self.directory / "generation_config.json").exists():
-            shutil.copy(self.directory / "generation_config.json", directory)
+        if self.generation is not None:
+            (directory / GENERATION).write_text(self.generation, encoding="utf-8")
 
     def adapters(self, directory: Path) -> Path:
         """Where in a directory that `save` wrote the adapters are: two formats need two folders."""
@@ -91,13 +95,13 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
         logging.ERROR
     )  # warns of any long text
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    named = [decoder.config.eos_token_id, tokenizer.eos_token_id]
-    if (directory / "generation_config.json").exists():
-        named.append(GenerationConfig.from_pretrained(directory).eos_token_id)
-    ends = end_tokens(*named)
+    path = directory / GENERATION
+    generation = path.read_text(encoding="utf-8") if path.is_file() else None
+    also = json.loads(generation or "{}").get("eos_token_id")
+    ends = end_tokens(decoder.config.eos_token_id, tokenizer.eos_token_id, also)
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
-    return Policy(decoder, tokenizer, ends, directory)
+    return Policy(decoder, tokenizer, ends, directory, generation)
 
 
 def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:

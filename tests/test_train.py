@@ -200,6 +200,18 @@ def test_a_run_killed_twenty_times_is_the_unbroken_run(tiny: Path, tmp_path: Pat
             shutil.rmtree(broken)
 
 
+def test_checkpoints_keep_their_end_tokens_when_the_one_gone_on_from_is_dropped(
+    tiny: Path, tmp_path: Path, questions: Path
+) -> None:
+    """The generation config was copied from there at each save: from the second one on there was none, and
+    the run that went on from such a checkpoint no longer stopped at 256."""
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=1, keep=1, eval_every=0))
+    train.main(["--resume", str(run), "--steps", "3"])
+    (saved,) = Run(run).checkpoints()
+    assert policy.load(str(saved), torch.float32, "cpu").ends == {256, 258}
+
+
 def test_a_run_without_a_checkpoint_starts_over(tiny: Path, tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "run"
     train.main(options(tiny, questions, folder, steps=1, save_every=0))

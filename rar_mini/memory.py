@@ -108,7 +108,7 @@ def read(name: str) -> Model:
     base."""
     if name in KNOWN:
         return Model(AutoConfig.for_model(**KNOWN[name]))
-    directory = pretrained.resolve(name, ["config.json"])
+    directory = pretrained.resolve(name, ["config.json", "adapter_config.json"])
     base = pretrained.base(directory)
     return Model(read_config(directory)) if base is None else read(base)
 

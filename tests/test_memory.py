@@ -258,13 +258,30 @@ def test_a_plan_reads_a_config_alone(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     here = planned_json(capsys, "--gpu", 80, "--policy", folder)
     there = planned_json(capsys, "--gpu", 80, "--policy", "Qwen/Qwen2.5-7B-Instruct")
-    assert asked == [("Qwen/Qwen2.5-7B-Instruct", ["config.json"])]
+    assert asked == [("Qwen/Qwen2.5-7B-Instruct", ["config.json", "adapter_config.json"])]
     assert here["settings"]["dtype"] == "bfloat16" and here["phases"] == there["phases"]
     for parts in here["phases"].values():
         stays = parts["weights"] + parts["moments"]
         assert stays < parts["peak"] <= sum(parts[part] for part in memory.PARTS) or stays == parts["peak"]
     monkeypatch.setattr(memory.pretrained, "embedded", lambda: pytest.fail("the default was built"))
     assert planned_json(capsys, "--gpu", 8)["parameters"] == 134_515_008
+
+
+def test_a_plan_of_adapters_on_the_hub_is_of_their_base(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a config.json was asked for, of which adapters have none: a run of them was refused on any GPU."""
+    there = {"config.json": (tiny / "config.json").read_text()}
+    there = {"some/base": there, "some/adapters": {lora.CONFIG: '{"base_model_name_or_path": "some/base"}'}}
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        (tmp_path / name).mkdir(parents=True)
+        for file in there[name].keys() & {*allow_patterns}:
+            (tmp_path / name / file).write_text(there[name][file])
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert memory.read("some/adapters").parameters == memory.read(str(tiny)).parameters
 
 
 PRESETS_OF = {

@@ -94,14 +94,20 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
     logging.getLogger("transformers.tokenization_utils_base").setLevel(
         logging.ERROR
     )  # warns of any long text
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    path = directory / GENERATION
+    tokenizer = AutoTokenizer.from_pretrained(_home(directory, "tokenizer_config.json"))
+    path = _home(directory, GENERATION) / GENERATION
     generation = path.read_text(encoding="utf-8") if path.is_file() else None
     also = json.loads(generation or "{}").get("eos_token_id")
     ends = end_tokens(decoder.config.eos_token_id, tokenizer.eos_token_id, also)
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
     return Policy(decoder, tokenizer, ends, directory, generation)
+
+
+def _home(directory: Path, file: str) -> Path:
+    """Where a file is to be read: of adapters that come without it, at their base."""
+    base = pretrained.base(directory)
+    return directory if base is None or (directory / file).is_file() else _home(resolve(base), file)
 
 
 def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Decoder:

@@ -311,9 +311,11 @@ def test_a_checkpoint_is_a_policy_for_everyone(run: Path, tiny: Path, tmp_path: 
     lora.adapt(decoder, 4, 8.0, TARGETS, 7)
     lora.load(decoder, folder_of_adapters(run))
     truth = hidden(decoder) @ decoder.head.T
-    ours = policy.load(str(saved), torch.float32, "cpu")
-    torch.testing.assert_close(hidden(ours.model) @ ours.model.head.T, truth, rtol=1e-4, atol=1e-4)
-    assert ours.ends == {256, 258} and memory.read(str(saved)).parameters == memory.read(str(tiny)).parameters
+    for name in (str(saved), str(folder_of_adapters(run))):
+        ours = policy.load(name, torch.float32, "cpu")
+        torch.testing.assert_close(hidden(ours.model) @ ours.model.head.T, truth, rtol=1e-4, atol=1e-4)
+        assert ours.ends == {256, 258} and ours.tokenizer.chat_template
+        assert memory.read(name).parameters == memory.read(str(tiny)).parameters
     if settings(run)["lora_save"] == "merged":
         theirs = AutoModelForCausalLM.from_pretrained(saved)
         torch.testing.assert_close(theirs(torch.tensor([IDS])).logits[0], truth, rtol=1e-4, atol=1e-4)

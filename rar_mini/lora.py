@@ -27,7 +27,10 @@ from rar_mini.model import Decoder, refuse_misfits, write_weights
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 UNKNOWN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
-"""What PEFT's configs allow and `merge` does not implement."""
+UNKNOWN += ("alora_invocation_tokens",)
+"""What PEFT's configs allow and `merge` does not implement; what else they do shows in names and shapes."""
+MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that change the base first: adapters made so are of other weights than the base's own."""
 
 
 class Adapted(nn.Linear):
@@ -110,6 +113,8 @@ def merge(decoder: Decoder, directory: Path) -> None:
     another kind or of another model."""
     said = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     odd = [name for name in UNKNOWN if said.get(name)]
+    begun = str(said.get("init_lora_weights"))
+    odd += [f"init_lora_weights {begun}"] * begun.startswith(MOVED)
     if said.get("peft_type") != "LORA" or odd:
         came = ", ".join(odd) or f"peft_type {said.get('peft_type')}"
         raise ValueError(f"{directory / CONFIG}: expected plain LoRA, got {came}; merge it with peft instead")

@@ -208,7 +208,12 @@ def test_adapters_of_another_kind_or_of_another_model_are_refused(tiny: Path, tm
     said = json.loads((tmp_path / lora.CONFIG).read_text())
     plain = model.load(tiny, torch.float32, "cpu")
     before = hidden(plain)
-    for change, word in (({"use_dora": True}, "use_dora"), ({"peft_type": "VERA"}, "peft_type VERA")):
+    for change, word in (
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "VERA"}, "peft_type VERA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+    ):
         (tmp_path / lora.CONFIG).write_text(json.dumps(said | change))
         with pytest.raises(ValueError, match=f"expected plain LoRA, got {word}; merge it with peft"):
             lora.merge(plain, tmp_path)

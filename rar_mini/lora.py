@@ -80,7 +80,7 @@ def base(decoder: Decoder) -> Decoder:
 
 
 def merged(decoder: Decoder) -> dict[str, Tensor]:
-    """The weights of a plain decoder that does the same, those that are merged on the CPU."""
+    """The weights of a plain decoder that does the same; the merged ones are on the CPU."""
     return _frozen(decoder) | {
         f"{name}.weight": layer.merged().cpu() for name, layer in _adapted(decoder).items()
     }

@@ -81,7 +81,7 @@ def joined() -> Iterator[None]:
         except Lost:
             told = []  # those that this rank has it from have ended
         if rank and all(failure for _, failure in told):
-            sys.exit(1)  # rank 0 says it
+            sys.exit(error.code if isinstance(error, SystemExit) else 1)  # rank 0 says it
         raise
     dist.destroy_process_group()
 
@@ -194,6 +194,8 @@ def _exchange(collective: Callable[..., object], *words: Any) -> None:
 
 def _portable(error: BaseException) -> BaseException:
     """The error with this rank's number, in its nearest type that is made of one string: it will be sent."""
+    if isinstance(error, SystemExit):  # --help, or an option that the parser refused
+        return SystemExit(error.code)
     for kind in type(error).__mro__:
         try:
             return kind(f"rank {rank}: {error}")

@@ -254,6 +254,17 @@ def test_a_defect_on_one_rank_is_shown_by_it_and_ends_all(tiny: Path, five: Path
     assert checkpoint.check(tmp_path / "run" / "checkpoints" / "step-1") == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "said"), [("--help", 0, "usage: train.py"), ("--steps x", 2, "--steps")]
+)
+def test_the_parser_ends_all_ranks_alike(tmp_path: Path, argv: str, code: int, said: str) -> None:
+    """torchrun takes any other end than 0 for a failure, and shows a page about it."""
+    started = Launch(2, argv.split(), tmp_path / "logs")
+    assert started.codes() == [code, code]
+    zero, one = (log.read_text() for log in started.logs)
+    assert said in zero and not one
+
+
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on(tiny: Path, five: Path, tmp_path: Path) -> None:
     """The order of the data knows steps, not ranks."""

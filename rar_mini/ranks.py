@@ -163,10 +163,12 @@ def add_gradients(parameters: Iterable["torch.Tensor"]) -> None:
         import torch
         import torch.distributed as dist
 
-        for p in parameters:
-            if p.requires_grad:
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                _exchange(dist.all_reduce, p.grad)
+        own = [p for p in parameters if p.requires_grad]
+        for p in own:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gather(None)  # a rank that had no room for them tells it here: in the sums there is no place for that
+        for p in own:
+            _exchange(dist.all_reduce, p.grad)
 
 
 def _tell(value: Any, failure: BaseException | None = None) -> list[tuple[Any, BaseException | None]]:

@@ -254,6 +254,31 @@ def test_a_defect_on_one_rank_is_shown_by_it_and_ends_all(tiny: Path, five: Path
     assert checkpoint.check(tmp_path / "run" / "checkpoints" / "step-1") == 1
 
 
+def cramped(rank: int) -> None:
+    """Rank 1 has nothing to teach, and no memory to say so in zeros."""
+    fails(rank)
+    usual = ranks.add_gradients
+
+    def no_room(*words: Any) -> None:
+        raise MemoryError("no room")
+
+    def add(parameters: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "zeros_like", no_room)
+            usual(parameters)
+
+    ranks.add_gradients = add if rank else usual
+
+
+@pytest.mark.slow
+def test_a_rank_without_room_for_the_sum_ends_all(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """The others would wait for it in the sum of the gradients, and it for them to be told why."""
+    changes = {"eval_every": 0, "max_judge_failures": 1}
+    started = Launch(2, words(tiny, five, tmp_path / "run", **changes), tmp_path / "logs", cramped)
+    assert started.codes() == [1, 1]
+    assert "MemoryError: rank 1: no room" in started.logs[0].read_text()
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"), [("--help", 0, "usage: train.py"), ("--steps x", 2, "--steps")]
 )

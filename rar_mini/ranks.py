@@ -41,12 +41,13 @@ EXPECTED = (ValueError, OSError, FloatingPointError)
 
 
 class Lost(SystemExit):
-    """The end of this process, because another one is gone or torchrun says so."""
+    """The end of this process, because another one is gone or torchrun says so; `why`, in a few words."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: object = "") -> None:
+        words = " ".join(str(why).split())  # NCCL's have several lines
         super().__init__(
-            f"train.py: rank {rank} of {world} ends: another rank is gone, or torchrun was stopped. What was "
-            f"saved is whole; go on with {way_back}"
+            f"train.py: rank {rank} of {world} ends: another rank is gone, or torchrun was stopped"
+            f"{words and f' ({words})'}. What was saved is whole; go on with {way_back}"
         )
 
 
@@ -191,7 +192,7 @@ def _exchange(collective: Callable[..., object], *words: Any) -> None:
     try:
         collective(*words)
     except RuntimeError as error:
-        raise Lost from error
+        raise Lost(error) from error
 
 
 def _portable(error: BaseException) -> BaseException:

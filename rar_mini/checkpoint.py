@@ -268,7 +268,10 @@ def check(directory: Path) -> int:
 
 def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved moments back."""
-    optimizer.load_state_dict(torch.load(directory / "trainer" / "optimizer.pt", weights_only=True))
+    # The file names the GPU that they were on: without a word, all ranks would fill that of the first.
+    device = optimizer.param_groups[0]["params"][0].device
+    saved = torch.load(directory / "trainer" / "optimizer.pt", map_location=device, weights_only=True)
+    optimizer.load_state_dict(saved)
 
 
 def environment() -> dict[str, Any]:

@@ -31,6 +31,7 @@ import train
 from rar_mini import checkpoint, data, grpo, keyword_judge, model, ranks
 from rar_mini.checkpoint import Run
 from rar_mini.endpoint import OverBudget
+from rar_mini.kernels.adamw import AdamW
 from rar_mini.ledger import Ledger
 from rar_mini.sampler import Completion
 
@@ -398,6 +399,21 @@ def test_a_budget_holds_for_all_ranks_together(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ranks, "gather", lambda new: [new, new])
     ledger.pool()
     assert ledger.counts["calls"] == 3, "what is known is not told again"
+
+
+def test_moments_go_to_the_gpu_of_the_rank_that_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file names the first rank's GPU, where those of all ranks would meet, and not fit."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer, other = (AdamW([parameter], 0.1) for _ in range(2))
+    optimizer.step()
+    (tmp_path / "trainer").mkdir()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(optimizer.state_dict(), tmp_path / "trainer" / "optimizer.pt")
+    checkpoint.load_optimizer(tmp_path, other)
+    assert torch.equal(other.state[parameter]["m"], optimizer.state[parameter]["m"])
 
 
 def test_shares_of_a_step_add_up_to_its_gradient(tiny: Path) -> None:

@@ -261,6 +261,7 @@ def questions(config: Config, actor: Policy, judge: Judge) -> Splits:
             "to train on; lower it or bring more"
         )
     ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
+    ranks.refuse_unlike("judge settings", lambda: judge.digest(splits["train"][0], ""))
     return splits
 
 

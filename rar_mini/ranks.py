@@ -153,8 +153,8 @@ def refuse_unlike(what: str, work: Callable[[], Any]) -> None:
     for number, value in enumerate(values):
         if value != values[0]:
             raise ValueError(
-                f"rank {number} has other {what} than rank 0: expected the same files, versions and kind of "
-                "device everywhere"
+                f"rank {number} has other {what} than rank 0: expected the same files, versions, environment "
+                "and kind of device everywhere"
             )
 
 

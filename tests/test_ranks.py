@@ -370,6 +370,23 @@ def test_ranks_that_do_not_start_alike_are_refused(tiny: Path, five: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def other_server(rank: int) -> None:
+    if rank:
+        os.environ["OPENAI_BASE_URL"] = "http://127.0.0.1:9/v1"
+
+
+@pytest.mark.slow
+def test_ranks_with_other_judges_are_refused(
+    tiny: Path, five: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without the first one's environment would ask another judge, or match words, unnoticed."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    started = Launch(2, words(tiny, five, tmp_path / "run", judge="auto"), tmp_path / "logs", other_server)
+    assert started.codes() == [1, 1]
+    assert started.said().count("rank 1 has other judge settings than rank 0") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_questions_to_a_server_are_asked_once_and_counted_once(
     tiny: Path, five: Path, tmp_path: Path, folder: Path, server: Server

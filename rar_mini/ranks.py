@@ -75,7 +75,7 @@ def joined() -> Iterator[None]:
     except (Lost, KeyboardInterrupt):
         raise
     except BaseException as error:
-        # torchrun ends all as soon as one has ended: those that have something to say are let say it.
+        # torchrun ends all as soon as one has ended: those that have something to say may say it first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             told = _tell(None, error)

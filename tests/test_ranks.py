@@ -63,7 +63,6 @@ class Launch:
         self.all = []
         for rank, log in enumerate(self.logs):
             own = shared | {"RANK": rank, "LOCAL_RANK": rank}
-            words = list(words)
             self.all.append(processes.Process(target=child, args=(rank, own, words, str(log), hook)))
             self.all[-1].start()
 
@@ -167,7 +166,7 @@ def test_many_ranks_give_the_run_of_one(
 
 OF_RANK_1 = [
     example.id
-    for example, _ in data.draw([data.Example(f"q{i}", *"t", (), "", None, {}) for i in range(5)], 5, 0, 0)
+    for example, _ in data.draw([data.Example(f"q{i}", "train", (), "", None, {}) for i in range(5)], 5, 0, 0)
 ][1::2]
 
 

@@ -505,9 +505,10 @@ def test_training_with_a_reference_on_the_cpu(checkpointed: bool, traced: Tracke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("v_proj", "down_proj")], ids="-".join)
-@pytest.mark.parametrize("shape", [*SHAPES[:2], (3, 4, 128, 1024)])
+@pytest.mark.parametrize(
+    ("targets", "beta"), [(TARGETS, 0.0), (("q_proj", "v_proj"), 0.1), (("v_proj", "down_proj"), 0.0)]
+)
+@pytest.mark.parametrize("shape", [SHAPES[0], (3, 4, 128, 1024)])
 @pytest.mark.parametrize("name", THIN)
 def test_training_adapters(
     name: str,

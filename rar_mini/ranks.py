@@ -72,11 +72,11 @@ def joined() -> Iterator[None]:
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
             yield
-    except (Lost, KeyboardInterrupt):
-        raise
     except BaseException as error:
-        # torchrun ends all as soon as one has ended: those that have something to say may say it first.
+        # torchrun ends all as soon as one has ended: those that are ending, or have something to say, may.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(error, Lost | KeyboardInterrupt):
+            raise
         try:
             told = _tell(None, error)
         except Lost:

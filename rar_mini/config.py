@@ -5,7 +5,7 @@ command lines into these and back.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -204,6 +204,10 @@ class Config:
         """Refuse numbers that no run could use, by the option's name."""
         if not self.lora_targets:
             raise ValueError("--lora-targets: expected a projection or more, got none")
+        for field in fields(self) if self.lora_rank == 0 else ():
+            if field.name.startswith("lora_") and getattr(self, field.name) != field.default:
+                name = field.name.replace("_", "-")
+                raise ValueError(f"--{name} is of adapters: expected --lora-rank above 0, got 0")
         positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
         positive += ("tokens_per_batch", "cache_mb", "eval_samples", "eval_questions", "keep")
         bounds = {name: (1, math.inf) for name in positive}

@@ -100,6 +100,8 @@ def from_json(default: T, written: dict[str, Any]) -> T:
             value = from_json(getattr(default, field.name), value)
         elif isinstance(value, str) and Path in get_args(field.type):
             value = Path(value)
+        elif isinstance(value, list):  # JSON has no tuples
+            value = tuple(value)
         read[field.name] = value
     return dataclasses.replace(default, **read)
 

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 import train
 from rar_mini import checkpoint, grpo, lora, memory, model, onednn, policy
 from rar_mini.answers import Answering, Sampled
-from rar_mini.config import TARGETS
+from rar_mini.config import TARGETS, Config
 from rar_mini.model import Decoder, reference_attention
+from rar_mini.options import from_json, to_json
 from rar_mini.sampler import Request, Settings, sample, uniforms
 
 IDS = [1, 40, 258, 7, 7, 100, 3, 0]
@@ -384,6 +385,12 @@ def test_bad_options_are_refused(
     captured = capsys.readouterr()
     assert expected in str(error.value) + captured.err + captured.out
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_come_back_from_a_file_as_they_were() -> None:
+    """Targets came back as a list, which are not the default's tuple: no run without adapters resumed."""
+    for config in (Config(), Config(lora_rank=4, lora_targets=("q_proj", "v_proj"))):
+        assert from_json(Config(), json.loads(json.dumps(to_json(config)))) == config
 
 
 def test_a_reference_on_the_cpu_is_the_same_run(tiny: Path, tmp_path: Path, questions: Path) -> None:

@@ -77,9 +77,8 @@ def test_a_row_does_not_depend_on_its_neighbours_or_its_wave(decoder: Decoder) -
         assert [c.ids for c in alone] == [c.ids for c in group]
 
 
-def test_each_prompt_is_read_once_even_when_its_group_is_split(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on a list of how many tokens each forward pass reads."""
     read = []
     forward = Decoder.forward
 
@@ -88,6 +87,13 @@ def test_each_prompt_is_read_once_even_when_its_group_is_split(
         return forward(self, ids, *rest)
 
     monkeypatch.setattr(Decoder, "forward", count)
+    return read
+
+
+def test_each_prompt_is_read_once_even_when_its_group_is_split(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = counting(monkeypatch)
     config = decoder.config
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     sample(decoder, requests(4, 2, PROMPTS[2:]), frozenset(), Settings(2, cache_bytes=row * (2 * 2 + 30)))
@@ -194,14 +200,7 @@ def test_more_prompts_than_a_pass_takes_are_read_in_halves(
 ) -> None:
     """A wave of short answers to 600 prompts of 512 tokens was one pass, whose masks alone are 280 GB."""
     whole = sample(decoder, requests(), ENDS, Settings(24))
-    read = []
-    forward = Decoder.forward
-
-    def count(self: Decoder, ids: torch.Tensor, *rest: object) -> torch.Tensor:
-        read.append(len(ids))
-        return forward(self, ids, *rest)
-
-    monkeypatch.setattr(Decoder, "forward", count)
+    read = counting(monkeypatch)
     monkeypatch.setattr(sampler, "READ", 32)  # of 5 + 1 + 30 tokens
     halves = sample(decoder, requests(), ENDS, Settings(24))
     assert read[:2] == [5, 31]

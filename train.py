@@ -66,7 +66,7 @@ from rar_mini.data import Example
 from rar_mini.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import refuse_unknown, to_json
+from rar_mini.options import counted, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 
@@ -476,7 +476,7 @@ def bench(argv: list[str]) -> None:
     usage = "train.py --bench [--runs RUNS] [options of training; sizes and judge are the benchmark's own]"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description="Time whole steps.")
     parser.add_argument("--bench", action="store_true", help="measure a step; nothing is written")
-    parser.add_argument("--runs", type=speed.counted, default=5, help="of which the median is taken")
+    parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}

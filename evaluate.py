@@ -11,7 +11,7 @@ anyone trains on them and afterwards.
 `healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row with what was said of it,
 so that a killed evaluation goes on, nothing is asked twice and any score can be computed again. What failed,
 an answer or a verdict, is no zero: it is left out, counted, and asked for again by the same command.
-HealthBench's arithmetic is the official one (rar_mini/healthbench.py), the words in which a judge is asked
+HealthBench's arithmetic is the official one (rar_mini/evaluation/healthbench.py), the words in which a judge is asked
 about an item are ours. `gpqa` has every question in ten orders of its choices; its interval over runs says
 how much the order matters, the one over questions how much other questions would.
 `table` puts what they left behind beside the paper's numbers.
@@ -55,18 +55,19 @@ import tyro
 from numpy import ndarray
 
 from judge import Judge, Options, choose
-from rar_mini import agreement, answers, gpqa, healthbench, labelled, paper, rollouts
-from rar_mini.agreement import accuracy, correlation, interval, mean, resampled, share, wins
-from rar_mini.answers import Answering
 from rar_mini.checkpoint import Run, environment, records, write_json
 from rar_mini.data import SAMPLE, Example
-from rar_mini.endpoint import Endpoint
+from rar_mini.evaluation import agreement, answers, gpqa, healthbench, labelled, paper
+from rar_mini.evaluation import replay as rollouts
+from rar_mini.evaluation.agreement import accuracy, correlation, interval, mean, resampled, share, wins
+from rar_mini.evaluation.answers import Answering
+from rar_mini.evaluation.labelled import Labelled
+from rar_mini.judging.endpoint import Endpoint
 from rar_mini.kernels.advantage import TIE
-from rar_mini.labelled import Labelled
 from rar_mini.options import run_command, to_json
-from rar_mini.plot import drawing, reliability
 from rar_mini.prompts import fill
 from rar_mini.rubric import Rubric
+from rar_mini.viewing.plot import drawing, reliability
 
 MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "auc", "brier")}
 Judging = tyro.conf.OmitArgPrefixes[Options]

@@ -49,16 +49,19 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import data, keyword_judge, prompts, ranks, show, wires
+from rar_mini import data, prompts, ranks
 from rar_mini.config import Options
 from rar_mini.data import Example
-from rar_mini.endpoint import Endpoint, Failure, Request
+from rar_mini.judging import keyword as keyword_judge
+from rar_mini.judging import wires
+from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.ledger import Ledger, kept_rows
+from rar_mini.judging.wires import MOST, Asked
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.ledger import Ledger, kept_rows
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
-from rar_mini.wires import MOST, Asked
+from rar_mini.viewing import show
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
@@ -169,7 +172,7 @@ class Judge:
         self.mass: list[float] = []
         self.ledger = Ledger()
         if kind == "local":
-            from rar_mini.local_judge import LocalJudge  # seconds of imports that no other judge needs
+            from rar_mini.judging.local import LocalJudge  # seconds of imports that no other judge needs
 
             self.local = LocalJudge(name, o.judge_device, self.ledger)
         elif kind != "keyword":

@@ -59,16 +59,17 @@ from tqdm import tqdm
 
 import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, hub, memory, policy, ranks, report, speed
+from rar_mini import checkpoint, data, grpo, hub, policy, ranks, report
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
-from rar_mini.endpoint import OverBudget
+from rar_mini.judging.endpoint import OverBudget
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.options import counted, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
+from rar_mini.tools import memory, speed
 
 # --- one step -----------------------------------------------------------------------------------------------
 

@@ -77,9 +77,9 @@ from rar_mini.data import Example
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.model import Decoder
-from rar_mini.plot import DARK, GREY, STYLE, WARM, drawing
 from rar_mini.rubric import rating_to_unit
 from rar_mini.sampler import Completion, uniforms
+from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
 
 BIAS = 0.2
 """What an answer of full length gains in a Likert judge's eyes over one of no length."""

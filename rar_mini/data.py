@@ -343,6 +343,6 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
 if __name__ == "__main__":
     import sys
 
-    from rar_mini import tables
+    from rar_mini.tools import tables
 
     tables.main(sys.argv[1:])

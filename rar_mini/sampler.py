@@ -419,6 +419,6 @@ def _truncate(mass: Tensor, settings: Settings) -> Tensor:
 if __name__ == "__main__":
     import sys
 
-    from rar_mini import speed
+    from rar_mini.tools import speed
 
     speed.main(sys.argv[1:])

@@ -250,8 +250,9 @@ def measure(
 ) -> dict:
     """Throughput and memory of a judge that asks so many questions of a server with so large a share of
     faults."""
-    from rar_mini import prompts, wires
-    from rar_mini.endpoint import Endpoint, Failure
+    from rar_mini import prompts
+    from rar_mini.judging import wires
+    from rar_mini.judging.endpoint import Endpoint, Failure
 
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(there, latency, share))

@@ -18,8 +18,8 @@ import openai
 import pytest
 from hostile import Server
 
-from rar_mini.endpoint import Endpoint, Failure, OverBudget, Request
-from rar_mini.ledger import Cache
+from rar_mini.judging.endpoint import Endpoint, Failure, OverBudget, Request
+from rar_mini.judging.ledger import Cache
 
 KEY = "sk-very-secret"
 
@@ -69,7 +69,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("rar_mini.endpoint.asyncio.sleep", note)
+    monkeypatch.setattr("rar_mini.judging.endpoint.asyncio.sleep", note)
     return found
 
 
@@ -379,7 +379,7 @@ def test_a_cache_that_cannot_be_made_costs_a_warning(
 WRITER = """
 import sys
 from pathlib import Path
-from rar_mini.ledger import Cache
+from rar_mini.judging.ledger import Cache
 cache = Cache(Path(sys.argv[1]))
 for i in range(300):
     cache.put(f"key {i}", '{"by": "%s"}' % sys.argv[2])

@@ -16,7 +16,8 @@ from hostile import Server, shared
 
 import evaluate
 import judge as judges
-from rar_mini import agreement, data, labelled, prompts
+from rar_mini import data, prompts
+from rar_mini.evaluation import agreement, labelled
 
 NAN = float("nan")
 

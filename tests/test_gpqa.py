@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import evaluate
 import judge as judges
-from rar_mini import gpqa, paper
-from rar_mini.answers import Answering
+from rar_mini.evaluation import gpqa, paper
+from rar_mini.evaluation.answers import Answering
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("folder")

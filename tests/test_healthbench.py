@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import evaluate
 import judge as judges
-from rar_mini import answers, data, healthbench, policy, prompts
-from rar_mini.answers import Answering
-from rar_mini.endpoint import Failure
+from rar_mini import data, policy, prompts
+from rar_mini.evaluation import answers, healthbench
+from rar_mini.evaluation.answers import Answering
+from rar_mini.judging.endpoint import Failure
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("folder")

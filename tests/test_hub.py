@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import train
-from rar_mini import data, hub, rollouts, tables
+from rar_mini import data, hub
 from rar_mini.data import Example
+from rar_mini.evaluation import replay as rollouts
+from rar_mini.tools import tables
 
 ROOT = Path(__file__).parents[1]
 REPO, PINNED = hub.RELEASED["medical"]

@@ -23,13 +23,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import judge as judges
 from judge import Judge
-from rar_mini import data, local_judge, prompts, wires
-from rar_mini.endpoint import Failure
+from rar_mini import data, prompts
+from rar_mini.judging import local as local_judge
+from rar_mini.judging import wires
+from rar_mini.judging.endpoint import Failure
+from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.local import LocalJudge
+from rar_mini.judging.wires import inert, parse_rating, parse_verdicts, without_thoughts
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.ledger import Ledger
-from rar_mini.local_judge import LocalJudge
 from rar_mini.rubric import Design, Rubric
-from rar_mini.wires import inert, parse_rating, parse_verdicts, without_thoughts
 
 NAN = float("nan")
 SERVERS = ("chat:m", "systemone:m", "decisions:m")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rar_mini import keyword_judge
+from rar_mini.judging import keyword as keyword_judge
 from rar_mini.rubric import Criterion, Rubric
 
 

@@ -68,7 +68,7 @@ def test_rooms_keep_to_themselves() -> None:
         "rar_mini/model.py": {"rar_mini.sampler", "rar_mini.prefix"},
         "rar_mini/sampler.py": {"transformers", "rar_mini.policy"},
         "rar_mini/grpo.py": {"torch.optim"},
-        "rar_mini/endpoint.py": {"rar_mini.rubric", "rar_mini.data"},
+        "rar_mini/judging/endpoint.py": {"rar_mini.rubric", "rar_mini.data"},
     }
     for name, forbidden in words.items():
         assert not imports(name) & forbidden, name

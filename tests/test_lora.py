@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import train
-from rar_mini import checkpoint, grpo, lora, memory, model, onednn, policy
-from rar_mini.answers import Answering, Sampled
+from rar_mini import checkpoint, grpo, lora, model, onednn, policy
 from rar_mini.config import TARGETS, Config
+from rar_mini.evaluation.answers import Answering, Sampled
 from rar_mini.model import Decoder, reference_attention
 from rar_mini.options import from_json, to_json
 from rar_mini.sampler import Request, Settings, sample, uniforms
+from rar_mini.tools import memory
 
 IDS = [1, 40, 258, 7, 7, 100, 3, 0]
 

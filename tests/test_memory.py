@@ -31,16 +31,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 import train
-from rar_mini import local_judge, lora, memory, prefix, pretrained, sampler
+from rar_mini import lora, prefix, pretrained, sampler
 from rar_mini.config import PRESETS, TARGETS, Config
+from rar_mini.judging import local as local_judge
+from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.wires import Asked
 from rar_mini.kernels import adamw, logprob
-from rar_mini.ledger import Ledger
-from rar_mini.memory import Model
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
 from rar_mini.sampler import Completion, Request, Settings
-from rar_mini.wires import Asked
+from rar_mini.tools import memory
+from rar_mini.tools.memory import Model
 
 META = torch.device("meta")
 

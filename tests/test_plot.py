@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 
-from rar_mini import plot
+from rar_mini.viewing import plot
 
 pytest.importorskip("matplotlib", reason="the picture needs the `plot` extra")
 figure = pytest.importorskip("matplotlib.figure")
@@ -135,12 +135,12 @@ def test_running_means_reach_back_and_never_ahead() -> None:
 
 def test_the_command_says_where_the_picture_is_or_why_there_is_none(tmp_path: Path, command: Command) -> None:
     folder = run_of(tmp_path / "run", [step(1)])
-    line = [sys.executable, "-m", "rar_mini.plot", folder, "--out", tmp_path / "curves.png"]
+    line = [sys.executable, "-m", "rar_mini.viewing.plot", folder, "--out", tmp_path / "curves.png"]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (tmp_path / "empty").mkdir()
-    done = command("rar_mini/plot.py", tmp_path / "empty")
+    done = command("rar_mini/viewing/plot.py", tmp_path / "empty")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"plot.py: {tmp_path / 'empty'} is no run: expected a readable config.json")
 

@@ -28,11 +28,12 @@ from safetensors.torch import load_file
 from test_train import ROOT, numbers, options, records
 
 import train
-from rar_mini import checkpoint, data, grpo, keyword_judge, model, ranks
+from rar_mini import checkpoint, data, grpo, model, ranks
 from rar_mini.checkpoint import Run
-from rar_mini.endpoint import OverBudget
+from rar_mini.judging import keyword as keyword_judge
+from rar_mini.judging.endpoint import OverBudget
+from rar_mini.judging.ledger import Ledger
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.ledger import Ledger
 from rar_mini.sampler import Completion
 
 processes = multiprocessing.get_context("forkserver")

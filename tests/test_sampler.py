@@ -10,9 +10,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from rar_mini import model, onednn, sampler, speed
+from rar_mini import model, onednn, sampler
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
+from rar_mini.tools import speed
 
 PROMPTS = ([5, 6, 7, 8, 9], [40], list(range(60, 90)))
 ENDS = frozenset({258})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rar_mini.checkpoint import records
-from rar_mini.show import show
+from rar_mini.viewing.show import show
 
 
 def rollout(step: int, name: str, reward: float | None, **changes: object) -> dict:

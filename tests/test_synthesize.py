@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
 import train
-from rar_mini import data, prompts, rubric, synthesize
+from rar_mini import data, prompts, rubric
 from rar_mini.config import Asking
-from rar_mini.endpoint import Failure, OverBudget
-from rar_mini.synthesize import LEAST, MOST, WEIGHTS, faults
+from rar_mini.judging.endpoint import Failure, OverBudget
+from rar_mini.tools import synthesize
+from rar_mini.tools.synthesize import LEAST, MOST, WEIGHTS, faults
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -544,7 +545,17 @@ def test_parquet_is_read_but_for_a_test_split(server: Server, tmp_path: Path) ->
 def test_the_command_line(server: Server, command: Command, rows: Path, tmp_path: Path) -> None:
     server.reply = lambda path, body: json.dumps(items(8 if "What is 0" in asks(body) else 2))
     out, words = tmp_path / "out.jsonl", ["--writer", "chat:m", "--domain", "science", "--no-reference"]
-    line = [sys.executable, "-m", "rar_mini.synthesize", rows, *words, "--out", out, "--parse-retries", "0"]
+    line = [
+        sys.executable,
+        "-m",
+        "rar_mini.tools.synthesize",
+        rows,
+        *words,
+        "--out",
+        out,
+        "--parse-retries",
+        "0",
+    ]
     done = subprocess.run([*line, "--no-cache"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
@@ -552,9 +563,9 @@ def test_the_command_line(server: Server, command: Command, rows: Path, tmp_path
     )
     assert done.stderr.count(": faulty: expected 7 to 20 items, got 2") == 4
     assert len(data.read(out)) == 1 and "very-secret" not in done.stdout + done.stderr + out.read_text()
-    done = command("rar_mini/synthesize.py", out, "--check")
+    done = command("rar_mini/tools/synthesize.py", out, "--check")
     assert (done.returncode, done.stderr) == (0, "") and "faults: 0 in 0 of 1 rubrics" in done.stdout
-    done = command("rar_mini/synthesize.py", rows, *words, "--out", tmp_path / "none" / "out.jsonl")
+    done = command("rar_mini/tools/synthesize.py", rows, *words, "--out", tmp_path / "none" / "out.jsonl")
     assert done.returncode == 1 and len(server.seen) == 5
 
 

@@ -25,7 +25,7 @@ import train
 from rar_mini import checkpoint, policy
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
-from rar_mini.show import show
+from rar_mini.viewing.show import show
 
 
 def options(tiny: Path, questions: Path, out: Path, **changes: object) -> list[str]:

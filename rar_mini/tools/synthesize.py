@@ -30,11 +30,12 @@ from typing import Any, Literal
 import tyro
 from tqdm import tqdm
 
-from rar_mini import data, prompts, wires
+from rar_mini import data, prompts
 from rar_mini.config import Asking
 from rar_mini.data import Example
-from rar_mini.endpoint import Endpoint, Failure, Request
-from rar_mini.ledger import kept_rows
+from rar_mini.judging import wires
+from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.ledger import kept_rows
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.prompts import fill
@@ -298,4 +299,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_command(main, "python -m rar_mini.synthesize", __doc__)
+    run_command(main, "python -m rar_mini.tools.synthesize", __doc__)

@@ -19,8 +19,8 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
-from rar_mini.agreement import both, share
 from rar_mini.checkpoint import Run, records
+from rar_mini.evaluation.agreement import both, share
 from rar_mini.report import paired
 
 LIGHT, DARK, WARM, GREY = "#a8bdd0", "#1f4e79", "#c2571a", "#555555"
@@ -176,6 +176,6 @@ def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Pat
 
 if __name__ == "__main__":
     try:
-        print(tyro.cli(draw, prog="python -m rar_mini.plot"))
+        print(tyro.cli(draw, prog="python -m rar_mini.viewing.plot"))
     except (ValueError, OSError) as error:
         sys.exit(f"plot.py: {error}")

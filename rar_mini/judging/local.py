@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from rar_mini import policy, prompts
-from rar_mini.endpoint import Failure
-from rar_mini.ledger import Ledger
+from rar_mini.judging.endpoint import Failure
+from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.wires import Asked
 from rar_mini.prefix import Tree, pack
 from rar_mini.prompts import JudgePrompts
-from rar_mini.wires import Asked
 
 log = logging.getLogger(__name__)
 

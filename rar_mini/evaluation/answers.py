@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mini import checkpoint, policy, prompts, sampler, wires
+from rar_mini import checkpoint, policy, prompts, sampler
 from rar_mini.data import Example
-from rar_mini.endpoint import Endpoint, Failure, Request
+from rar_mini.judging import wires
+from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.options import refuse_outside
 from rar_mini.pretrained import resolve
 

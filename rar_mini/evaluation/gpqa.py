@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from rar_mini import agreement, checkpoint, prompts
+from rar_mini import checkpoint, prompts
 from rar_mini.data import Example
+from rar_mini.evaluation import agreement
+from rar_mini.judging.wires import without_thoughts
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.wires import without_thoughts
 
 SOURCE = (
     "GPQA is Idavidrein/gpqa on the Hub, gated: accept its terms there, then hf download Idavidrein/gpqa "

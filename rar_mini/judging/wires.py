@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rar_mini import prompts
-from rar_mini.endpoint import Failure, Request
+from rar_mini.judging.endpoint import Failure, Request
 from rar_mini.prompts import JudgePrompts
 
 MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword": 1}

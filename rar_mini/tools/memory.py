@@ -34,8 +34,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from rar_mini import pretrained
 from rar_mini.config import Config
+from rar_mini.judging.local import TOKENS
 from rar_mini.kernels.logprob import CHUNK_BYTES
-from rar_mini.local_judge import TOKENS
 from rar_mini.model import Decoder, head_width, read_config
 from rar_mini.options import to_json
 from rar_mini.sampler import READ

@@ -37,7 +37,7 @@ from urllib.parse import urlsplit
 import openai
 
 from rar_mini import ranks
-from rar_mini.ledger import PRICES, Cache, Ledger, read_price
+from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
 from rar_mini.pretrained import SECRET, cache_folder
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs

@@ -1,0 +1,1 @@
+"""How judges are asked: servers, weights in this process, words; and what asking costs."""

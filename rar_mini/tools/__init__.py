@@ -1,0 +1,1 @@
+"""Commands beside training: memory plans, rubric writing, tables of data, benchmarks."""

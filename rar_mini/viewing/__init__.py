@@ -1,0 +1,1 @@
+"""A finished run, to be read and to be seen."""

@@ -11,9 +11,9 @@ anyone trains on them and afterwards.
 `healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row with what was said of it,
 so that a killed evaluation goes on, nothing is asked twice and any score can be computed again. What failed,
 an answer or a verdict, is no zero: it is left out, counted, and asked for again by the same command.
-HealthBench's arithmetic is the official one (rar_mini/evaluation/healthbench.py), the words in which a judge is asked
-about an item are ours. `gpqa` has every question in ten orders of its choices; its interval over runs says
-how much the order matters, the one over questions how much other questions would.
+HealthBench's arithmetic is the official one (rar_mini/evaluation/healthbench.py), the words in which a judge
+is asked about an item are ours. `gpqa` has every question in ten orders of its choices; its interval over
+runs says how much the order matters, the one over questions how much other questions would.
 `table` puts what they left behind beside the paper's numbers.
 
 `judge` asks about answers whose truth is known: the labelled responses of the bundled sample, a good and a
@@ -54,8 +54,10 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
-from judge import Judge, Options, choose
+from judge import Judge
+from rar_mini import grpo
 from rar_mini.checkpoint import Run, environment, records, write_json
+from rar_mini.config import Options
 from rar_mini.data import SAMPLE, Example
 from rar_mini.evaluation import agreement, answers, gpqa, healthbench, labelled, paper
 from rar_mini.evaluation import replay as rollouts
@@ -67,6 +69,7 @@ from rar_mini.kernels.advantage import TIE
 from rar_mini.options import run_command, to_json
 from rar_mini.prompts import fill
 from rar_mini.rubric import Rubric
+from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing, reliability
 
 MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "auc", "brier")}
@@ -95,7 +98,7 @@ def ask(judge: Judge, answers: Sequence[tuple[Example, str]], progress: str, rep
     """Have N answers judged, each on its own."""
     examples, responses = [example for example, _ in answers], [[response] for _, response in answers]
     scores = judge.score(examples, responses, progress=progress, repeat=repeat)
-    verdict, reward, rating = (x[:, 0].numpy() for x in (scores.verdict, scores.reward, scores.rating))
+    verdict, reward, rating = (x[:, 0].numpy() for x in (scores.verdict, grpo.reward(scores), scores.rating))
     return Judged(verdict, scores.weight.numpy(), reward, rating)
 
 

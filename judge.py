@@ -34,11 +34,9 @@ import copy
 import hashlib
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 from pathlib import Path
@@ -46,10 +44,9 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import data, prompts, ranks
+from rar_mini import data, grpo, prompts, ranks
 from rar_mini.config import Options
 from rar_mini.data import Example
 from rar_mini.judging import keyword as keyword_judge
@@ -57,68 +54,16 @@ from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Ledger, kept_rows
 from rar_mini.judging.wires import MOST, Asked
-from rar_mini.kernels.advantage import group_advantage
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
+from rar_mini.scores import NAN, Scores, choose, finite
 from rar_mini.viewing import show
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
 OWN = ("rar-explicit", "rar-implicit")  # those that ask about a question's own rubric
-DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
 PLAIN = Design()
-NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a judge said of P x G responses. A rating also stands as one verdict, (rating - 1) / 9, of weight
-    1."""
-
-    verdict: Tensor  # (P, G, K) in [0, 1], NaN where the judge failed or a rubric has fewer than K items
-    weight: Tensor  # (P, K), 0 where a rubric has fewer than K items
-    rating: Tensor  # (P, G) in 1 .. 10, NaN where the method has none or the judge failed
-    rubrics: list[Rubric]  # P; the criteria that the verdicts belong to
-
-    @property
-    def reward(self) -> Tensor:
-        """(P, G), NaN where an item that weighs something has no verdict."""
-        return group_advantage(self.verdict, self.weight, scale="none")[0]
-
-    def filled(self, other: "Scores") -> "Scores":
-        """These scores, and where they have none, what another process was told of the same responses."""
-        pairs = ((self.verdict, other.verdict), (self.rating, other.rating))
-        verdict, rating = (torch.where(a.isnan(), b, a) for a, b in pairs)
-        return replace(self, verdict=verdict, rating=rating)
-
-    def rows(self, p: int, g: int) -> list[dict]:
-        """The verdicts on one response, as they stand in a file: null where there is none."""
-        return [
-            {"title": c.title, "category": c.category, "weight": c.weight, "verdict": finite(v)}
-            for c, v in zip(self.rubrics[p].criteria, self.verdict[p, g].tolist(), strict=False)
-        ]
-
-
-def finite(number: float) -> float | None:
-    """A number for JSON, which has no NaN: None in its place."""
-    return number if math.isfinite(number) else None
-
-
-def choose(spec: str) -> tuple[str, str]:
-    """Resolve `auto`, and say why: (spec, reason)."""
-    if spec != "auto":
-        return spec, "as asked"
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        if os.environ.get(name):
-            return (
-                f"chat:{DEFAULT_CHAT}",
-                f"{name} is set; --judge keyword needs no server, chat:NAME another model",
-            )
-    return (
-        "keyword",
-        "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set; it matches words and is only a stand-in",
-    )
 
 
 class Judge:
@@ -314,6 +259,22 @@ class Judge:
         told |= {"prompts": self.prompts.digest, "server": self.endpoint and self.endpoint.address}
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
+    def texts(self) -> dict[str, str]:
+        """Every sentence that this judge is shown, by name."""
+        return dict(vars(self.prompts))
+
+    def carry(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Count what the steps of a run that goes on have cost already."""
+        self.ledger.carry(steps)
+
+    def reasons(self) -> str:
+        """What failed, in words."""
+        return self.ledger.reasons()
+
+    def line(self) -> str:
+        """Everything that happened, in words; "" if no server was asked and nothing failed."""
+        return self.ledger.line() if self.endpoint or self.ledger.failures else ""
+
     def close(self) -> None:
         """End the connections to a server, if there are any."""
         if self.endpoint is not None:
@@ -391,7 +352,7 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
             groups = list(alike)  # P x G places; more than one G where processes share a group
             asked = [known[id[group[0]]] for group in groups]
             scores = judge.score(asked, [[texts[place] for place in group] for group in groups])
-            rewards[torch.tensor(groups)] = scores.reward
+            rewards[torch.tensor(groups)] = grpo.reward(scores)
         if log_metric is not None:
             for name, value in (judge.metrics() | {"judge/failures": int(rewards.isnan().sum())}).items():
                 log_metric(name, value)
@@ -452,7 +413,7 @@ def score(
         chunk = examples[start : start + CHUNK]
         progress = f"judging {start + len(chunk)}/{len(examples)}"
         scores = asker.score(chunk, [[example.row["response"]] for example in chunk], progress=progress)
-        rewards = scores.reward[:, 0].tolist()  # (P,)
+        rewards = grpo.reward(scores)[:, 0].tolist()  # (P,)
         new = [
             {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
             | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0), "asked": asked[start + p]}

@@ -1,6 +1,7 @@
 """Trains a policy with GRPO on rewards from a rubric: the whole algorithm in one column.
 
     python train.py --domain medical
+    python train.py --recipe PATH.py   # with a step of the loop changed: rar_mini/recipe.py
     python train.py --resume RUN       # go on with a run; its options: --resume RUN --help
     python train.py --plan --gpu 80    # whether a run fits a GPU of 80 GiB; --plan --help
     python train.py --bench            # how long a step takes here; --bench --help
@@ -44,432 +45,245 @@ import argparse
 import dataclasses
 import math
 import sys
-import time
-import zlib
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
-from torch import Tensor
 from tqdm import tqdm
 
-import judge as judges
 from judge import Judge
-from rar_mini import checkpoint, data, grpo, hub, policy, ranks, report
+from rar_mini import data, grpo, ranks, report, sampler, setup
 from rar_mini.checkpoint import Run
-from rar_mini.config import PRESETS, Config
+from rar_mini.config import Config
 from rar_mini.data import Example
+from rar_mini.guard import check_failures, guarded
 from rar_mini.judging.endpoint import OverBudget
+from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.kernels.advantage import group_advantage
-from rar_mini.options import counted, refuse_unknown, to_json
-from rar_mini.policy import Policy
-from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
+from rar_mini.options import counted
+from rar_mini.report import Clock
+from rar_mini.sampler import Completion, Request, uniforms
+from rar_mini.scores import NAN, Rollouts, Scores
+from rar_mini.setup import Training
 from rar_mini.tools import memory, speed
-
-# --- one step -----------------------------------------------------------------------------------------------
-
 
 Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has drawn each before
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """What P questions with G rollouts each came to."""
+def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
+    """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
+    t = setup.prepare(config, Judge, run, resume)
+    config, recipe = t.config, t.recipe
+    before = after = score_before(t)
+    for n in range(t.first, config.steps + 1):
+        clock = Clock()
+        with guarded(t, n):
+            recipe.begin(n, t.planned)
+            drawn = data.draw(t.questions["train"], config.prompts_per_step, n - 1, config.seed)
+            if config.supervised:
+                rollouts = recite(t, drawn)
+            else:
+                rollouts = sample(t, drawn, config.group_size, n, clock)  # P x G completions
+                rollouts.scores = judge(t, t.judge, rollouts, clock)  # verdicts (P, G, K)
+                rollouts.reward = recipe.reward(rollouts.scores)  # (P, G), NaN where the judge failed
+                rollouts.adv = recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+                check_failures(t, rollouts.reward)
+                rollouts = recipe.repair(rollouts)
+            t.rollouts = rollouts
+            learned, rate = {}, recipe.learning_rate(n, t.planned)
+            with clock("train"):
+                batches = cut(t, rollouts)
+                for _ in range(config.inner_epochs if grpo.teaches(rollouts).any() else 0):
+                    learned = loss(t, batches)  # leaves gradients
+                    step(t.optimizer, learned["grad_norm"], rate, config.max_grad_norm)
+            recipe.schedule(n, rollouts)
+        after = log(t, n, learned | {"learning_rate": rate}, clock) or after
+        save(t, n)
+    close(t)
+    print(report.conclusion(before, after, t.run.folder, config.steps))
 
-    examples: list[Example]  # P
-    prompts: list[list[int]]  # P
-    completions: list[list[Completion]]  # P x G
-    responses: list[list[str]]  # P x G
-    scores: judges.Scores
-    reward: Tensor  # (P, G), NaN where the judge failed or was not asked
-    adv: Tensor  # (P, G)
 
-    def rows(self, step: int) -> list[dict]:
-        """One record a rollout, from which its reward can be computed again."""
-        return [
-            {
-                "step": step,
-                "example_id": example.id,
-                "prompt": example.question,
-                "response": self.responses[p][g],
-                "verdicts": self.scores.rows(p, g),
-                "rating": judges.finite(self.scores.rating[p, g].item()),
-                "reward": judges.finite(self.reward[p, g].item()),
-                "advantage": self.adv[p, g].item(),
-                "tokens": len(completion.ids),
-                "finished": completion.finished,
-            }
-            for p, example in enumerate(self.examples)
-            for g, completion in enumerate(self.completions[p])
-        ]
+# --- one step -----------------------------------------------------------------------------------------------
 
 
-def roll_out(
-    config: Config, actor: Policy, judge: Judge, drawn: Drawn, G: int, key: int | str, clock: report.Clock
-) -> Rollouts:
-    """Sample G answers to each drawn question and have them judged, by all ranks together. `key` names the
-    random streams: a step, or "eval"."""
-    examples = [example for example, _ in drawn]
-    requests = []
-    for example, visit in drawn:
-        streams = range(visit * G, (visit + 1) * G)
-        draws = [uniforms(config.seed, key, example.id, g, config.max_new_tokens) for g in streams]
-        requests.append(Request(actor.encode(example), draws))
-    budget = config.cache_mb * 2**20
-    settings = Settings(config.max_new_tokens, config.temperature, cache_bytes=budget, graph=config.graph)
-    own = ranks.share(requests)
-    total = len(own) * G * config.max_new_tokens
+def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> Rollouts:
+    """G answers to each drawn question, by all ranks together. `key` names the random streams: a step, or
+    "eval"."""
+    c, actor, P = t.config, t.actor, len(drawn)
+    n = key if isinstance(key, int) else None
+    prompts = [_prompts(t, example, n, G) for example, _ in drawn]  # P x G
+    own, requests, places = ranks.share(range(P)), [], []
+    for p in own:
+        example, visit = drawn[p]
+        for stem in dict.fromkeys(grpo.stems(prompts[p])):  # one request a prompt
+            gs = [g for g in range(G) if prompts[p][g] == prompts[p][stem]]
+            draws = [uniforms(c.seed, key, example.id, visit * G + g, c.max_new_tokens) for g in gs]
+            requests.append(Request(prompts[p][stem], draws))
+            places += [(p, g) for g in gs]
+    how = sampler.Settings(c.max_new_tokens, c.temperature, cache_bytes=c.cache_mb * 2**20, graph=c.graph)
+    total = len(places) * c.max_new_tokens
+
+    def work() -> list[list[Completion]]:
+        written = sampler.sample(actor.model, requests, actor.ends, how, bar.update)
+        found = dict(zip(places, sum(written, []), strict=True))
+        return [[found[p, g] for g in range(G)] for p in own]
+
     with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
-        shares = ranks.attempt(lambda: sample(actor.model, own, actor.ends, settings, bar.update))
-    completions = ranks.merge(shares)  # P x G
-    responses = [[actor.decode(completion.ids) for completion in group] for group in completions]
+        completions = ranks.merge(ranks.attempt(work))  # P x G
+    examples = [example for example, _ in drawn]
+    responses = [
+        [t.recipe.answer(example, actor.decode(completion.ids)) for completion in group]
+        for example, group in zip(examples, completions, strict=True)
+    ]
+    return Rollouts(examples, prompts, completions, responses)
+
+
+def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[int]]:
+    """The prompt of each of G rollouts; the same list where the recipe shows the same messages."""
+    shown = [t.recipe.messages(example, n, g) for g in range(G)]
+    known = {shown.index(messages): t.actor.encode(example, messages) for messages in shown}
+    return [known[shown.index(messages)] for messages in shown]
+
+
+def judge(t: Training, asked: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:
+    """What a judge says of rollouts, by the recipe's rubrics."""
+    rubrics = t.recipe.rubrics(rollouts.examples, rollouts.responses)
+    pairs = zip(rollouts.examples, rubrics, strict=True)
+    examples = [dataclasses.replace(example, rubric=rubric) for example, rubric in pairs]
     with clock("judge"):
-        scores = judge.score(examples, responses, progress="judging")
-    device = actor.model.head.device
-    verdict, weight = scores.verdict.to(device), scores.weight.to(device)  # (P, G, K), (P, K)
-    reward, adv = (x.cpu() for x in group_advantage(verdict, weight, scale=config.advantage_scale))  # (P, G)
-    return Rollouts(examples, [r.prompt for r in requests], completions, responses, scores, reward, adv)
+        return asked.score(examples, rollouts.responses, progress="judging")
 
 
-def recite(actor: Policy, drawn: Drawn) -> Rollouts:
+def recite(t: Training, drawn: Drawn) -> Rollouts:
     """The reference answers to the drawn questions in the place of rollouts: G = 1, advantage 1, no
     reward."""
     examples, P = [example for example, _ in drawn], len(drawn)
-    prompts, responses = [actor.encode(e) for e in examples], [[e.reference] for e in examples]
-    completions = [[Completion(actor.completion(e.reference), [], True)] for e in examples]
-    none, adv = torch.full((P, 1), judges.NAN), torch.ones(P, 1)  # (P, 1)
-    unjudged = judges.Scores(torch.empty(P, 1, 0), torch.empty(P, 0), none, [e.rubric for e in examples])
-    return Rollouts(examples, prompts, completions, responses, unjudged, none, adv)
+    prompts, responses = [_prompts(t, e, None, 1) for e in examples], [[e.reference] for e in examples]
+    completions = [[Completion(t.actor.completion(e.reference), [], True)] for e in examples]
+    none = torch.full((P, 1), NAN)  # (P, 1)
+    unjudged = Scores(torch.empty(P, 1, 0), torch.empty(P, 0), none, [e.rubric for e in examples])
+    return Rollouts(examples, prompts, completions, responses, unjudged, none, torch.ones(P, 1), recited=True)
 
 
-def update(
-    config: Config, actor: Policy, reference: Policy | None, optimizer: AdamW, rollouts: Rollouts
-) -> dict[str, float]:
-    """Train on one batch of rollouts, each rank on its share. Returns loss, gradient norm and token metrics,
-    of the last inner epoch; {} if no group teaches, and then nothing moves: AdamW's momentum would otherwise
-    go on by itself."""
-    teaches = grpo.scored(rollouts.reward) | config.supervised  # (P, G)
-    batches = grpo.micro_batches(
-        rollouts.prompts,
-        rollouts.completions,
-        rollouts.adv,
-        teaches,
-        own=ranks.share(range(len(rollouts.prompts))),
-        loss_norm=config.loss_norm,
-        max_new_tokens=config.max_new_tokens,
-        tokens_per_batch=config.tokens_per_batch,
-        device=actor.model.head.device,
-        attention=config.attention,
+def cut(t: Training, rollouts: Rollouts) -> list[grpo.MicroBatch]:
+    """This rank's share of the step, in packed batches."""
+    c = t.config
+    sizes = {"max_new_tokens": c.max_new_tokens, "tokens_per_batch": c.tokens_per_batch}
+    own, on = ranks.share(range(len(rollouts.examples))), t.actor.model.head.device
+    return grpo.micro_batches(
+        rollouts, own=own, loss_norm=c.loss_norm, **sizes, device=on, attention=c.attention
     )
-    metrics: dict[str, float] = {}
-    for epoch in range(config.inner_epochs if teaches.any() else 0):
-        parts = []
-        for batch in tqdm(batches, desc="training", leave=False, disable=None):
-            logp, entropy = grpo.token_logp(actor.model, batch, config.temperature)  # (N,), (N,)
-            if epoch == 0 and not config.supervised:
-                batch.old_logp = logp.detach()
-            if reference is not None and batch.ref_logp is None:
-                with torch.no_grad():
-                    batch.ref_logp, _ = grpo.token_logp(reference.model, batch, config.temperature)
-            loss, sums = grpo.policy_loss(
-                logp,
-                batch,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-                beta=config.beta,
-                mismatch_cap=config.mismatch_cap,
-            )
-            loss.backward()
-            parts.append(sums | {"entropy": entropy.detach().sum()})
-        parts = sum(ranks.gather([{name: float(x) for name, x in part.items()} for part in parts]), [])
-        ranks.add_gradients(actor.model.parameters())
-        grads = [p.grad for p in actor.model.parameters() if p.requires_grad]
-        norm = torch.nn.utils.get_total_norm(grads).item()
-        metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
-        if not math.isfinite(metrics["loss"] + norm):  # nothing has moved yet
-            raise FloatingPointError(f"the loss is {metrics['loss']:g} and the gradient's norm {norm:g}")
-        optimizer.step(grad_scale=min(1.0, config.max_grad_norm / (norm + 1e-6)))
-        optimizer.zero_grad()
+
+
+def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
+    """Add up the gradient of the step's loss over its batches and ranks. Returns the loss, the gradient's
+    norm and the metrics of tokens. Raises FloatingPointError where they are no numbers."""
+    parts, temperature = [], t.config.temperature
+    for batch in tqdm(batches, desc="training", leave=False, disable=None):
+        logp, entropy = grpo.token_logp(t.actor.model, batch, temperature)  # (N,), (N,)
+        if batch.old_logp is None and not t.config.supervised:
+            batch.old_logp = logp.detach()
+        if t.reference is not None and batch.ref_logp is None:
+            with torch.no_grad():
+                batch.ref_logp, _ = grpo.token_logp(t.reference.model, batch, temperature)
+        share, sums = t.recipe.loss(logp, batch)
+        share.backward()
+        parts.append(sums | {"entropy": entropy.detach().sum()})
+    parts = sum(ranks.gather([{name: float(x) for name, x in part.items()} for part in parts]), [])
+    ranks.add_gradients(t.actor.model.parameters())
+    grads = [p.grad for p in t.actor.model.parameters() if p.requires_grad]
+    norm = torch.nn.utils.get_total_norm(grads).item()
+    metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
+    if not math.isfinite(metrics["loss"] + norm):  # nothing has moved yet
+        raise FloatingPointError(f"the loss is {metrics['loss']:g} and the gradient's norm {norm:g}")
     return metrics
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Of step 1, 2, ...: linear warm-up, then constant."""
-    return config.lr * min(1.0, step / max(1, round(config.warmup * config.steps)))
+def step(optimizer: AdamW, norm: float, rate: float, most: float) -> None:
+    """Move the weights by a gradient of this norm, clipped to `most`."""
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step(grad_scale=min(1.0, most / (norm + 1e-6)))
+    optimizer.zero_grad()
 
 
-# --- before, after and between ------------------------------------------------------------------------------
-
-Judges = tuple[Judge, Judge | None]  # of training, and the gold one
-Splits = dict[str, list[Example]]  # train and held_out
+# --- scores before, between and after -----------------------------------------------------------------------
 
 
-def evaluate(
-    config: Config, actor: Policy, ask: Judges, splits: Splits, step: int, run: Run
-) -> Iterator[tuple[str, list[float]]]:
+def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
     """The mean reward of fresh answers to each question, by split, under the training's own judge and
     temperature; of held-out questions under the gold judge, too. One split after another, so that a judge
     that fails at one costs none before it.
 
     The random streams are the same at every call, so that two scores of one run differ by the policy alone.
     """
-    judge, gold = ask
-    for split, examples in splits.items():
+    for split, examples in t.scored.items():
         if examples:
             drawn = [(example, 0) for example in examples]
-            rollouts = roll_out(config, actor, judge, drawn, config.eval_samples, "eval", report.Clock())
-            run.append("evaluations.jsonl", ({"split": split} | row for row in rollouts.rows(step)))
-            yield split, rollouts.reward.nanmean(-1).tolist()
-            if gold and split == "held_out":
-                said = gold.score(rollouts.examples, rollouts.responses, progress="judging")
-                rollouts = dataclasses.replace(rollouts, scores=said, reward=said.reward)
-                run.append("evaluations.jsonl", ({"split": "held_out_gold"} | r for r in rollouts.rows(step)))
-                yield "held_out_gold", said.reward.nanmean(-1).tolist()
+            rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock())
+            for name, asked in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
+                if asked:
+                    rollouts.scores = judge(t, asked, rollouts, Clock())
+                    rollouts.reward = t.recipe.reward(rollouts.scores)  # (P, G)
+                    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
+                    t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
+                    yield name, rollouts.reward.nanmean(-1).tolist()
 
 
-def questions(config: Config, actor: Policy, judge: Judge) -> Splits:
-    """The training and held-out questions that fit, after saying what was left out and why."""
-    notes: Counter[str] = Counter()
-    how = {"skip_bad": config.skip_bad_rows, "skip_weightless": config.hygiene, "notes": notes}
-    examples = data.load(config.data, config.domain, config.revision, **how)
-    if config.hygiene:
-        examples = data.tidy(examples, notes, references=config.method == "reference-likert")
-    # Released data is split in three: val is scored while training goes on, test is for the end.
-    examples = [example for example in examples if example.split != "test"]
-    judge.check(examples)
-    fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
-    for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
-        taught = config.supervised and example.split == "train"
-        if taught and not example.reference:
-            notes["training questions left out without a reference answer"] += 1
-        elif not (why := policy.too_long(actor, example, *limits, answered=taught)):
-            fitting.append(example)
-        elif config.long_prompts == "skip":
-            notes["questions left out as too long"] += 1
-        else:
-            raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
-    for note, count in notes.items():
-        print(f"  {note}: {count}")
-    splits = {split: [e for e in fitting if e.split == split] for split in ("train", "held_out")}
-    if len(splits["train"]) < config.prompts_per_step:
-        raise ValueError(
-            f"--prompts-per-step {config.prompts_per_step} is more than the {len(splits['train'])} questions "
-            "to train on; lower it or bring more"
-        )
-    ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
-    ranks.refuse_unlike("judge settings", lambda: judge.digest(splits["train"][0], ""))
-    return splits
-
-
-def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
-    """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
-    config, why = settle(config)
-    if config.device.startswith("cuda"):
-        print(memory.require(config))
-    # Reference answers need no judge, but the scores do.
-    method = "rar-explicit" if config.supervised else config.method
-    specs = (config.judge, config.gold_judge)
-    judge, gold = (s and Judge(s, method, design=config.design, **vars(config.judging)) for s in specs)
-    actor, reference = policy.prepare(config, resume)
-    optimizer = AdamW(actor.model.parameters(), config.lr, weight_decay=config.weight_decay, seed=config.seed)
-    first = 1
-    if resume is not None:
-        checkpoint.load_optimizer(resume, optimizer)
-        first += checkpoint.check(resume)
-    splits = questions(config, actor, judge)
-    scored = {split: data.spread(rows, config.eval_questions) for split, rows in splits.items()}
-    # Made now that nothing is left to be refused.
-    ranks.refuse_unlike("weights", lambda: policy.checksum(actor))
-    prompts = judge.prompts.digest
-    run = run or ranks.first(lambda: Run.create(config.out, to_json(config), judge_prompts=prompts))
-    judge.ledger.carry(run.steps("metrics.jsonl"))
-    announce(config, actor, judge, why, splits, scored, run, first)
-    before = after = score_before(config, actor, (judge, gold), scored, run, first)
-    stop, failed = checkpoint.stop_on_interrupt(run.folder), deque(maxlen=5)
-    recent = deque(run.steps("rollouts.jsonl"), maxlen=report.RECENT)
-
-    for step in range(first, config.steps + 1):
-        clock, lr, last = report.Clock(), learning_rate(config, step), step == config.steps
-        optimizer.param_groups[0]["lr"] = lr
-        drawn = data.draw(splits["train"], config.prompts_per_step, step - 1, config.seed)
-        with keep_progress(config, run, step, actor, optimizer):
-            if config.supervised:
-                rollouts = recite(actor, drawn)
-            else:
-                rollouts = roll_out(config, actor, judge, drawn, config.group_size, step, clock)
-                failed.append(rollouts.reward.isnan().float().mean().item())
-                check_failures(config, judge, failed)
-        with clock("train"), keep_evidence(run, step, actor, rollouts):
-            learned = update(config, actor, reference, optimizer, rollouts)
-        metrics = {"step": step, "learning_rate": lr}
-        metrics |= {} if config.supervised else report.describe(rollouts.reward, rollouts.completions)
-        recent.append(rollouts.rows(step))
-        metrics |= report.verdicts(recent) | learned | clock.metrics(sum(row["tokens"] for row in recent[-1]))
-        if config.eval_every and (last or step % config.eval_every == 0):
-            after = {}
-            try:
-                after.update(evaluate(config, actor, (judge, gold), scored, step, run))
-            except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
-                tqdm.write(f"  not every score at step {step}: {error}")
-            metrics |= {f"eval/{split}_reward": report.mean(scores) for split, scores in after.items()}
-        run.append("rollouts.jsonl", recent[-1])
-        run.append("metrics.jsonl", [metrics | judge.metrics()])
-        say(config, step, first, metrics, rollouts)
-        stopping = any(ranks.gather(bool(stop)))
-        if stopping or (config.save_every and (last or step % config.save_every == 0)):
-            run.save(step, actor, optimizer, config.keep)
-        if stopping and not last:
-            raise KeyboardInterrupt
-    close(judge, gold)
-    print(report.conclusion(before, after, run.folder, config.steps))
-
-
-def close(*asked: Judge | None) -> None:
-    """What the judges were asked, and the end of their connections."""
-    for name, judge in zip(("judge", "gold"), asked, strict=True):
-        if judge and (judge.endpoint or judge.ledger.failures):
-            print(f"{name:<9}{judge.ledger.line()}")
-            judge.close()
-
-
-def announce(
-    config: Config,
-    actor: Policy,
-    judge: Judge,
-    why: str,
-    splits: Splits,
-    scored: Splits,
-    run: Run,
-    first: int,
-) -> None:
-    """What the run is about to do from its step `first` on, and what its training costs, judged by the
-    questions that are scored."""
-    judged = not config.supervised
-    calls = judged * sum(map(judge.calls, splits["train"])) / len(splits["train"])
-    answers = (config.steps - first + 1) * config.prompts_per_step * config.group_size
-    cost = judge.estimate(scored["train"], judged * answers, config.max_new_tokens)
-    print(f"policy   {config.policy}, {actor.trained()}, {config.dtype} on {config.device}")
-    print(f"judge    {judge.spec} ({why})" + (cost and f"; training: {cost}"))
-    numbers = {name: len(rows) for name, rows in splits.items()}
-    print(report.opening(config, numbers, answers, calls, run.folder))
-
-
-def score_before(
-    config: Config, actor: Policy, ask: Judges, splits: Splits, run: Run, first: int
-) -> dict[str, list[float]]:
+def score_before(t: Training) -> dict[str, list[float]]:
     """The scores at step 0: taken now, or read back from the run that goes on."""
-    if not config.eval_every:
+    if not t.config.eval_every:
         return {}
-    if first > 1:
-        names = splits | ({"held_out_gold": splits["held_out"]} if ask[1] else {})
-        return {name: run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
-    scores = dict(evaluate(config, actor, ask, splits, 0, run))
+    if t.first > 1:
+        names = t.scored | ({"held_out_gold": t.scored["held_out"]} if t.gold else {})
+        return {name: t.run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
+    scores = dict(evaluate(t, 0))
     means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
-    run.append("metrics.jsonl", [{"step": 0} | means | ask[0].metrics()])
+    t.run.append("metrics.jsonl", [{"step": 0} | means | t.judge.metrics()])
     print("before   " + ", ".join(f"{name} {x:.3f}" for name, x in means.items() if x is not None))
     return scores
 
 
-def settle(config: Config) -> tuple[Config, str]:
-    """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
-    if not config.steps and not config.eval_every:
-        raise ValueError("--steps 0 only scores the policy: expected --eval-every above 0, got 0")
-    judge, why = judges.choose(config.judge)
-    gold = judges.choose(config.gold_judge)[0] if config.gold_judge else None
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    ranks.claim(device)
-    if config.prompts_per_step < ranks.world:
-        raise ValueError(
-            f"--prompts-per-step {config.prompts_per_step} with {ranks.world} processes: expected a question "
-            "for each; raise it, or lower --nproc-per-node"
-        )
-    if config.attention == "flex" and not device.startswith("cuda"):
-        raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
-    path = Path(config.policy)
-    name = str(path.absolute()) if path.is_dir() else config.policy
-    source, revision = config.data, config.revision
-    if source == "rar":
-        revision = ranks.first(lambda: hub.fetch(config.domain, revision)[1])
-    elif revision:
-        raise ValueError(f"--revision {revision} is of --data rar: expected both, got --data {source}")
-    elif source:
-        source = str(Path(source).absolute())
-    G = 1 if config.supervised else config.group_size
-    settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
-    return dataclasses.replace(config, **settled, device=device, group_size=G), why
+# --- log and save -------------------------------------------------------------------------------------------
 
 
-class JudgeFailed(ValueError):
-    """So many responses have no reward that what is left of their groups would teach little, and slowly."""
+def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> dict[str, list[float]]:
+    """Write and print what a step came to. Returns its scores, if it is one that is followed by some."""
+    config, rollouts, scores = t.config, t.rollouts, {}
+    t.recent.append(rollouts.rows(n))
+    metrics = {"step": n}
+    metrics |= {} if config.supervised else report.describe(rollouts.reward, rollouts.completions)
+    tokens = sum(row["tokens"] for row in t.recent[-1])
+    metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)
+    if config.eval_every and (n == config.steps or n % config.eval_every == 0):
+        try:
+            scores.update(evaluate(t, n))
+        except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
+            tqdm.write(f"  not every score at step {n}: {error}")
+        metrics |= {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
+    t.run.append("rollouts.jsonl", t.recent[-1])
+    t.run.append("metrics.jsonl", [metrics | t.judge.metrics()])
+    report.say(config, n, t.first, metrics, t.recent[-1])
+    return scores
 
 
-@contextmanager
-def keep_progress(config: Config, run: Run, step: int, actor: Policy, optimizer: AdamW) -> Iterator[None]:
-    """Where the judge ends a step, leave a checkpoint of the one before it."""
-    try:
-        yield
-    except (ConnectionError, OverBudget, JudgeFailed) as error:
-        if step > 1:
-            run.save(step - 1, actor, optimizer, config.keep)
-        raise JudgeFailed(f"{error}\n          Go on later: python train.py --resume {run.folder}") from error
+def save(t: Training, n: int) -> None:
+    """Write a checkpoint if one is due, or if Ctrl-C asked for the end."""
+    last, stopping = n == t.config.steps, any(ranks.gather(bool(t.interrupted)))
+    if stopping or (t.config.save_every and (last or n % t.config.save_every == 0)):
+        t.save(n)
+    if stopping and not last:
+        raise KeyboardInterrupt
 
 
-@contextmanager
-def keep_evidence(run: Run, step: int, actor: Policy, rollouts: Rollouts) -> Iterator[None]:
-    """When the loss is not a number, save what it came from and say what to try."""
-    try:
-        yield
-    except FloatingPointError as error:
-        path = run.keep_evidence(step, actor.model, rollouts.rows(step))
-        raise FloatingPointError(
-            f"{error} at step {step}; the statistics of every weight and gradient and the step's rollouts "
-            f"are in {path}. Try a lower --lr, or --dtype float32; checkpoints were not touched"
-        ) from error
-
-
-def check_failures(config: Config, judge: Judge, shares: Sequence[float]) -> None:
-    """Stop a run whose judge fails too often; `shares` are those of the last steps' responses."""
-    share = sum(shares) / len(shares)
-    if share > config.max_judge_failures:
-        raise JudgeFailed(
-            f"the judge gave no reward to {share:.0%} of the last answers: expected at most "
-            f"{config.max_judge_failures:.0%} (--max-judge-failures). What failed: {judge.ledger.reasons()}"
-        )
-
-
-def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts) -> None:
-    """The step's line, and now and then an answer with its verdicts: the best of the first group."""
-    tqdm.write(report.line(step, config.steps, metrics))
-    if config.supervised:
-        return
-    if step == 1 and metrics.get("grad_norm"):  # where every group ties there is nothing to explain
-        tqdm.write(report.FIRST_LOSS)
-    if config.show_every and (step == first or step % config.show_every == 0):
-        rows = rollouts.rows(step)[: config.group_size]
-        tqdm.write(report.rollout(max(rows, key=lambda row: row["advantage"])))
+def close(t: Training) -> None:
+    """Say what the judges were asked, and end their connections."""
+    for name, asked in (("judge", t.judge), ("gold", t.gold)):
+        if asked and (line := asked.line()):
+            print(f"{name:<9}{line}")
+            asked.close()
 
 
 # --- the command line ---------------------------------------------------------------------------------------
-
-
-def parse(argv: list[str]) -> Config:
-    """The settings of a command line: the preset's, then the options'."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
-    refuse_unknown(argv, PRESETS["cpu"])
-    preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    config = tyro.cli(Config, args=argv, default=preset, description=__doc__, prog="train.py")
-    if config.out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        names = {None: config.domain, "rar": f"rar-{config.domain}"}
-        name = names.get(config.data) or Path(config.data).stem
-        config = dataclasses.replace(config, out=Path("runs") / f"{name}-{stamp}")
-    return config
 
 
 def bench(argv: list[str]) -> None:
@@ -481,31 +295,34 @@ def bench(argv: list[str]) -> None:
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
-    config = settle(dataclasses.replace(parse(rest), **sizes))[0]
-    actor, reference = policy.prepare(config)
-    actor = dataclasses.replace(actor, ends=frozenset())
-    optimizer, judge = AdamW(actor.model.parameters(), config.lr), Judge(config.judge, "rar-explicit")
+    config = setup.settle(dataclasses.replace(setup.parse(rest, __doc__), **sizes))[0]
+    t = setup.bare(config, Judge(config.judge, "rar-explicit"))
+    t.actor = dataclasses.replace(t.actor, ends=frozenset())
     drawn = [(example, 0) for example in speed.work()]
 
-    def step(clock: report.Clock) -> None:
-        rollouts = roll_out(config, actor, judge, drawn, G, 0, clock)
+    def one(clock: Clock) -> None:
+        rollouts = sample(t, drawn, G, 0, clock)
+        rollouts.scores = judge(t, t.judge, rollouts, clock)
+        rollouts.reward = grpo.reward(rollouts.scores)
+        rollouts.adv = grpo.advantage(rollouts.reward)
         with clock("train"):
-            update(config, actor, reference, optimizer, rollouts)
+            step(t.optimizer, loss(t, cut(t, rollouts))["grad_norm"], config.lr, config.max_grad_norm)
 
-    speed.training(config.policy, actor, step, options.runs)
+    speed.training(config.policy, t.actor, one, options.runs)
 
 
 def main(argv: list[str]) -> None:
+    """Train, resume, plan or measure, as the command line says."""
     named = {word.split("=")[0] for word in argv}
     with ranks.joined():
         if "--resume" in named:
-            train(*ranks.first(lambda: checkpoint.reopen(argv)))
+            train(*ranks.first(lambda: setup.reopen(argv)))
         elif "--bench" in named:
             bench(argv)
         elif "--plan" in named:
-            memory.main(argv, parse)
+            memory.main(argv, setup.parse)
         else:
-            train(ranks.first(lambda: parse(argv)))
+            train(ranks.first(lambda: setup.parse(argv, __doc__)))
 
 
 if __name__ == "__main__":

@@ -14,28 +14,21 @@ because none exists: every random number of a run is a function of (seed, step, 
 and so is the order of the data.
 """
 
-import argparse
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rar_mini import ranks
-from rar_mini.config import PRESETS, Config
-from rar_mini.options import from_json, to_json
 from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -67,13 +60,17 @@ class Run:
     def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any]]:
         """Open an existing run: (run, what its config.json says)."""
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = cls(folder).config()
             config["settings"]["seed"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder} is no run: expected a readable config.json in it, got {type(error).__name__}"
             ) from error
         return cls(folder), config
+
+    def config(self) -> dict[str, Any]:
+        """What config.json says."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @ranks.by_first
     def describe(self, config: dict[str, Any]) -> None:
@@ -140,15 +137,20 @@ class Run:
                 way = f"continue from the one before it with --resume {self.folder} --step {_step(found[-2])}"
             raise ValueError(f"{error}; {way}") from error
 
-    def save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-        """Write checkpoints/step-N whole or not at all, then drop all but the newest `keep`.
+    def save(
+        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    ) -> Path:
+        """Write checkpoints/step-N whole or not at all, with a recipe's own `state`, then drop all but the
+        newest `keep`.
 
         All ranks wait for it. Raises ValueError where their weights have drifted apart.
         """
         ranks.refuse_unlike("weights", lambda: checksum(policy))
-        return ranks.first(lambda: self._save(step, policy, optimizer, keep))
+        return ranks.first(lambda: self._save(step, policy, optimizer, state, keep))
 
-    def _save(self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+    def _save(
+        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    ) -> Path:
         final = self.folder / "checkpoints" / f"step-{step}"
         if final.exists():
             return final
@@ -158,6 +160,8 @@ class Run:
             (partial / "trainer").mkdir(parents=True)
             policy.save(partial)
             torch.save(optimizer.state_dict(), partial / "trainer" / "optimizer.pt")
+            if state:
+                torch.save(state, partial / "trainer" / "recipe.pt")
             manifest = {"step": step, "files": _digests(partial)} | environment()
             write_json(partial / "trainer" / "state.json", manifest)
             for path in (*partial.rglob("*"), partial):
@@ -266,12 +270,14 @@ def check(directory: Path) -> int:
     return state["step"]
 
 
-def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved moments back."""
+def load_state(directory: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put the saved moments back, and a recipe's own state."""
     # The file names the GPU that they were on: without a word, all ranks would fill that of the first.
     device = optimizer.param_groups[0]["params"][0].device
     saved = torch.load(directory / "trainer" / "optimizer.pt", map_location=device, weights_only=True)
     optimizer.load_state_dict(saved)
+    if (path := directory / "trainer" / "recipe.pt").exists():
+        state.update(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def environment() -> dict[str, Any]:
@@ -310,53 +316,6 @@ def differences(written: dict[str, Any]) -> list[str]:
         for name, (then, now) in pairs.items()
         if then != now
     ]
-
-
-def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
-    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
-    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
-    parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
-    parser.add_argument("--steps", type=int, help="go on to this many steps")
-    parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
-    parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
-    options = parser.parse_args(argv)
-    run, written = Run.reopen(options.resume)
-    config = from_json(PRESETS["cpu"], written["settings"])
-    if options.max_usd is not None:
-        judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
-        config = dataclasses.replace(config, judging=judging)
-    for difference in differences(written):
-        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
-    found, done = run.start(options.step)
-    if options.steps is not None:
-        if options.steps < max(config.steps, done):
-            raise ValueError(f"--steps {options.steps}: expected the run's {config.steps} or more")
-        # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        warmup = config.warmup * (config.steps or options.steps) / options.steps
-        config = dataclasses.replace(config, steps=options.steps, warmup=warmup)
-    if done >= config.steps:
-        raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
-    run.describe(written | {"settings": to_json(config)})
-    run.rewind(done)
-    print(f"resume   {run.folder} after step {max(done, 0)}")
-    return config, run, found
-
-
-def stop_on_interrupt(folder: Path) -> list[int]:
-    """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
-    asked: list[int] = []
-    ranks.way_back = f"--resume {folder}"
-
-    def handle(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        asked.append(number)
-        tqdm.write(
-            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
-            f"          Go on later with: python train.py --resume {folder}"
-        )
-
-    signal.signal(signal.SIGINT, handle)
-    return asked
 
 
 def write_json(path: Path, value: Any) -> None:

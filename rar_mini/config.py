@@ -104,6 +104,9 @@ class Config:
     """how judging becomes a reward; see judge.py. Or sft: a step samples and judges nothing, but trains on
     the likelihood of reference answers, one a question; --group-size and the clip do not act, and the
     scores are asked for by rar-explicit"""
+    recipe: str | None = None
+    """what is changed of Rubrics as Rewards: NAME for lab/NAME.py, or a file PATH.py; its own options are
+    --recipe.OPTION (see rar_mini/recipe.py)"""
     design: tyro.conf.OmitArgPrefixes[Design] = Design()
     """what becomes of a rubric before it is judged; with anything but the defaults, rows of signed points
     (HealthBench) are refused"""

@@ -1,18 +1,37 @@
-r"""GRPO: from advantages to a loss, over packed batches. Every formula of the update stands here.
+r"""GRPO: from verdicts to a loss, over packed batches. Every formula of a step stands here, once.
+
+A response's reward is the weighted share of its rubric (RaR-Explicit, arXiv 2507.17746, eq. 1), for verdicts
+v_k in [0, 1] on items of weight w_k:
+
+    reward = sum_k w_k v_k / sum_k max(w_k, 0)          if some weight is positive
+           = 1 - sum_k |w_k| v_k / sum_k |w_k|          if none is (ours: every item is a penalty)
+
+A rating is one verdict, (rating - 1) / 9, of weight 1 (RaR-Implicit, eq. 2). An item of weight 0 does not
+exist. A NaN verdict on any other makes the reward NaN: a judge's failure is never a score.
+
+A rollout's advantage is how far its reward lies above the mean of its group's scored rollouts, over their
+population standard deviation (DeepSeekMath, arXiv 2402.03300):
+
+    A = (reward - mean) / (std + 1e-6)                  0 if the group ties or has fewer than two rewards
+
+Ties are exactly 0. Twelve rewards of 0.99 have, in float32, a mean that differs from 0.99 by a rounding
+residue, and residue over (residue + 1e-8) is an advantage of 0.9. Rewards that are equal on paper differ by
+up to 1.2e-7 by the order of their sums. So a group whose rewards lie within TIE = 1e-6 of each other teaches
+nothing. kernels/advantage.py does both formulas in one launch; the loop does not need it, for 5 KB of
+verdicts.
 
 For completion i of a group, token t, with the policy that is trained $\pi$ and the one that sampled
 $\pi_{old}$:
 
-    ratio_it = exp(logp_it - old_logp_it)
-    gain_it  = min(ratio_it A_i, clip(ratio_it, 1 - clip_low, 1 + clip_high) A_i)
-    k3_it    = exp(ref_logp_it - logp_it) - (ref_logp_it - logp_it) - 1
-    loss     = sum_it  w_it (-c_it gain_it + beta k3_it)
+    ratio_it     = exp(logp_it - old_logp_it)
+    surrogate_it = min(ratio_it A_i, clip(ratio_it, 1 - clip_low, 1 + clip_high) A_i)
+    k3_it        = exp(ref_logp_it - logp_it) - (ref_logp_it - logp_it) - 1
+    loss         = sum_it  w_it (-c_it surrogate_it + beta k3_it)
 
-- `A_i` is the group's advantage (kernels/advantage.py); it is the same for all tokens of a completion.
-- The clipped gain and the per-token KL estimate are those of DeepSeekMath (arXiv 2402.03300, eq. 3 and 4);
-  the minimum is taken of the gains, so that for A < 0 a ratio that has risen keeps its gradient. k3 is
-  Schulman's low-variance, never negative estimate (joschu.net/blog/kl-approx.html). Two bounds instead of
-  one: DAPO (arXiv 2503.14476).
+- The clipped surrogate and the per-token KL estimate are those of DeepSeekMath (eq. 3 and 4); the minimum is
+  taken of the surrogates, so that for A < 0 a ratio that has risen keeps its gradient. k3 is Schulman's
+  low-variance, never negative estimate (joschu.net/blog/kl-approx.html). Two bounds instead of one: DAPO
+  (arXiv 2503.14476).
 - `w_it` normalises over the *scored completions of the whole step*, whatever micro-batches it is cut into.
   With S of them, of length len_i, and N tokens in all:
       token     1 / N                     every token weighs the same (DAPO, eq. 8)
@@ -26,8 +45,8 @@ exactly 1. There the loss is minus the weighted mean advantage, which is 0 under
 sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
 
 Reference answers (`--method sft`) stand in the place of completions, each with A = 1. Nobody sampled them, so
-there is no ratio and nothing to clip: gain_it = A_i logp_it, which has the gradient of that first epoch at
-every epoch. The loss is then the weighted mean negative log-likelihood.
+there is no ratio and nothing to clip: surrogate_it = A_i logp_it, which has the gradient of that first epoch
+at every epoch. The loss is then the weighted mean negative log-likelihood.
 """
 
 from bisect import bisect_left
@@ -36,14 +55,58 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rar_mini.kernels.advantage import EPS, TIE
 from rar_mini.kernels.logprob import linear_logprob
 from rar_mini.model import Decoder
 from rar_mini.prefix import Attention, Ids, Packed, Tree, pack
-from rar_mini.sampler import Completion
+from rar_mini.scores import Rollouts, Scores
 
-LOSS_NORMS = ("token", "sequence", "constant")
+
+def reward(scores: Scores) -> Tensor:
+    """The rewards of verdicts (P, G, K) under weights (P, K): (P, G), NaN if an item that weighs something
+    has no verdict, or if no item weighs anything."""
+    w = scores.weight[:, None]  # (P, 1, K)
+    v = torch.where(w != 0, scores.verdict, 0.0)  # (P, G, K); NaN * 0 would be NaN
+    most = w.clamp_min(0).sum(-1)  # (P, 1)
+    penalty = (w.abs() * v).sum(-1) / w.abs().sum(-1)  # (P, G)
+    return torch.where(most > 0, (w * v).sum(-1) / most, 1 - penalty)
+
+
+def scored(reward: Tensor) -> Tensor:
+    """Which rollouts teach: (P, G) rewards -> (P, G) bool. One without a reward does not, nor does a group
+    with fewer than two rewards."""
+    known = ~reward.isnan()
+    return known & (known.sum(-1, keepdim=True) >= 2)
+
+
+def teaches(rollouts: Rollouts) -> Tensor:
+    """Which rollouts the update reads, (P, G) bool: those that teach, and reference answers."""
+    return scored(rollouts.reward) | rollouts.recited
+
+
+def advantage(reward: Tensor, scale: str = "group") -> Tensor:
+    """The advantages of rewards (P, G) within their groups: (P, G), 0 without a reward and in a tie.
+
+    `scale` is "group" (over the group's deviation) or "none" (the difference to the mean, arXiv 2503.20783).
+    """
+    known = ~reward.isnan()
+    count = known.sum(-1, keepdim=True)  # (P, 1)
+    mean = torch.where(known, reward, 0.0).sum(-1, keepdim=True) / count
+    off = torch.where(known, reward - mean, 0.0)  # (P, G)
+    std = (off.square().sum(-1, keepdim=True) / count).sqrt()
+    adv = off / (std + EPS) if scale == "group" else off
+    return torch.where(tied(reward)[:, None], 0.0, adv)
+
+
+def tied(reward: Tensor) -> Tensor:
+    """Which groups teach nothing, (P, G) -> (P,): their rewards are equal, or fewer than two."""
+    known = ~reward.isnan()
+    highest = torch.where(known, reward, -torch.inf).amax(-1)
+    lowest = torch.where(known, reward, torch.inf).amin(-1)
+    return ~(highest - lowest > TIE)  # a single reward spreads by 0, and none by -inf
 
 
 @dataclass
@@ -60,18 +123,8 @@ class MicroBatch:
     ref_logp: Tensor | None = None  # (N,) set where there is a KL penalty
 
 
-def scored(reward: Tensor) -> Tensor:
-    """Which rollouts teach: (P, G) rewards -> (P, G) bool. A NaN does not, nor does a group with fewer than
-    two."""
-    known = ~reward.isnan()
-    return known & (known.sum(-1, keepdim=True) >= 2)
-
-
 def micro_batches(
-    prompts: Sequence[Ids],
-    completions: Sequence[Sequence[Completion]],
-    adv: Tensor,
-    teaches: Tensor,
+    rollouts: Rollouts,
     *,
     own: Sequence[int] | None = None,
     loss_norm: str,
@@ -83,66 +136,79 @@ def micro_batches(
     """Cut a step into packed batches, as few and as even as `tokens_per_batch` allows (one completion may
     exceed it).
 
-    prompts[p], completions[p][g], adv (P, G), teaches (P, G). A prompt is read once for its whole group; a
-    group too large for one batch is cut between completions, and its prompt is then read once a part.
-    Rollouts that do not teach are left out, of the normalisers too. With `own`, batches are cut of these
-    prompts alone, but normalised over all: what several processes make of their own adds up to the step.
+    Equal prompts of a group are read once; a group too large for one batch is cut between completions, and
+    its prompt is then read once a part. Rollouts that do not teach are left out, of the normalisers too. With
+    `own`, batches are cut of these questions alone, but normalised over all: what several processes make of
+    their own adds up to the step.
     """
+    prompts, completions, taught = rollouts.prompts, rollouts.completions, teaches(rollouts)
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
-    S, N = int(teaches.sum()), int(lengths[teaches].sum())
+    S, N = int(taught.sum()), int(lengths[taught].sum())
     same = torch.ones_like(lengths)
     divisors = {"token": N * same, "sequence": S * lengths, "constant": S * max_new_tokens * same}
     weight = 1 / divisors[loss_norm]  # (P, G)
     own = range(len(prompts)) if own is None else own
-    rows = [(p, g) for p in own for g in teaches[p].nonzero()[:, 0].tolist()]
-    cut = partial(_cut, rows, [len(prompt) for prompt in prompts], lengths.tolist())
+    first = [stems(group) for group in prompts]  # P x G
+    # Rollouts of one prompt lie side by side.
+    order = {p: sorted(taught[p].nonzero()[:, 0].tolist(), key=first[p].__getitem__) for p in own}
+    rows = [(p, g) for p in own for g in order[p]]
+    sizes = [[len(prompt) for prompt in group] for group in prompts]  # P x G
+    cut = partial(_cut, rows, first, sizes, lengths.tolist())
     fewest = len(cut(tokens_per_batch))
     # Balanced: the smallest budget that takes no more batches. The peak of memory is the largest batch's.
     budget = bisect_left(range(tokens_per_batch), True, key=lambda budget: len(cut(budget)) <= fewest)
     packer = partial(pack, device=device, attention=attention)
-    return [_micro_batch(parts, prompts, completions, adv, weight, packer) for parts in cut(budget)]
+    return [_micro_batch(families, rollouts, weight, packer) for families in cut(budget)]
+
+
+def stems(prompts: Sequence[Ids]) -> list[int]:
+    """Where each rollout's prompt stands first among the prompts of its group."""
+    return [prompts.index(prompt) for prompt in prompts]
+
+
+Family = tuple[int, list[int]]
+"""Rollouts of one question and one prompt: its p, and each one's g."""
 
 
 def _cut(
-    rows: Sequence[tuple[int, int]], prompts: Sequence[int], lengths: Sequence[Sequence[int]], budget: int
-) -> list[list[tuple[int, list[int]]]]:
-    """Fill batches of `budget` tokens with rows (p, g) in their order; prompts and lengths in tokens. A batch
-    is a list of prompts, each with its completions there."""
-    batches: list[list[tuple[int, list[int]]]] = []
-    used = budget
+    rows: Sequence[tuple[int, int]],
+    first: Sequence[Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    lengths: Sequence[Sequence[int]],
+    budget: int,
+) -> list[list[Family]]:
+    """Fill batches of `budget` tokens with rows (p, g) in their order; `sizes` of prompts and `lengths` of
+    completions in tokens, and each one's `first` as of `stems`, P x G each."""
+    batches: list[list[Family]] = []
+    used, last = budget, None
     for p, g in rows:
-        fresh = not batches or batches[-1][-1][0] != p  # whether the batch still has to read this prompt
-        cost = lengths[p][g] + fresh * prompts[p]
+        fresh = last != (p, first[p][g])  # whether the batch still has to read this prompt
+        cost = lengths[p][g] + fresh * sizes[p][g]
         if not batches or used + cost > budget:
             batches.append([])
-            used, fresh, cost = 0, True, lengths[p][g] + prompts[p]
+            used, fresh, cost = 0, True, lengths[p][g] + sizes[p][g]
         if fresh:
             batches[-1].append((p, []))
         batches[-1][-1][1].append(g)
-        used += cost
+        used, last = used + cost, (p, first[p][g])
     return batches
 
 
 def _micro_batch(
-    parts: list[tuple[int, list[int]]],
-    prompts: Sequence[Ids],
-    completions: Sequence[Sequence[Completion]],
-    adv: Tensor,
-    weight: Tensor,
-    packer: Callable[[Tree], Packed],
+    families: list[Family], rollouts: Rollouts, weight: Tensor, packer: Callable[[Tree], Packed]
 ) -> MicroBatch:
-    tree, branches = Tree(), []
-    for p, rollouts in parts:
-        root = tree.add(prompts[p])
-        for g in rollouts:
-            ids = completions[p][g].ids
+    tree, branches, adv = Tree(), [], rollouts.adv
+    for p, members in families:
+        root = tree.add(rollouts.prompts[p][members[0]])
+        for g in members:
+            ids = rollouts.completions[p][g].ids
             # The last token predicts nothing that was sampled, so it is never read.
             branches.append((p, g, root, tree.add(ids[:-1], root) if len(ids) > 1 else None))
     packed = packer(tree)
     device = packed.ids.device
     row, target, sampler_logp, advs, weights = [], [], [], [], []
     for p, g, root, branch in branches:
-        completion = completions[p][g]
+        completion = rollouts.completions[p][g]
         row += [packed.last(root), *(range(*packed.spans[branch]) if branch is not None else ())]
         target += completion.ids
         sampler_logp += completion.logp
@@ -157,7 +223,10 @@ def token_logp(model: Decoder, batch: MicroBatch, temperature: float) -> tuple[T
     temperature."""
     hidden = model(batch.packed.ids, batch.packed.positions, batch.packed.attend)  # (T, D)
     head = model.head.to(hidden.device)  # of a reference on the CPU, a copy
-    return linear_logprob(hidden[batch.row], head, batch.target, temperature=temperature)
+    # An embedding, not an index: rows occur several times, and the gradient of an index adds them up by
+    # atomics, in another order each time.
+    rows = F.embedding(batch.row, hidden)  # (N, D)
+    return linear_logprob(rows, head, batch.target, temperature=temperature)
 
 
 def policy_loss(
@@ -178,22 +247,22 @@ def policy_loss(
     assert sampled == (batch.old_logp is not None), "old_logp is set in the first inner epoch"
     assert beta == 0 or batch.ref_logp is not None, "a KL penalty needs the reference's log-probabilities"
     sums = {"tokens": torch.tensor(float(len(logp)))}
-    gain = batch.adv * logp
+    surrogate = batch.adv * logp
     if sampled:
         log_ratio = logp - batch.old_logp
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-        gain = torch.minimum(ratio * batch.adv, clipped * batch.adv)
+        surrogate = torch.minimum(ratio * batch.adv, clipped * batch.adv)
         gap = batch.old_logp - batch.sampler_logp  # trainer's numerics against the sampler's, same weights
         if mismatch_cap is not None:
-            gain = gain * gap.exp().clamp_max(mismatch_cap)
+            surrogate = surrogate * gap.exp().clamp_max(mismatch_cap)
         sums |= {
             "gap": gap.abs().sum(),
             "gap_max": gap.abs().max(),
             "clip_low": ((ratio < 1 - clip_low) & (batch.adv < 0)).sum(),
             "clip_high": ((ratio > 1 + clip_high) & (batch.adv > 0)).sum(),
         }
-    per_token = -gain
+    per_token = -surrogate
     if batch.ref_logp is not None:
         toward = batch.ref_logp - logp
         k3 = toward.exp() - toward - 1

@@ -35,19 +35,18 @@ class Policy:
     base: str | None = None
     merge: bool = True
 
-    def encode(self, example: Example) -> list[int]:
-        """The prompt's token ids, the opening of the answer included.
+    def encode(self, example: Example, messages: Sequence[dict[str, str]] | None = None) -> list[int]:
+        """The prompt's token ids, the opening of the answer included; `messages` stand in for the example's.
 
         With a chat template if the tokenizer has one, else as the plain text of prompts.py. The template
         writes the special tokens itself; a plain text gets the tokenizer's own (a beginning-of-text token,
         where it has one).
         """
+        messages = prompts.policy_messages(example.messages) if messages is None else messages
         if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                prompts.policy_messages(example.messages), tokenize=False, add_generation_prompt=True
-            )
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return self.tokenizer.encode(text, add_special_tokens=False)
-        return self.tokenizer.encode(prompts.policy_text(prompts.policy_messages(example.messages)))
+        return self.tokenizer.encode(prompts.policy_text(messages))
 
     def completion(self, text: str) -> list[int]:
         """A text as the token ids of a completion, the end token included; `decode` gives the text back.

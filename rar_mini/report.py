@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from rar_mini.kernels.advantage import TIE
+from rar_mini import grpo
 from rar_mini.sampler import Completion
 
 FIRST_LOSS = """\
@@ -54,8 +55,9 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
         [[len(c.ids) for c in group] for group in completions], dtype=torch.float32
     )  # (P, G)
     finished = torch.tensor([[c.finished for c in group] for group in completions])
-    groups = [row[seen] for row, seen in zip(reward, known, strict=True) if seen.sum() >= 2]
-    ties = [bool(group.max() - group.min() <= TIE) for group in groups]
+    several = known.sum(-1) >= 2  # (P,)
+    groups = [row[seen] for row, seen in zip(reward[several], known[several], strict=True)]
+    ties = grpo.tied(reward[several]).tolist()
     return {
         "reward": mean(reward[known].tolist()),
         "reward_std": mean([group.std(correction=0).item() for group in groups]),
@@ -115,6 +117,18 @@ def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, floa
     if len(changes) < 2:
         return None
     return changes.mean().item(), changes.std().item() / math.sqrt(len(changes))
+
+
+def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Print the step's line, and now and then an answer with its verdicts: the best of the first group."""
+    tqdm.write(line(step, config.steps, metrics))
+    if config.supervised:
+        return
+    # Under another norm long answers weigh more; where every group ties there is nothing to explain.
+    if step == 1 and config.loss_norm == "sequence" and config.inner_epochs == 1 and metrics.get("grad_norm"):
+        tqdm.write(FIRST_LOSS)
+    if config.show_every and (step == first or step % config.show_every == 0):
+        tqdm.write(rollout(max(rows[: config.group_size], key=lambda row: row["advantage"])))
 
 
 def line(step: int, steps: int, metrics: dict[str, Any]) -> str:

@@ -1,0 +1,73 @@
+"""What may end a step before its time, and what is saved then.
+
+| what happens | what is left |
+|---|---|
+| the judge fails too often, its server is gone, or its budget is spent | a checkpoint of the step before |
+| the loss or the gradient is no number | nonfinite-step-N.json: every weight's and gradient's statistics |
+| Ctrl-C | the step is finished and saved; a second one stops at once |
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from tqdm import tqdm
+
+from rar_mini import ranks
+from rar_mini.judging.endpoint import OverBudget
+
+if TYPE_CHECKING:
+    from rar_mini.setup import Training
+
+
+class JudgeFailed(ValueError):
+    """So many responses have no reward that what is left of their groups would teach little, and slowly."""
+
+
+@contextmanager
+def guarded(t: "Training", step: int) -> Iterator[None]:
+    """Around a step: leave what the run can go on from, and say how."""
+    try:
+        yield
+    except (ConnectionError, OverBudget, JudgeFailed) as error:
+        if step > 1:
+            t.save(step - 1)
+        way = f"Go on later: python train.py --resume {t.run.folder}"
+        raise JudgeFailed(f"{error}\n          {way}") from error
+    except FloatingPointError as error:
+        path = t.run.keep_evidence(step, t.actor.model, t.rollouts.rows(step))
+        raise FloatingPointError(
+            f"{error} at step {step}; the statistics of every weight and gradient and the step's rollouts "
+            f"are in {path}. Try a lower --lr, or --dtype float32; checkpoints were not touched"
+        ) from error
+
+
+def check_failures(t: "Training", reward: Tensor) -> None:
+    """Stop a run whose judge fails too often in its last steps; reward (P, G)."""
+    t.failed.append(reward.isnan().float().mean().item())
+    share = sum(t.failed) / len(t.failed)
+    if share > t.config.max_judge_failures:
+        raise JudgeFailed(
+            f"the judge gave no reward to {share:.0%} of the last answers: expected at most "
+            f"{t.config.max_judge_failures:.0%} (--max-judge-failures). What failed: {t.judge.reasons()}"
+        )
+
+
+def stop_on_interrupt(folder: Path) -> list[int]:
+    """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
+    asked: list[int] = []
+    ranks.way_back = f"--resume {folder}"
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.append(number)
+        tqdm.write(
+            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
+            f"          Go on later with: python train.py --resume {folder}"
+        )
+
+    signal.signal(signal.SIGINT, handle)
+    return asked

@@ -1,0 +1,107 @@
+"""What a step is made of: the verdicts of a judge, and the rollouts that they belong to.
+
+judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them compute with both.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rar_mini.data import Example
+from rar_mini.rubric import Rubric
+from rar_mini.sampler import Completion
+
+NAN = float("nan")
+DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a judge said of P x G responses. A rating also stands as one verdict, (rating - 1) / 9, of weight
+    1."""
+
+    verdict: Tensor  # (P, G, K) in [0, 1], NaN where the judge failed or a rubric has fewer than K items
+    weight: Tensor  # (P, K), 0 where a rubric has fewer than K items
+    rating: Tensor  # (P, G) in 1 .. 10, NaN where the method has none or the judge failed
+    rubrics: list[Rubric]  # P; the criteria that the verdicts belong to
+
+    def filled(self, other: "Scores") -> "Scores":
+        """These scores, and where they have none, what another process was told of the same responses."""
+        pairs = ((self.verdict, other.verdict), (self.rating, other.rating))
+        verdict, rating = (torch.where(a.isnan(), b, a) for a, b in pairs)
+        return replace(self, verdict=verdict, rating=rating)
+
+    def rows(self, p: int, g: int) -> list[dict[str, Any]]:
+        """The verdicts on one response, as they stand in a file: null where there is none."""
+        return [
+            {"title": c.title, "category": c.category, "weight": c.weight, "verdict": finite(v)}
+            for c, v in zip(self.rubrics[p].criteria, self.verdict[p, g].tolist(), strict=False)
+        ]
+
+
+@dataclass
+class Rollouts:
+    """P questions with G answers each, and what a step finds out about them, in this order."""
+
+    examples: list[Example]  # P
+    prompts: list[list[list[int]]]  # P x G token ids; equal ones are read once
+    completions: list[list[Completion]]  # P x G
+    responses: list[list[str]]  # P x G, the part that the judge reads
+    scores: Scores | None = None
+    reward: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), NaN where the judge failed
+    adv: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), 0 where nothing is taught
+    recited: bool = False  # whether these are reference answers, which nobody sampled or judged
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """One record a rollout, from which its reward and its loss can be computed again."""
+        return [
+            {
+                "step": step,
+                "example_id": example.id,
+                "prompt": example.question,
+                "response": self.responses[p][g],
+                "verdicts": self.scores.rows(p, g),
+                "rating": finite(self.scores.rating[p, g].item()),
+                "reward": finite(self.reward[p, g].item()),
+                "advantage": self.adv[p, g].item(),
+                "tokens": len(completion.ids),
+                "finished": completion.finished,
+                "prompt_ids": self.prompts[p][g],
+                "ids": completion.ids,
+                "sampler_logp": short(completion.logp),
+            }
+            for p, example in enumerate(self.examples)
+            for g, completion in enumerate(self.completions[p])
+        ]
+
+
+def short(numbers: Sequence[float]) -> list[float]:
+    """Float32 numbers in as few digits as tell them apart."""
+    return [float(str(number)) for number in np.asarray(numbers, dtype=np.float32)]
+
+
+def finite(number: float) -> float | None:
+    """A number for JSON, which has no NaN: None in its place."""
+    return number if math.isfinite(number) else None
+
+
+def choose(spec: str) -> tuple[str, str]:
+    """Resolve the judge `auto`, and say why: (spec, reason)."""
+    if spec != "auto":
+        return spec, "as asked"
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        if os.environ.get(name):
+            return (
+                f"chat:{DEFAULT_CHAT}",
+                f"{name} is set; --judge keyword needs no server, chat:NAME another model",
+            )
+    return (
+        "keyword",
+        "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set; it matches words and is only a stand-in",
+    )

@@ -1,0 +1,226 @@
+"""From a command line to a run: settings, what is left to decide, questions, weights, and what is said first.
+
+train.py's loop begins where this ends.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from rar_mini import checkpoint, data, hub, policy, ranks, recipe, report
+from rar_mini.checkpoint import Run
+from rar_mini.config import PRESETS, Config
+from rar_mini.data import Example
+from rar_mini.guard import stop_on_interrupt
+from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.kernels.adamw import AdamW
+from rar_mini.options import from_json, refuse_unknown, to_json
+from rar_mini.policy import Policy
+from rar_mini.recipe import Recipe
+from rar_mini.scores import Rollouts, choose
+from rar_mini.tools import memory
+
+Splits = dict[str, list[Example]]  # train and held_out
+
+
+@dataclass
+class Training:
+    """What the steps of a run work with."""
+
+    config: Config
+    recipe: Recipe
+    actor: Policy
+    reference: Policy | None  # what a KL penalty compares with
+    optimizer: AdamW
+    judge: JudgeLike
+    gold: JudgeLike | None = None
+    questions: Splits = field(default_factory=dict)
+    scored: Splits = field(default_factory=dict)  # questions that are scored before, between and after
+    run: Run | None = None
+    first: int = 1  # the step to begin with
+    planned: int = 0  # the steps that the run had first
+    rollouts: Rollouts | None = None  # of the step under way
+    recent: deque[list[dict[str, Any]]] = field(default_factory=deque)  # rows of the last steps
+    failed: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # shares without a reward
+    interrupted: list[int] = field(default_factory=list)  # what Ctrl-C has said
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint of everything that moves."""
+        self.run.save(step, self.actor, self.optimizer, self.recipe.state, self.config.keep)
+
+
+def parse(argv: list[str], description: str | None = None) -> Config:
+    """The settings of a command line: the preset's, then the options'."""
+    argv = recipe.words(argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
+    refuse_unknown(argv, PRESETS["cpu"])
+    preset = PRESETS[first.parse_known_args(argv)[0].preset]
+    config = tyro.cli(Config, args=argv, default=preset, description=description, prog="train.py")
+    if config.out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        names = {None: config.domain, "rar": f"rar-{config.domain}"}
+        name = names.get(config.data) or Path(config.data).stem
+        config = dataclasses.replace(config, out=Path("runs") / f"{name}-{stamp}")
+    return config
+
+
+def settle(config: Config) -> tuple[Config, str]:
+    """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
+    if not config.steps and not config.eval_every:
+        raise ValueError("--steps 0 only scores the policy: expected --eval-every above 0, got 0")
+    judge, why = choose(config.judge)
+    gold = choose(config.gold_judge)[0] if config.gold_judge else None
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    ranks.claim(device)
+    if config.prompts_per_step < ranks.world:
+        raise ValueError(
+            f"--prompts-per-step {config.prompts_per_step} with {ranks.world} processes: expected a question "
+            "for each; raise it, or lower --nproc-per-node"
+        )
+    if config.attention == "flex" and not device.startswith("cuda"):
+        raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
+    path = Path(config.policy)
+    name = str(path.absolute()) if path.is_dir() else config.policy
+    source, revision = config.data, config.revision
+    if source == "rar":
+        revision = ranks.first(lambda: hub.fetch(config.domain, revision)[1])
+    elif revision:
+        raise ValueError(f"--revision {revision} only applies to --data rar, got --data {source}")
+    elif source:
+        source = str(Path(source).absolute())
+    G = 1 if config.supervised else config.group_size
+    own = config.recipe and recipe.located(config.recipe)
+    settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
+    return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G), why
+
+
+def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
+    """What a step works with, and no more: neither questions nor a folder."""
+    actor, reference = policy.prepare(config, resume)
+    rate, decay = config.lr, config.weight_decay
+    optimizer = AdamW(actor.model.parameters(), rate, weight_decay=decay, seed=config.seed)
+    made = recipe.make(config.recipe, config)
+    return Training(config, made, actor, reference, optimizer, made.judge(judge))
+
+
+def prepare(
+    config: Config, make_judge: Callable[..., JudgeLike], run: Run | None, resume: Path | None
+) -> Training:
+    """All that a run needs, from settings: a new run, or with `run` that one, from its checkpoint `resume` or
+    (without one) from its start. Says what the run is about to do."""
+    config, why = settle(config)
+    if config.device.startswith("cuda"):
+        print(memory.advice(config))
+    # Reference answers need no judge, but the scores do.
+    method = "rar-explicit" if config.supervised else config.method
+    judge, gold = (
+        spec and make_judge(spec, method, design=config.design, **vars(config.judging))
+        for spec in (config.judge, config.gold_judge)
+    )
+    t = bare(config, judge, resume)
+    t.gold = gold
+    if resume is not None:
+        checkpoint.load_state(resume, t.optimizer, t.recipe.state)
+        t.first += checkpoint.check(resume)
+    t.questions = read_questions(t)
+    t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
+    # Made now that nothing is left to be refused.
+    ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
+    facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
+    facts |= {"planned_steps": config.steps, "recipe": recipe.digest(config.recipe)}
+    t.run = run or ranks.first(lambda: Run.create(config.out, to_json(config), **facts))
+    t.planned = t.run.config().get("planned_steps") or config.steps
+    t.judge.carry(t.run.steps("metrics.jsonl"))
+    announce(t, why)
+    t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
+    t.interrupted = stop_on_interrupt(t.run.folder)
+    return t
+
+
+def read_questions(t: Training) -> Splits:
+    """The training and held-out questions that fit, after saying what was left out and why."""
+    config, notes = t.config, Counter()
+    how = {"skip_bad": config.skip_bad_rows, "skip_weightless": config.hygiene, "notes": notes}
+    examples = t.recipe.load(**how)
+    if config.hygiene:
+        examples = data.tidy(examples, notes, references=config.method == "reference-likert")
+    # Released data is split in three: val is scored while training goes on, test is for the end.
+    examples = [example for example in examples if example.split != "test"]
+    t.judge.check(examples)
+    fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
+    for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
+        taught = config.supervised and example.split == "train"
+        if taught and not example.reference:
+            notes["training questions left out without a reference answer"] += 1
+        elif not (why := policy.too_long(t.actor, example, *limits, answered=taught)):
+            fitting.append(example)
+        elif config.long_prompts == "skip":
+            notes["questions left out as too long"] += 1
+        else:
+            raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
+    for note, count in notes.items():
+        print(f"  {note}: {count}")
+    splits = {split: [e for e in fitting if e.split == split] for split in ("train", "held_out")}
+    if len(splits["train"]) < config.prompts_per_step:
+        raise ValueError(
+            f"--prompts-per-step {config.prompts_per_step} is more than the {len(splits['train'])} questions "
+            "to train on; lower it or bring more"
+        )
+    ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
+    ranks.refuse_unlike("judge settings", lambda: t.judge.digest(splits["train"][0], ""))
+    return splits
+
+
+def announce(t: Training, why: str) -> None:
+    """Say what the run is about to do, and what its training costs, judged by the questions that are
+    scored."""
+    config, judged, train = t.config, not t.config.supervised, t.questions["train"]
+    calls = judged * sum(map(t.judge.calls, train)) / len(train)
+    answers = (config.steps - t.first + 1) * config.prompts_per_step * config.group_size
+    cost = t.judge.estimate(t.scored["train"], judged * answers, config.max_new_tokens)
+    print(f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}")
+    print(f"judge    {t.judge.spec} ({why})" + (cost and f"; training: {cost}"))
+    numbers = {name: len(rows) for name, rows in t.questions.items()}
+    print(report.opening(config, numbers, answers, calls, t.run.folder))
+
+
+def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
+    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
+    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
+    parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
+    parser.add_argument("--steps", type=int, help="go on to this many steps")
+    parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
+    parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
+    options = parser.parse_args(argv)
+    run, written = Run.reopen(options.resume)
+    config = from_json(PRESETS["cpu"], written["settings"])
+    if options.max_usd is not None:
+        judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
+        config = dataclasses.replace(config, judging=judging)
+    for difference in checkpoint.differences(written):
+        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
+    found, done = run.start(options.step)
+    if options.steps is not None:
+        if options.steps < max(config.steps, done):
+            raise ValueError(f"--steps {options.steps}: expected the run's {config.steps} or more")
+        # The warm-up stays as long as it was: a share of more steps would lower the rate again.
+        written["planned_steps"] = written.get("planned_steps", config.steps) or options.steps
+        config = dataclasses.replace(config, steps=options.steps)
+    if done >= config.steps:
+        raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
+    run.describe(written | {"settings": to_json(config)})
+    run.rewind(done)
+    print(f"resume   {run.folder} after step {max(done, 0)}")
+    return config, run, found

@@ -36,7 +36,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import reduce
 from itertools import groupby
 from pathlib import Path
@@ -47,13 +48,15 @@ import tyro
 from tqdm import tqdm
 
 from rar_mini import data, grpo, prompts, ranks
-from rar_mini.config import Options
+from rar_mini import recipe as recipes
+from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
-from rar_mini.judging import keyword as keyword_judge
 from rar_mini.judging import wires
-from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.asked import Asked, Backend
+from rar_mini.judging.endpoint import Failure
+from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Ledger, kept_rows
-from rar_mini.judging.wires import MOST, Asked
+from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
@@ -112,24 +115,39 @@ class Judge:
                 f"--criteria-per-call {self.per_call}: expected at most {MOST[kind]} for {kind}:NAME"
             )
         self.prompts = prompts.from_file(o.prompts) if o.prompts else prompts.JudgePrompts()
-        self.endpoint = self.local = None
-        # Of local:NAME, what it gave to the offered answers since the last metrics.
-        self.mass: list[float] = []
-        self.ledger = Ledger()
+        self.backend = self._backend(kind, name)
+
+    def _backend(self, kind: str, name: str) -> Backend:
+        if kind == "keyword":
+            return Keyword()
+        secret = wires.fence_secret(cache_folder())
         if kind == "local":
             from rar_mini.judging.local import LocalJudge  # seconds of imports that no other judge needs
 
-            self.local = LocalJudge(name, o.judge_device, self.ledger)
-        elif kind != "keyword":
-            self.endpoint = Endpoint.of(name, o)
-            self.ledger = self.endpoint.ledger
-        self._secret = wires.fence_secret(cache_folder()) if kind != "keyword" else b""
+            return LocalJudge(name, self.options.judge_device, self.prompts, secret)
+        return wires.Server(kind, name, self.options, self.prompts, secret)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What happened, in counts that only grow."""
+        return self.backend.ledger
+
+    @property
+    def server(self) -> wires.Server | None:
+        """The backend, if it is a server."""
+        return self.backend if isinstance(self.backend, wires.Server) else None
+
+    @property
+    def mass(self) -> list[float]:
+        """The probability that local:NAME gave to the offered answers together, since the last metrics."""
+        return getattr(self.backend, "mass", [])
 
     def by(self, method: str) -> "Judge":
         """The same judge with the same connections and ledger, asked by another method. Its `mass` is its
         own: a rating's letters are other answers than yes and no."""
         other = copy.copy(self)
-        other.method, other.mass = method, []
+        other.method, other.backend = method, copy.copy(self.backend)
+        other.backend.mass = []
         return other
 
     def rubric(self, example: Example) -> Rubric:
@@ -197,21 +215,10 @@ class Judge:
         rating = torch.full((P, G), NAN)
         own = ranks.share(range(P))
         places = [(p, g, ks) for p in own for g in range(G) for ks in self._portions(rubrics[p])]
-        visible = [
-            [wires.inert(wires.without_thoughts(response)) for response in group] for group in responses
-        ]
-        asked = ((examples[p], visible[p][g], [rubrics[p].criteria[k] for k in ks]) for p, g, ks in places)
+        visible = [[wires.inert(wires.without_thoughts(text)) for text in group] for group in responses]
+        asked = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
         with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
-            if self.endpoint is not None:
-                requests = (self._request(self._asked(*item), repeat) for item in asked)
-                answers = self.endpoint.ask(requests, bar.update)
-            elif self.local is not None:
-                groups = groupby(zip(places, asked, strict=True), key=lambda each: each[0][0])
-                answers = [
-                    answer for _, group in groups for answer in self._local([a for _, a in group], bar.update)
-                ]
-            else:
-                answers = [self._keyword(*item, bar.update) for item in asked]
+            answers = self.backend.ask(asked, bar.update, repeat)
         for (p, g, ks), answer in zip(places, answers, strict=True):
             if isinstance(answer, Failure):
                 continue  # counted where it happened; NaN stays
@@ -228,26 +235,26 @@ class Judge:
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called, for metrics.jsonl."""
         self.ledger.pool()  # again, because where scoring failed its cost is not in yet
-        mass, self.mass = sum(ranks.gather(self.mass), []), []
+        mass = sum(ranks.gather(list(self.mass)), [])
+        self.mass.clear()
         return self.ledger.metrics() | ({"judge/mass": sum(mass) / len(mass)} if mass else {})
 
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
         """What it costs at most to judge so many answers, of so many tokens each, to examples like these: in
         words, at four characters a token and 50 tokens a reason; "" where nothing is sent."""
-        if self.endpoint is None or not examples:
+        if self.server is None or not examples:
             return ""
-        rubrics = [(example, self.rubric(example)) for example in examples]
         asked = [
-            self._asked(example, "four" * tokens, [rubric.criteria[k] for k in ks])
-            for example, rubric in rubrics
+            self._asked(example, "four" * tokens, rubric, ks)
+            for example, rubric in ((example, self.rubric(example)) for example in examples)
             for ks in self._portions(rubric)
         ]
-        share = answers / len(examples)
-        read = share * sum(len(json.dumps(self._request(each).body)) for each in asked) / 4
-        written = share * 50 * sum(len(each.questions) for each in asked) * (self.kind == "chat")
+        share, price = answers / len(examples), self.server.endpoint.price
+        read = share * sum(len(json.dumps(self.server.request(each).body)) for each in asked) / 4
+        items = sum(1 if each.rating else len(each.criteria) for each in asked)
+        written = share * 50 * items * (self.kind == "chat")
         text = f"about {share * len(asked):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
-        full, _, out = self.endpoint.price or (0.0, 0.0, 0.0)
-        return text + (f", ${(read * full + written * out) / 1e6:.2f}" if self.endpoint.price else "")
+        return text + (f", ${(read * price[0] + written * price[2]) / 1e6:.2f}" if price else "")
 
     def digest(self, example: Example, response: str) -> str:
         """16 hexadecimal digits that change with anything that this judge is told about a response, or is set
@@ -256,7 +263,7 @@ class Judge:
         told |= {"rubric": repr(example.rubric), "design": repr(self.design)}
         told |= {"question": example.question, "reference": example.reference, "response": response}
         told |= {"per_call": self.per_call, "threshold": self.options.threshold}
-        told |= {"prompts": self.prompts.digest, "server": self.endpoint and self.endpoint.address}
+        told |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def texts(self) -> dict[str, str]:
@@ -273,51 +280,21 @@ class Judge:
 
     def line(self) -> str:
         """Everything that happened, in words; "" if no server was asked and nothing failed."""
-        return self.ledger.line() if self.endpoint or self.ledger.failures else ""
+        return self.ledger.line() if self.server or self.ledger.failures else ""
 
     def close(self) -> None:
         """End the connections to a server, if there are any."""
-        if self.endpoint is not None:
-            self.endpoint.close()
+        self.backend.close()
 
-    def _asked(self, example: Example, response: str, criteria: Sequence[Criterion]) -> Asked:
-        p, question, reference = self.prompts, example.question, example.reference
-        fence = wires.fence(self._secret, question, reference, response)
-        known = {"question": question, "question_fence": wires.fence(self._secret, question, reference)}
-        known |= {"response": response, "reference": reference, "fence": fence}
-        shared = prompts.fill(p.shared_reference if self.method == "reference-likert" else p.shared, **known)
-        if self.method in RATED:
-            labelled = self.design.rubric_drop != "labels"
-            whole = p.rate_rubric if labelled else p.rate_unlabelled
-            task = {"direct-likert": p.rate, "reference-likert": p.rate_reference}.get(self.method, whole)
-            shown = (c for c in self._own(example).criteria if c.weight)
-            items = "\n".join(prompts.item_line(c, labelled) for c in shown)
-            return Asked(shared, fence, [prompts.fill(task, items=items, fence=fence)], True)
-        return Asked(shared, fence, [prompts.closed_question(p, c) for c in criteria], False)
-
-    def _keyword(self, example: Example, response: str, criteria: Sequence[Criterion], done: Callable) -> Any:
-        """The answer of the judge without a model."""
-        self.ledger.counts["questions"] += 1
-        done()
-        if self.method in RATED:
-            return [keyword_judge.rating(self._own(example), response)]
-        return [keyword_judge.verdict(criterion, response) for criterion in criteria]
-
-    def _local(self, items: Sequence[tuple], done: Callable) -> Iterator[list[float] | Failure]:
-        """The answers of weights in this process to all that is asked about the answers to one question."""
-        self.ledger.counts["questions"] += len(items)
-        for said in self.local.ask([self._asked(*item) for item in items], self.prompts):
-            done()
-            if isinstance(said, Failure):
-                self.ledger.fail(said.kind, said.words)
-                yield said
-            else:
-                self.mass.extend(said[1])
-                yield said[0]
-
-    def _request(self, asked: Asked, repeat: int = 0) -> Request:
-        name = self.spec.partition(":")[2]
-        return wires.request(self.kind, name, asked, self.prompts, self.options.max_tokens, repeat)
+    def _asked(self, example: Example, response: str, rubric: Rubric, ks: Sequence[int]) -> Asked:
+        """What is asked at once: some items of a rubric, or a rating."""
+        if self.method not in RATED:
+            return Asked(example, response, tuple(rubric.criteria[k] for k in ks))
+        labelled = self.design.rubric_drop != "labels"
+        ways = {"direct-likert": "rate", "reference-likert": "rate_reference"}
+        rating = ways.get(self.method, "rate_rubric" if labelled else "rate_unlabelled")
+        shown = self._own(example).criteria if self.method == "rar-implicit" else ()
+        return Asked(example, response, tuple(c for c in shown if c.weight), rating)
 
 
 def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., list[float | None]]:
@@ -373,6 +350,7 @@ def score(
     judge: str = "auto",
     method: str = "rar-explicit",
     skip_bad_rows: bool = False,
+    recipe: str | None = None,
     design: tyro.conf.OmitArgPrefixes[Design] = PLAIN,
     judging: tyro.conf.OmitArgPrefixes[Options] = Options(),  # noqa: B008, frozen
 ) -> None:
@@ -384,6 +362,7 @@ def score(
         judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first
+        recipe: NAME of lab/NAME.py or PATH.py, whose judge, answers, rubrics and rewards these are
     """
     spec, why = choose(judge)
     print(f"judge: {spec} ({why})", file=sys.stderr)
@@ -402,9 +381,12 @@ def score(
         notes["rows left out as bad"] += len(mute)
     for note, count in notes.items():
         print(f"{note}: {count}", file=sys.stderr)
-    asker = Judge(spec, method, design=design, **vars(judging))
+    made = recipes.make(recipe, replace(PRESETS["cpu"], judge=spec, method=method, design=design))
+    asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]
+    if recipe:
+        asked = [f"{digest}-{recipes.digest(recipe)}" for digest in asked]
     wanted = "the score of that row by this judge with these options"
     rows = kept_rows(out, file, lambda number, key: asked[number - 1 : number] == [key], wanted)
     if rows:
@@ -412,8 +394,11 @@ def score(
     for start in range(len(rows), len(examples), CHUNK):
         chunk = examples[start : start + CHUNK]
         progress = f"judging {start + len(chunk)}/{len(examples)}"
-        scores = asker.score(chunk, [[example.row["response"]] for example in chunk], progress=progress)
-        rewards = grpo.reward(scores)[:, 0].tolist()  # (P,)
+        responses = [[made.answer(example, example.row["response"])] for example in chunk]
+        pairs = zip(chunk, made.rubrics(chunk, responses), strict=True)
+        posed = [replace(example, rubric=rubric) for example, rubric in pairs]
+        scores = asker.score(posed, responses, progress=progress)
+        rewards = made.reward(scores)[:, 0].tolist()  # (P,)
         new = [
             {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
             | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0), "asked": asked[start + p]}
@@ -424,8 +409,9 @@ def score(
         rows += new
     scored = [row["reward"] for row in rows if not row["failed"]]
     mean = f"{sum(scored) / len(scored):.4f}" if scored else "none"
-    mass = f"mass of the offered answers {sum(asker.mass) / len(asker.mass):.2f}, " if asker.mass else ""
-    print(f"judge: {mass}{asker.ledger.line()}", file=sys.stderr)
+    said = asker.metrics()
+    mass = f"mass of the offered answers {said['judge/mass']:.2f}, " if "judge/mass" in said else ""
+    print(f"judge: {mass}{asker.line()}", file=sys.stderr)
     print(f"{len(rows)} responses, mean reward {mean}, {len(rows) - len(scored)} failed; scores in {out}")
     asker.close()
 
@@ -441,4 +427,4 @@ def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> Non
 
 
 if __name__ == "__main__":
-    run_command({"score": score, "show": show_run}, "judge.py", __doc__)
+    run_command({"score": score, "show": show_run}, "judge.py", __doc__, recipes.words(sys.argv[1:]))

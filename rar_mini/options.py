@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -30,14 +30,19 @@ ELSEWHERE |= dict.fromkeys(
 )
 
 
-def run_command(commands: dict[str, Callable] | Callable, prog: str, description: str | None) -> None:
-    """Run the one command, or that of several which the command line names; what it refuses ends in one line,
+def run_command(
+    commands: dict[str, Callable] | Callable,
+    prog: str,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run the one command, or the one of several that the command line names; a refusal ends in one line,
     without a traceback."""
     try:
         if callable(commands):
-            tyro.cli(commands, prog=prog, description=description)
+            tyro.cli(commands, prog=prog, description=description, args=argv)
         else:
-            tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
+            tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=argv)
     except (ValueError, OSError) as error:
         sys.exit(f"{prog}: {error}")
     except KeyboardInterrupt:

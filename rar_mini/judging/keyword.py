@@ -6,8 +6,12 @@ anything about medicine.
 """
 
 import re
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
+from rar_mini.judging.asked import Answer, Asked
+from rar_mini.judging.ledger import Ledger
 from rar_mini.rubric import Criterion, Rubric
 
 THRESHOLD = 0.25
@@ -77,6 +81,30 @@ def affirmed(text: str) -> frozenset[str]:
 
 def _covered(wanted: frozenset[str], words: frozenset[str]) -> bool:
     return bool(wanted) and len(wanted & words) >= THRESHOLD * len(wanted)
+
+
+class Keyword:
+    """The backend: verdicts of 0 or 1, and ratings made of them."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def ask(
+        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
+    ) -> list[Answer]:
+        """Answer all, in order."""
+        answers: list[Answer] = []
+        for each in asked:
+            self.ledger.counts["questions"] += 1
+            if each.rating is not None:
+                answers.append([rating(Rubric(each.criteria), each.response)])
+            else:
+                answers.append([verdict(criterion, each.response) for criterion in each.criteria])
+            done()
+        return answers
+
+    def close(self) -> None:
+        """There are no connections."""
 
 
 def verdict(criterion: Criterion, response: str) -> float:

@@ -11,15 +11,18 @@ not answering the question.
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rar_mini import policy, prompts
+from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
-from rar_mini.judging.wires import Asked
+from rar_mini.judging.wires import Worded, worded
 from rar_mini.prefix import Tree, pack
 from rar_mini.prompts import JudgePrompts
 
@@ -44,42 +47,59 @@ TOKENS = 8192
 class LocalJudge:
     """The weights that `pretrained.resolve` finds under a name. `device` is cpu, cuda, or auto.
 
-    `ledger` counts tokens as a server does: all of the prompts', and those of them that were not read again.
+    `ledger` counts tokens as a server does: all of the prompts', and those that were not read again.
     """
 
-    def __init__(self, name: str, device: str, ledger: Ledger) -> None:
+    def __init__(self, name: str, device: str, texts: JudgePrompts, secret: bytes) -> None:
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         # bfloat16 halves the memory of a GPU; on a CPU it is emulated and slow.
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.loaded = policy.load(name, dtype, device)
-        self.device, self.name, self.ledger, self._warned = device, name, ledger, False
+        self.device, self.name, self.texts, self.secret = device, name, texts, secret
+        self.ledger, self._warned = Ledger(), False
+        self.mass: list[float] = []  # what the offered answers had together, of each question
 
     def ask(
-        self, answers: Sequence[Asked], texts: JudgePrompts
-    ) -> list[tuple[list[float], list[float]] | Failure]:
-        """Of each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or one
-        expected rating; and the masses, Q. A Failure where a prompt is longer than the model's window.
+        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
+    ) -> list[Answer]:
+        """Answer all, in order: what is asked about the answers to one question in one pass."""
+        answers: list[Answer] = []
+        for _, group in groupby(asked, key=lambda each: id(each.example)):
+            together = [worded(each, self.texts, self.secret) for each in group]
+            self.ledger.counts["questions"] += len(together)
+            for answer in self.of_question(together):
+                if isinstance(answer, Failure):
+                    self.ledger.fail(answer.kind, answer.words)
+                answers.append(answer)
+                done()
+        return answers
 
-        Raises ValueError where the tokenizer cannot tell the offered words apart.
+    def close(self) -> None:
+        """There are no connections."""
+
+    def of_question(self, answers: Sequence[Worded]) -> list[Answer]:
+        """For each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or one
+        expected rating. A Failure if a prompt is longer than the model's window.
+
+        Raises ValueError if the tokenizer cannot tell the offered words apart.
         """
-        closing, offered = (texts.letter, LETTERS) if answers[0].rated else (texts.yes_no, YES_NO)
+        texts, rated = self.texts, answers[0].rated
+        closing, offered = (texts.letter, LETTERS) if rated else (texts.yes_no, YES_NO)
         prompts = [
-            [
-                self._render(texts.system, f"{asked.shared}{question}\n{closing}")
-                for question in asked.questions
-            ]
-            for asked in answers
+            [self._render(texts.system, f"{each.shared}{question}\n{closing}") for question in each.questions]
+            for each in answers
         ]
-        found: list[tuple[list[float], list[float]] | Failure] = []
+        found: list[Answer] = []
         for p in self._read(prompts, self._tokens(offered)):  # (Q, A)
             if isinstance(p, Failure):
                 found.append(p)
                 continue
             mass = p.sum(-1)  # (Q,)
+            self.mass += mass.tolist()
             self._warn(mass.mean().item())
             share = p / mass[:, None]  # (Q, A)
-            said = share @ torch.arange(1.0, 11.0) if answers[0].rated else share[:, 0]  # (Q,)
-            found.append((said.tolist(), mass.tolist()))
+            said = share @ torch.arange(1.0, 11.0) if rated else share[:, 0]  # (Q,)
+            found.append(said.tolist())
         return found
 
     def _warn(self, mass: float) -> None:

@@ -15,15 +15,20 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rar_mini import prompts
-from rar_mini.judging.endpoint import Failure, Request
+from rar_mini.judging.asked import Answer, Asked
+from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.prompts import JudgePrompts
+
+if TYPE_CHECKING:  # it brings torch, which nothing here needs
+    from rar_mini.config import Options
 
 MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword": 1}
 """How many criteria may be asked about at once; 64 and 400 are the limits of those servers."""
@@ -35,17 +40,53 @@ NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked at once about one response: closed questions, or a rating."""
+class Worded:
+    """What is asked about one response, in words: closed questions, or a rating."""
 
     shared: str  # question and response between fences; stands first and alike in all requests about it
     fence: str
-    questions: list[str]  # one a criterion; of a rating, its one task
+    questions: list[str]  # one a criterion; for a rating, its one task
     rated: bool
 
 
+def worded(asked: Asked, texts: JudgePrompts, secret: bytes) -> Worded:
+    """Put what is asked into the judge's words, with what others wrote between fences."""
+    question, reference = asked.example.question, asked.example.reference
+    response, edge = asked.response, fence(secret, question, reference, asked.response)
+    known = {"question": question, "question_fence": fence(secret, question, reference)}
+    known |= {"response": response, "reference": reference, "fence": edge}
+    compared = asked.rating == "rate_reference"
+    shared = prompts.fill(texts.shared_reference if compared else texts.shared, **known)
+    if asked.rating is None:
+        return Worded(shared, edge, [prompts.closed_question(texts, c) for c in asked.criteria], False)
+    labelled = asked.rating != "rate_unlabelled"
+    items = "\n".join(prompts.item_line(criterion, labelled) for criterion in asked.criteria)
+    task = prompts.fill(getattr(texts, asked.rating), items=items, fence=edge)
+    return Worded(shared, edge, [task], True)
+
+
+class Server:
+    """The judge behind a URL, on one wire: `chat`, `systemone` or `decisions`."""
+
+    def __init__(self, kind: str, model: str, options: "Options", texts: JudgePrompts, secret: bytes) -> None:
+        self.kind, self.model, self.texts, self.secret = kind, model, texts, secret
+        self.max_tokens, self.endpoint = options.max_tokens, Endpoint.of(model, options)
+        self.ledger, self.close = self.endpoint.ledger, self.endpoint.close
+
+    def ask(
+        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
+    ) -> list[Answer]:
+        """Answer all, in order, many at once."""
+        return self.endpoint.ask((self.request(each, repeat) for each in asked), done)
+
+    def request(self, asked: Asked, repeat: int = 0) -> Request:
+        """The request that asks this."""
+        words = worded(asked, self.texts, self.secret)
+        return request(self.kind, self.model, words, self.texts, self.max_tokens, repeat)
+
+
 def request(
-    kind: str, model: str, asked: Asked, texts: JudgePrompts, max_tokens: int, repeat: int = 0
+    kind: str, model: str, asked: Worded, texts: JudgePrompts, max_tokens: int, repeat: int = 0
 ) -> Request:
     """The questions on one wire: `chat`, `systemone` or `decisions`."""
     n, questions = len(asked.questions), asked.questions

@@ -1,0 +1,42 @@
+"""What is asked at once about one response, and who answers it.
+
+A backend is whoever answers: a server (wires.py), weights in this process (local.py), matched words
+(keyword.py). It has one method, `ask`, and a ledger of what happened.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rar_mini.data import Example
+from rar_mini.judging.endpoint import Failure
+from rar_mini.judging.ledger import Ledger
+from rar_mini.rubric import Criterion
+
+Answer = list[float] | Failure
+"""A probability for each criterion, or one rating; NaN in the place of what was refused."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whether a response meets some criteria, each on its own; or with `rating`, how good it is."""
+
+    example: Example
+    response: str
+    criteria: tuple[Criterion, ...]  # for a rating, those that it is to weigh
+    rating: Literal["rate", "rate_reference", "rate_rubric", "rate_unlabelled"] | None = None
+    """which of the judge's texts asks for a rating"""
+
+
+class Backend(Protocol):
+    """Whoever answers."""
+
+    ledger: Ledger
+
+    def ask(
+        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
+    ) -> list[Answer]:
+        """Answer all, in order; `done` is called after each. Another `repeat` asks the same anew."""
+
+    def close(self) -> None:
+        """End connections."""

@@ -31,7 +31,6 @@ weights, as HealthBench has it: such a reward can be below 0.
 """
 
 import copy
-import hashlib
 import json
 import math
 import sys
@@ -51,14 +50,14 @@ from rar_mini import data, grpo, prompts, ranks
 from rar_mini import recipe as recipes
 from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
+from rar_mini.files import cache_folder, digest, kept_rows
 from rar_mini.judging import wires
 from rar_mini.judging.asked import Asked, Backend
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
-from rar_mini.judging.ledger import Ledger, kept_rows
+from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
-from rar_mini.pretrained import cache_folder
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, Scores, choose, finite
 from rar_mini.viewing import show
@@ -264,7 +263,7 @@ class Judge:
         told |= {"question": example.question, "reference": example.reference, "response": response}
         told |= {"per_call": self.per_call, "threshold": self.options.threshold}
         told |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        return digest(told)
 
     def texts(self) -> dict[str, str]:
         """Every sentence that this judge is shown, by name."""
@@ -386,7 +385,7 @@ def score(
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
-        asked = [f"{digest}-{recipes.digest(recipe)}" for digest in asked]
+        asked = [f"{each}-{recipes.digest(recipe)}" for each in asked]
     wanted = "the score of that row by this judge with these options"
     rows = kept_rows(out, file, lambda number, key: asked[number - 1 : number] == [key], wanted)
     if rows:

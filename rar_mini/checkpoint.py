@@ -14,7 +14,6 @@ because none exists: every random number of a run is a function of (seed, step, 
 and so is the order of the data.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 
 from rar_mini import ranks
+from rar_mini.files import digests, lines, sync, write_json, write_whole
 from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -93,7 +93,7 @@ class Run:
                 lines = path.read_bytes().split(b"\n")[:-1]
                 kept = [line for line in lines if json.loads(line)["step"] <= step]
                 with self._writing():
-                    _write_whole(path, b"".join(line + b"\n" for line in kept))
+                    write_whole(path, b"".join(line + b"\n" for line in kept))
         for later in self.checkpoints():
             if _step(later) > step:
                 _remove(later)
@@ -162,12 +162,12 @@ class Run:
             torch.save(optimizer.state_dict(), partial / "trainer" / "optimizer.pt")
             if state:
                 torch.save(state, partial / "trainer" / "recipe.pt")
-            manifest = {"step": step, "files": _digests(partial)} | environment()
+            manifest = {"step": step, "files": digests(partial)} | environment()
             write_json(partial / "trainer" / "state.json", manifest)
             for path in (*partial.rglob("*"), partial):
-                _sync(path)
+                sync(path)
             os.rename(partial, final)
-            _sync(final.parent)
+            sync(final.parent)
         for old in self.checkpoints()[:-keep]:
             _remove(old)
         return final
@@ -206,31 +206,6 @@ def records(folder: Path, name: str) -> list[dict[str, Any]]:
     return lines(folder / name, "step")
 
 
-def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, each with these fields. Raises ValueError that names a line.
-
-    Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
-    out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
-    its last character, and may have blank lines.
-    """
-    parts = path.read_bytes().split(b"\n") if finished or path.exists() else []
-    rows = []
-    for number, line in enumerate(parts if finished else parts[:-1], 1):
-        if finished and not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            fits = row.keys() >= set(fields)
-        except (ValueError, AttributeError):
-            fits = False
-        if not fits:
-            came = line[:40].decode("utf-8", "replace")
-            wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
-            raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
-        rows.append(row)
-    return rows
-
-
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
@@ -261,7 +236,7 @@ def check(directory: Path) -> int:
     """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one."""
     try:
         state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
-        found = _digests(directory)
+        found = digests(directory)
         bad = [name for name, digest in state["files"].items() if found.get(name) != digest]
     except (OSError, ValueError, KeyError) as error:
         bad = [f"trainer/state.json ({type(error).__name__})"]
@@ -316,35 +291,3 @@ def differences(written: dict[str, Any]) -> list[str]:
         for name, (then, now) in pairs.items()
         if then != now
     ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    _write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file but the manifest itself."""
-    digests = {}
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != "trainer/state.json":
-            with open(path, "rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
-
-
-def _sync(path: Path) -> None:
-    """Write a file's or folder's content through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

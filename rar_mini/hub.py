@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from rar_mini import pretrained
+from rar_mini.files import cache_folder
 
 RELEASED = {
     "medical": ("ScaleAI/RaR-Medicine", "66f9c8f"),
@@ -29,7 +30,7 @@ def fetch(domain: str, revision: str | None = None) -> tuple[Path, str]:
         raise ValueError(f"--data rar has no domain {domain!r}: expected one of {', '.join(RELEASED)}")
     repo, pinned = RELEASED[domain]
     revision = revision or pinned
-    cache, name = pretrained.cache_folder() / "datasets", repo.split("/")[-1]
+    cache, name = cache_folder() / "datasets", repo.split("/")[-1]
     if HASH.fullmatch(revision):
         for folder in sorted(cache.glob(f"{name}-{revision}*")):
             return folder, folder.name.removeprefix(f"{name}-")

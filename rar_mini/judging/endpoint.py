@@ -37,8 +37,9 @@ from urllib.parse import urlsplit
 import openai
 
 from rar_mini import ranks
+from rar_mini.files import cache_folder
 from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
-from rar_mini.pretrained import SECRET, cache_folder
+from rar_mini.pretrained import SECRET
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Asking

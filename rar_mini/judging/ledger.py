@@ -4,11 +4,10 @@ cost and of what went wrong, and files of answers that grow from run to run."""
 import json
 import logging
 import math
-import os
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -119,34 +118,6 @@ class Ledger:
         if self.latencies:
             parts.append(f"{self.latency(50):.2f} s a call (p50), {self.latency(95):.2f} s (p95)")
         return ", ".join(parts) + (f"\n         failures: {self.reasons()}" if self.failures else "")
-
-
-def kept_rows(out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str) -> list[dict[str, Any]]:
-    """The rows that a file of answers about `source` already has, without a last line that was cut.
-
-    Each row says under `asked` what it answers. Raises ValueError where that does not fit the number of its
-    line, and says what was wanted; and where `out` is `source` itself, whose last line may only look cut.
-    """
-    if not out.exists():
-        return []
-    if out.samefile(source):
-        raise ValueError(f"--out {out} is the file that is read: expected another one")
-    whole = out.read_bytes().rpartition(b"\n")
-    rows = []
-    for number, line in enumerate(whole[0].splitlines(), 1):
-        try:
-            row = json.loads(line)
-            known = fits(number, row["asked"])
-        except (ValueError, KeyError, TypeError):
-            known = False
-        if not known:
-            raise ValueError(
-                f"{out}, line {number}: expected {wanted}, got another; name another file with --out, or "
-                "delete this one (the cache remembers replies)"
-            )
-        rows.append(row)
-    os.truncate(out, len(whole[0]) + len(whole[1]))
-    return rows
 
 
 class Cache:

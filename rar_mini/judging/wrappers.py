@@ -12,9 +12,10 @@ Nothing is inherited from the first of several in silence: metrics of the second
 digest, estimate and checks are those of all.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from rar_mini.files import digest
 
 if TYPE_CHECKING:  # what only passes judges on needs no torch
     from rar_mini.data import Example
@@ -88,7 +89,7 @@ class Wrapper:
 
     def digest(self, example: "Example", response: str) -> str:
         told = [self.spec, *(judge.digest(example, response) for judge in self.judges)]
-        return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+        return digest(told)
 
     def texts(self) -> dict[str, str]:
         return self._named(judge.texts() for judge in self.judges)

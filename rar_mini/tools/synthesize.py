@@ -33,9 +33,9 @@ from tqdm import tqdm
 from rar_mini import data, prompts
 from rar_mini.config import Asking
 from rar_mini.data import Example
+from rar_mini.files import kept_rows
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
-from rar_mini.judging.ledger import kept_rows
 from rar_mini.options import run_command
 from rar_mini.pretrained import cache_folder
 from rar_mini.prompts import fill

@@ -1,0 +1,101 @@
+"""Files that the program writes and reads again: JSON Lines, JSON, digests, and the cache folder."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where models are kept: RAR_MINI_CACHE, else rar-mini in the user's cache folder."""
+    if own := os.environ.get("RAR_MINI_CACHE"):
+        return Path(own).expanduser().absolute()
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores a relative one
+    return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
+
+
+def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with these fields. Raises ValueError that names a line.
+
+    Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
+    out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
+    its last character, and may have blank lines.
+    """
+    parts = path.read_bytes().split(b"\n") if finished or path.exists() else []
+    rows = []
+    for number, line in enumerate(parts if finished else parts[:-1], 1):
+        if finished and not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            fits = row.keys() >= set(fields)
+        except (ValueError, AttributeError):
+            fits = False
+        if not fits:
+            came = line[:40].decode("utf-8", "replace")
+            wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
+            raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
+        rows.append(row)
+    return rows
+
+
+def kept_rows(out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str) -> list[dict[str, Any]]:
+    """The rows that a file of answers about `source` already has, without a last line that was cut.
+
+    Each row says under `asked` what it answers. Raises ValueError if that does not fit the number of its
+    line, with what was wanted; and if `out` is `source` itself, whose last line may only look cut.
+    """
+    if not out.exists():
+        return []
+    if out.samefile(source):
+        raise ValueError(f"--out {out} is the file that is read: expected another one")
+    try:
+        rows = lines(out, "asked")
+        for number, row in enumerate(rows, 1):
+            if not fits(number, row["asked"]):
+                raise ValueError(f"{out}, line {number}: expected {wanted}, got another")
+    except ValueError as error:
+        remedy = "name another file with --out, or delete this one (the cache remembers replies)"
+        raise ValueError(f"{error}; {remedy}") from None
+    os.truncate(out, out.read_bytes().rfind(b"\n") + 1)
+    return rows
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    sync(partial)
+    os.replace(partial, path)
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that change with a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file but the manifest itself."""
+    digests = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name != "trainer/state.json":
+            with open(path, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def sync(path: Path) -> None:
+    """Write a file's or folder's content through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -69,16 +69,19 @@ from tqdm import tqdm
 from transformers import LlamaConfig
 
 import train
-from judge import METHODS, Scores
-from rar_mini import data, report
+from judge import METHODS
+from rar_mini import data, grpo
 from rar_mini.checkpoint import environment, write_json
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.kernels.advantage import group_advantage
 from rar_mini.model import Decoder
+from rar_mini.recipe import Recipe
+from rar_mini.report import Clock
 from rar_mini.rubric import rating_to_unit
 from rar_mini.sampler import Completion, uniforms
+from rar_mini.scores import Rollouts, Scores
+from rar_mini.setup import Training
 from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
 
 BIAS = 0.2
@@ -172,7 +175,8 @@ def truth(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> Tr
             verdicts = true_verdicts(example, response)
             verdict[p, g, : len(verdicts)] = torch.tensor(verdicts)
             shares[p, g, :3] = torch.tensor(generic(example, response, verdicts))
-    value, _ = group_advantage(verdict, weight)
+    unrated = torch.full((P, G), math.nan)
+    value = grpo.reward(Scores(verdict, weight, unrated, []))  # (P, G)
     shares[..., 3] = value
     length = torch.tensor([[len(response.split()) / ROOM for response in group] for group in responses])
     return Truth(verdict, weight, value, length, shares)
@@ -222,7 +226,8 @@ class Judge:
 
 def pair_accuracy(judge: Judge, of: Truth) -> float:
     """How often the judge orders two answers to one question as the truth does; ties count half."""
-    better, preferred = (x[:, :, None] - x[:, None] for x in (of.value, judge.opinion(of).reward))
+    rewards = of.value, grpo.reward(judge.opinion(of))
+    better, preferred = (x[:, :, None] - x[:, None] for x in rewards)
     right = (better * preferred > 0).float() + 0.5 * (preferred == 0)  # (P, G, G)
     return right[better.abs() > 1e-6].mean().item()
 
@@ -249,7 +254,7 @@ class Writer:
     def __init__(self, model: Decoder) -> None:
         self.model = model
 
-    def encode(self, example: Example) -> list[int]:
+    def encode(self, example: Example, messages: object = None) -> list[int]:
         return [NUMBER[word] for word in (*example.question.split(), "<answer>")]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -295,6 +300,19 @@ def settings(form: Form, seed: int, **changes: Any) -> Config:
     return dataclasses.replace(PRESETS["cpu"], **(sizes | rates | changes))
 
 
+def training(config: Config, actor: Writer) -> Training:
+    """What train.py's functions work with."""
+    return Training(config, Recipe(config=config), actor, None, AdamW(actor.model.parameters(), config.lr))
+
+
+def learn(t: Training, step: int, rollouts: Rollouts) -> None:
+    """Move the weights by a batch of rollouts, as train.py does, unless it teaches nothing."""
+    if grpo.teaches(rollouts).any():
+        rate = t.recipe.learning_rate(step, t.config.steps)
+        norm = train.loss(t, train.cut(t, rollouts))["grad_norm"]
+        train.step(t.optimizer, norm, rate, t.config.max_grad_norm)
+
+
 @lru_cache(maxsize=1)
 def beginner(form: Form, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A policy that imitates the careless author, on questions of fresh facts: its weights, and how it does.
@@ -304,25 +322,22 @@ def beginner(form: Form, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     config = settings(form, seed, steps=form.warm, lr=3e-3, prompts_per_step=16, group_size=4)
     P, G, random = config.prompts_per_step, config.group_size, np.random.default_rng(seed)
     actor, known = Writer(decoder(seed)), questions(seed)
-    optimizer = AdamW(actor.model.parameters(), config.lr)
+    t = training(config, actor)
     for step in range(1, form.warm + 1):
-        optimizer.param_groups[0]["lr"] = train.learning_rate(config, step)
         chosen = [known["train"][i] for i in random.integers(len(known["train"]), size=P)]
         posed = [pose(example, random.random(len(LETTERS)) < 0.5) for example in chosen]
         written = [[careless(example, random) for _ in range(G)] for example in posed]
         completions = [[Completion(ids, [0.0] * len(ids), True) for ids in group] for group in written]
-        one, prompts = torch.ones(P, G), [actor.encode(example) for example in posed]
-        train.update(
-            config, actor, None, optimizer, train.Rollouts(posed, prompts, completions, [], None, one, one)
-        )
+        one, prompts = torch.ones(P, G), [[actor.encode(example)] * G for example in posed]
+        learn(t, step, Rollouts(posed, prompts, completions, [], None, one, one))
     return actor.model.state_dict(), examined(config, actor, known["held_out"])
 
 
 def examined(config: Config, actor: Writer, examples: list[Example]) -> dict[str, Any]:
     """What is true of 16 fresh answers to each question, on average."""
-    judge = Judge("rar-explicit", 0.0)
-    drawn = [(example, 0) for example in examples]
-    rollouts = train.roll_out(config, actor, judge, drawn, 16, "eval", report.Clock())
+    judge, drawn = Judge("rar-explicit", 0.0), [(example, 0) for example in examples]
+    rollouts = train.sample(training(config, actor), drawn, 16, "eval", Clock())
+    judge.score(rollouts.examples, rollouts.responses)
     words = [response.split() for group in rollouts.responses for response in group]
     return {
         "truth": judge.seen.value.mean().item(),
@@ -372,12 +387,14 @@ def trained(arm: Arm, form: Form, seed: int) -> dict[str, Any]:
     weights, before = beginner(form, seed)
     actor, judge = Writer(decoder(seed)), Judge(arm.method, arm.sigma, arm.bias, seed=seed)
     actor.model.load_state_dict(weights)
-    optimizer, curve = AdamW(actor.model.parameters(), config.lr), []
+    t, curve = training(config, actor), []
     for step in range(1, config.steps + 1):
-        optimizer.param_groups[0]["lr"] = train.learning_rate(config, step)
         drawn = data.draw(known["train"], config.prompts_per_step, step - 1, seed)
-        rollouts = train.roll_out(config, actor, judge, drawn, config.group_size, step, report.Clock())
-        train.update(config, actor, None, optimizer, rollouts)
+        rollouts = train.sample(t, drawn, config.group_size, step, Clock())
+        rollouts.scores = train.judge(t, judge, rollouts, Clock())
+        rollouts.reward = t.recipe.reward(rollouts.scores)
+        rollouts.adv = t.recipe.advantage(rollouts)
+        learn(t, step, rollouts)
         curve.append(judge.seen.value.mean().item())
     after = examined(config, actor, known["held_out"])
     return {"arm": asdict(arm), "seed": seed, "before": before, "after": after, "curve": curve}

@@ -43,7 +43,7 @@ class Training:
     actor: Policy
     reference: Policy | None  # what a KL penalty compares with
     optimizer: AdamW
-    judge: JudgeLike
+    judge: JudgeLike | None = None
     gold: JudgeLike | None = None
     questions: Splits = field(default_factory=dict)
     scored: Splits = field(default_factory=dict)  # questions that are scored before, between and after

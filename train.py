@@ -74,7 +74,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     t = setup.prepare(config, Judge, run, resume)
     config, recipe = t.config, t.recipe
-    before = after = score_before(t)
+    t.before = t.after = score_before(t)
     for n in range(t.first, config.steps + 1):
         clock = Clock()
         with guarded(t, n):
@@ -97,10 +97,10 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
                     learned = loss(t, batches)  # leaves gradients
                     step(t.optimizer, learned["grad_norm"], rate, config.max_grad_norm)
             recipe.schedule(n, rollouts)
-        after = log(t, n, learned | {"learning_rate": rate}, clock) or after
+        log(t, n, learned | {"learning_rate": rate}, clock)
         save(t, n)
     close(t)
-    print(report.conclusion(before, after, t.run.folder, config.steps))
+    print(report.conclusion(t.before, t.after, t.run.folder, config.steps))
 
 
 # --- one step -----------------------------------------------------------------------------------------------
@@ -246,24 +246,24 @@ def score_before(t: Training) -> dict[str, list[float]]:
 # --- log and save -------------------------------------------------------------------------------------------
 
 
-def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> dict[str, list[float]]:
-    """Write and print what a step came to. Returns its scores, if it is one that is followed by some."""
-    config, rollouts, scores = t.config, t.rollouts, {}
+def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
+    """Write and print what a step came to, and score the policy if that is due."""
+    config, rollouts = t.config, t.rollouts
     t.recent.append(rollouts.rows(n))
     metrics = {"step": n}
     metrics |= {} if config.supervised else report.describe(rollouts.reward, rollouts.completions)
     tokens = sum(row["tokens"] for row in t.recent[-1])
     metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)
     if config.eval_every and (n == config.steps or n % config.eval_every == 0):
+        t.after = {}
         try:
-            scores.update(evaluate(t, n))
+            t.after.update(evaluate(t, n))
         except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
             tqdm.write(f"  not every score at step {n}: {error}")
-        metrics |= {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
+        metrics |= {f"eval/{split}_reward": report.mean(values) for split, values in t.after.items()}
     t.run.append("rollouts.jsonl", t.recent[-1])
     t.run.append("metrics.jsonl", [metrics | t.judge.metrics()])
     report.say(config, n, t.first, metrics, t.recent[-1])
-    return scores
 
 
 def save(t: Training, n: int) -> None:

@@ -53,6 +53,8 @@ class Training:
     rollouts: Rollouts | None = None  # of the step under way
     recent: deque[list[dict[str, Any]]] = field(default_factory=deque)  # rows of the last steps
     failed: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # shares without a reward
+    before: dict[str, list[float]] = field(default_factory=dict)  # scores by split, at the first step
+    after: dict[str, list[float]] = field(default_factory=dict)  # and the newest
     interrupted: list[int] = field(default_factory=list)  # what Ctrl-C has said
 
     def save(self, step: int) -> None:

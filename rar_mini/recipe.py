@@ -3,34 +3,46 @@
     python train.py --recipe lab/examples/gated.py --recipe.need 0.5
 
 The methods of `Recipe` are the steps of train.py's loop, and RaR is their defaults. A file of one's own
-subclasses it and overrides one to three of them; the subclass is a frozen dataclass, whose fields are its
-options. What moves during a run goes into `state`, which is saved with each checkpoint: a resumed run has
-it again.
+subclasses it and overrides one to three of them:
 
-`--recipe NAME` means lab/NAME.py, `--recipe PATH.py` any file. A recipe is named by one string, `gated --need
-0.5`: so it stands in config.json, and training, `judge.py score` and `evaluate.py replay` read it alike.
+    @dataclass(frozen=True)
+    class Halved(Recipe):
+        share: float = 0.5
+
+        def learning_rate(self, step: int, steps: int) -> float:
+            return self.share * super().learning_rate(step, steps)
+
+- Its fields are its options: `--recipe.share 0.3`. `config` has the run's settings.
+- What changes during a run goes into the dict `state`: numbers, texts, lists, dicts and tensors. It is saved
+  with each checkpoint and a resumed run has it again. Only `begin` and `schedule` may change it, because the
+  other steps also make the scores between steps.
+- A helper's name begins with _, so that a step whose name is misspelt is refused.
+
+`--recipe NAME` means lab/NAME.py, `--recipe PATH.py` any file. One string names a recipe with its options,
+`gated --need 0.5`: config.json keeps it, and training, `judge.py score` and `evaluate.py replay` read it.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
+import io
 import shlex
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 from torch import Tensor
 
-from rar_mini import data, grpo, prompts
+from rar_mini import data, files, grpo, prompts
+from rar_mini.config import Config
 from rar_mini.data import Example
+from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.options import nearest
 from rar_mini.rubric import Rubric
 from rar_mini.scores import Rollouts, Scores
-
-if TYPE_CHECKING:
-    from rar_mini.config import Config
-    from rar_mini.judging.wrappers import JudgeLike
 
 LAB = Path(__file__).parents[1] / "lab"
 
@@ -39,31 +51,27 @@ LAB = Path(__file__).parents[1] / "lab"
 class Recipe:
     """Rubrics as Rewards. Each method is a step of the loop, in the order in which they are called."""
 
-    config: tyro.conf.Suppress[Any] = field(default=None, kw_only=True, repr=False)  # the run's
-    state: tyro.conf.Suppress[dict] = field(default_factory=dict, kw_only=True, repr=False)
+    config: tyro.conf.Suppress[Config | None] = field(default=None, kw_only=True, repr=False)
+    state: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict, kw_only=True, repr=False)
 
     # Once, before the first step.
 
-    def load(self, **how: Any) -> list[Example]:
-        """The questions to train on and to score. `how` is for `data.load`."""
-        return data.load(self.config.data, self.config.domain, self.config.revision, **how)
-
-    def judge(self, judge: "JudgeLike") -> "JudgeLike":
-        """The judge that gives rewards, made of the one that --judge names."""
+    def judge(self, judge: JudgeLike) -> JudgeLike:
+        """The judge that gives rewards, made from the one that --judge names."""
         return judge
+
+    def load(self, **how: Any) -> list[Example]:
+        """The questions to train on and to score. `how` has what `data.load` takes."""
+        return data.load(self.config.data, self.config.domain, self.config.revision, **how)
 
     # In each step.
 
     def begin(self, step: int, steps: int) -> None:
-        """Called before each step."""
-
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Of step 1, 2, ...: linear warm-up, then constant. `steps` are those that the run had first, so that
-        a run which is extended does not warm up again."""
-        return self.config.lr * min(1.0, step / max(1, round(self.config.warmup * steps)))
+        """Called before each step; may change `state`."""
 
     def messages(self, example: Example, step: int | None, g: int) -> Sequence[dict[str, str]]:
-        """The conversation that rollout g of an example answers; in a score, `step` is None."""
+        """The conversation that rollout g of an example answers. Between steps, for a score, `step` is None.
+        Rollouts that are shown the same messages share one reading of them."""
         return prompts.policy_messages(example.messages)
 
     def answer(self, example: Example, text: str) -> str:
@@ -71,33 +79,41 @@ class Recipe:
         return text
 
     def rubrics(self, examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> list[Rubric]:
-        """The rubric of each group of responses; by default the data's own."""
+        """The rubric by which each group of responses is judged: the data's own. Sees responses[p][g]."""
         return [example.rubric for example in examples]
 
     def reward(self, scores: Scores) -> Tensor:
-        """(P, G), NaN where it could not be had."""
+        """The rewards (P, G), NaN where a verdict could not be had."""
         return grpo.reward(scores)
 
     def advantage(self, rollouts: Rollouts) -> Tensor:
-        """(P, G), 0 for what teaches nothing."""
+        """The advantages (P, G), 0 for rollouts that teach nothing."""
         return grpo.advantage(rollouts.reward, self.config.advantage_scale)
 
     def repair(self, rollouts: Rollouts) -> Rollouts:
-        """Rollouts as the update gets them."""
+        """The rollouts that the update gets; records show these, too."""
         return rollouts
 
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of step 1, 2, ...: linear warm-up, then constant. `steps` is what --steps was at
+        first: a run that is extended does not warm up again."""
+        return self.config.lr * min(1.0, step / max(1, round(self.config.warmup * steps)))
+
     def loss(self, logp: Tensor, batch: grpo.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """A micro-batch's share of the loss, of logp (N,); and the sums that metrics are made of."""
+        """A micro-batch's share of the loss for logp (N,), and the sums that its metrics are made of."""
         c = self.config
         clips = {"clip_low": c.clip_low, "clip_high": c.clip_high}
         return grpo.policy_loss(logp, batch, beta=c.beta, mismatch_cap=c.mismatch_cap, **clips)
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        """Called after each step; moves `state`."""
+        """Called after each step; may change `state`."""
 
     def metrics(self) -> dict[str, float]:
-        """What stands in this step's line of metrics.jsonl besides, under names of the recipe's own."""
+        """Numbers for this step's line of metrics.jsonl, under names of your own."""
         return {}
+
+
+# --- from a string to a recipe ------------------------------------------------------------------------------
 
 
 def words(argv: Sequence[str]) -> list[str]:
@@ -116,41 +132,84 @@ def words(argv: Sequence[str]) -> list[str]:
             rest.append(word)
     if own and name is None:
         raise ValueError(f"{own[0].replace('--', '--recipe.')} is an option of a recipe: add --recipe NAME")
-    return rest if name is None else [*rest, "--recipe", shlex.join([*shlex.split(name), *own])]
+    if name is None:
+        return rest
+    named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
+    return [*rest, "--recipe", shlex.join([*named, *own])]
 
 
-def located(spec: str) -> str:
-    """A recipe's string with its file as an absolute path, so that it is found from anywhere."""
-    name, *options = shlex.split(spec) or [""]
-    path = Path(name) if name.endswith(".py") else LAB / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in LAB.glob("*.py") if p.stem[0] != "_")) or "none yet"
-        raise ValueError(f"--recipe {name}: no file {path}; expected one of lab/ ({known}) or PATH.py")
-    return shlex.join([str(path.absolute()), *options])
-
-
-def digest(spec: str | None) -> str | None:
-    """16 hexadecimal digits that change with the text of a recipe's file."""
-    return spec and hashlib.sha256(Path(shlex.split(spec)[0]).read_bytes()).hexdigest()[:16]
-
-
-def make(spec: str | None, config: "Config") -> Recipe:
+def make(spec: str | None, config: Config | None = None) -> Recipe:
     """The recipe that a string names, for a run with these settings; RaR for None.
 
-    Raises ValueError if the file does not run, holds no recipe or several, or has no such option.
+    Raises ValueError if its file does not exist, does not run, or does not define one recipe, and if that
+    recipe does not have the options.
     """
     if spec is None:
         return Recipe(config=config)
-    file, *options = shlex.split(located(spec))
-    found = importlib.util.spec_from_file_location(f"recipe_{Path(file).stem}", file)
+    name, *options = shlex.split(spec) or [""]
+    kind = _load(_file(name))
+    try:
+        with redirect_stderr(io.StringIO()):  # tyro's box of errors: the line below says as much
+            made = tyro.cli(kind, args=options, prog=name, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit as end:
+        if not end.code:  # --recipe.help
+            raise
+        known = ", ".join(f"--recipe.{option}" for option in _options(kind)) or "no options"
+        raise ValueError(
+            f"--recipe {name}: expected {known} with a value each, got {shlex.join(options) or 'none'}; "
+            "--recipe.help explains them"
+        ) from None
+    return dataclasses.replace(made, config=config)
+
+
+def located(spec: str) -> str:
+    """The string with the values of all options and with absolute paths, for config.json: it means the same
+    from another folder, and after a default has changed."""
+    made = make(spec)
+    name, whole = shlex.split(spec)[0], []
+    for option in _options(type(made)):
+        value = getattr(made, option)
+        values = value if isinstance(value, tuple | list) else [value]
+        whole += [f"--{option}", *(str(v.absolute() if isinstance(v, Path) else v) for v in values)]
+    return shlex.join([str(Path(name).absolute()) if name.endswith(".py") else name, *whole])
+
+
+def digest(spec: str | None) -> str | None:
+    """16 hexadecimal digits that change with the text of a recipe's file and with its options."""
+    if spec is None:
+        return None
+    name, *options = shlex.split(spec)
+    return files.digest([_file(name).read_text(encoding="utf-8"), options])
+
+
+def _file(name: str) -> Path:
+    path = Path(name) if name.endswith(".py") else LAB / f"{name}.py"
+    if not path.is_file():
+        known = sorted(str(p.relative_to(LAB).with_suffix("")) for p in LAB.rglob("*.py"))
+        raise ValueError(f"--recipe {name}: no file {path}; expected PATH.py or one of {', '.join(known)}")
+    return path
+
+
+def _load(file: Path) -> type[Recipe]:
+    """The one subclass of Recipe that a file defines."""
+    found = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
     module = importlib.util.module_from_spec(found)
+    sys.modules[module.__name__] = module  # dataclasses look the types of their fields up there
     try:
         found.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"the recipe {file} does not run: {type(error).__name__}: {error}") from error
-    kinds = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Recipe)]
-    kinds = [kind for kind in kinds if kind.__module__ == module.__name__]
+    classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Recipe)]
+    kinds = [each for each in classes if each.__module__ == module.__name__]
     if len(kinds) != 1:
         raise ValueError(f"{file}: expected one subclass of Recipe, got {len(kinds)}")
-    made = tyro.cli(kinds[0], args=options, prog=f"--recipe {file}", description=kinds[0].__doc__)
-    return dataclasses.replace(made, config=config)
+    for name, value in vars(kinds[0]).items():
+        if callable(value) and name[0] != "_" and not hasattr(Recipe, name):
+            hint = nearest(name, vars(Recipe)) or "see rar_mini/recipe.py for its steps"
+            raise ValueError(f"{file}: {name} is no step of a recipe: {hint}; start a helper's name with _")
+    return kinds[0]
+
+
+def _options(kind: type[Recipe]) -> list[str]:
+    """The names of the fields that a recipe adds."""
+    return [each.name for each in dataclasses.fields(kind) if each.name not in ("config", "state")]

@@ -1,18 +1,15 @@
 """What a run asks of its judge, and judges that are made of others.
 
-A recipe's judge is anything with the methods of `JudgeLike`. `Wrapper` has all of them for judges that it is
-made of, so that one of your own overrides `score` and nothing else:
+A recipe's judge is anything with the methods of `JudgeLike`. `Wrapper` has all of them for the judges that it
+is made of, so that one of your own overrides `score` and nothing else (lab/examples/mean_of_two.py).
 
-    class Mean(Wrapper):
-        def score(self, examples, responses, **how):
-            a, b = (judge.score(examples, responses, **how) for judge in self.judges)
-            return replace(a, verdict=(a.verdict + b.verdict) / 2)
-
-Nothing is inherited from the first of several in silence: metrics of the second stand under `judge2/`, and
-digest, estimate and checks are those of all.
+No judge is left out in silence: digest, estimate and checks are those of all, and so are metrics. Those of
+the second judge are named judge2/..., of the third judge3/..., also if wrappers wrap wrappers.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rar_mini.files import digest
@@ -66,10 +63,11 @@ class JudgeLike(Protocol):
 
 
 class Wrapper:
-    """A judge made of one or several others; `score` is the first one's unless it is overridden."""
+    """A judge made of one or several others. Its scores are the first one's until `score` is overridden."""
 
     def __init__(self, *judges: JudgeLike) -> None:
         self.judges = judges
+        self.size = sum(getattr(judge, "size", 1) for judge in judges)
         self.spec = f"{type(self).__name__}({', '.join(judge.spec for judge in judges)})"
 
     def score(
@@ -92,15 +90,16 @@ class Wrapper:
         return digest(told)
 
     def texts(self) -> dict[str, str]:
-        return self._named(judge.texts() for judge in self.judges)
+        parts = self._numbered()
+        return {_shift(name, by): text for judge, by in parts for name, text in judge.texts().items()}
 
     def carry(self, steps: Steps) -> None:
-        for i, judge in enumerate(self.judges):
-            cost = _name("perf/judge/dollars", i)
-            judge.carry([[{"perf/judge/dollars": row.get(cost)} for row in rows] for rows in steps])
+        for judge, by in self._numbered():
+            judge.carry([[{_shift(name, -by): row[name] for name in row} for row in rows] for rows in steps])
 
     def metrics(self) -> dict[str, float]:
-        return self._named(judge.metrics() for judge in self.judges)
+        parts = self._numbered()
+        return {_shift(name, by): number for judge, by in parts for name, number in judge.metrics().items()}
 
     def reasons(self) -> str:
         return "; ".join(filter(None, (judge.reasons() for judge in self.judges)))
@@ -113,13 +112,16 @@ class Wrapper:
         for judge in self.judges:
             judge.close()
 
-    @staticmethod
-    def _named(each: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        return {_name(name, i): value for i, found in enumerate(each) for name, value in found.items()}
+    def _numbered(self) -> Iterator[tuple[JudgeLike, int]]:
+        """Each judge, and how many come before it; one that is a wrapper counts as all that it wraps."""
+        sizes = [getattr(judge, "size", 1) for judge in self.judges]
+        return zip(self.judges, accumulate(sizes, initial=0), strict=False)
 
 
-def _name(name: str, i: int) -> str:
-    """A metric's or text's name for the i-th of several judges: judge/failures, judge2/failures, ..."""
-    if not i:
+def _shift(name: str, by: int) -> str:
+    """The name of a metric or text, so many judges on: judge/failures is judge2/failures one judge on."""
+    if not by:
         return name
-    return name.replace("judge/", f"judge{i + 1}/") if "judge/" in name else f"judge{i + 1}/{name}"
+    perf, number, rest = re.fullmatch(r"(perf/)?(?:judge(\d*)/)?(.*)", name).groups("")
+    n = int(number or 1) + by
+    return f"{perf}judge{'' if n == 1 else n}/{rest}"

@@ -7,9 +7,11 @@
 | Ctrl-C | the step is finished and saved; a second one stops at once |
 """
 
+import copy
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +32,12 @@ class JudgeFailed(ValueError):
 @contextmanager
 def guarded(t: "Training", step: int) -> Iterator[None]:
     """Around a step: leave what the run can go on from, and say how."""
+    state = copy.deepcopy(t.recipe.state)
     try:
         yield
     except (ConnectionError, OverBudget, JudgeFailed) as error:
         if step > 1:
+            t.recipe = replace(t.recipe, state=state)  # as the step before left it
             t.save(step - 1)
         way = f"Go on later: python train.py --resume {t.run.folder}"
         raise JudgeFailed(f"{error}\n          {way}") from error

@@ -213,6 +213,8 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         config = dataclasses.replace(config, judging=judging)
     for difference in checkpoint.differences(written):
         print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
+    if written.get("recipe") != recipe.digest(config.recipe):
+        print(f"train.py: the recipe {config.recipe} has changed; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):

@@ -37,6 +37,15 @@ class Scores:
         verdict, rating = (torch.where(a.isnan(), b, a) for a, b in pairs)
         return replace(self, verdict=verdict, rating=rating)
 
+    def only(self, category: str) -> "Scores":
+        """These scores by the items of one category alone: all others weigh nothing."""
+        weight = torch.zeros_like(self.weight)
+        for p, rubric in enumerate(self.rubrics):
+            for k, item in enumerate(rubric.criteria):
+                if item.category == category:
+                    weight[p, k] = self.weight[p, k]
+        return replace(self, weight=weight)
+
     def rows(self, p: int, g: int) -> list[dict[str, Any]]:
         """The verdicts on one response, as they stand in a file: null where there is none."""
         return [

@@ -1,8 +1,7 @@
 """RaR's reward, but 0 unless the response earns `need` of the essential items' weight."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rar_mini import grpo
@@ -15,9 +14,6 @@ class Gated(Recipe):
     need: float = 1.0  # a share; a rubric without essential items has no gate
 
     def reward(self, scores: Scores) -> Tensor:
-        essential = torch.zeros_like(scores.weight)  # (P, K)
-        for p, rubric in enumerate(scores.rubrics):
-            for k, item in enumerate(rubric.criteria):
-                essential[p, k] = item.weight if item.category == "essential" else 0.0
-        reward, earned = super().reward(scores), grpo.reward(replace(scores, weight=essential))  # (P, G) each
+        reward = super().reward(scores)  # (P, G), NaN where the judge failed
+        earned = grpo.reward(scores.only("essential"))  # (P, G)
         return reward.masked_fill((earned < self.need - grpo.TIE) & ~reward.isnan(), 0.0)

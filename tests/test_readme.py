@@ -18,6 +18,7 @@ import evaluate
 import judge
 import train
 from rar_mini import recipe, setup
+from rar_mini.config import PRESETS, Config
 from rar_mini.judging.ledger import Ledger
 from rar_mini.tools import memory
 
@@ -191,7 +192,7 @@ def test_options_that_are_named_exist(name: str) -> None:
         assert option in FOREIGN or re.search(rf"\b{field}\b|--{option}\b", code), option
 
 
-# --- metrics and recipes ------------------------------------------------------------------------------------
+# --- numbers, metrics and recipes ---------------------------------------------------------------------------
 
 
 def undefined(metrics: set[str]) -> set[str]:
@@ -202,15 +203,38 @@ def undefined(metrics: set[str]) -> set[str]:
     return {re.sub("(?<=^judge/failures/).*", "KIND", name) for name in metrics} - defined
 
 
+def judged(config: Config, scored: int) -> int:
+    """The answers that a run has judged: those of its steps, and those of its evaluations of so many
+    questions: before training, every so many steps, and at the end."""
+    evaluations = {0, config.steps, *range(0, config.steps, config.eval_every)}
+    steps = config.steps * config.prompts_per_step * config.group_size
+    return steps + len(evaluations) * scored * config.eval_samples
+
+
 def test_no_metric_is_logged_without_a_definition(tiny: Path, questions: Path, tmp_path: Path) -> None:
-    """Law 6: no metric without a definition in docs/metrics.md."""
+    """Law 6: no metric without a definition in docs/metrics.md. And each of an answer's 15 criteria is one
+    question to this judge."""
     argv = f"--policy {tiny} --data {questions} --out {tmp_path / 'run'} --judge keyword --gold-judge keyword"
-    argv += " --steps 1 --beta 0.1 --prompts-per-step 2 --group-size 4 --max-new-tokens 8 --save-every 0"
-    train.main(f"{argv} --eval-samples 1".split())
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    logged = {name for row in rows for name in json.loads(row)}
+    argv += " --steps 3 --eval-every 2 --beta 0.1 --prompts-per-step 2 --group-size 4 --max-new-tokens 8"
+    train.main(f"{argv} --save-every 0 --eval-samples 1".split())
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for row in rows for name in row}
     assert {"reward", "kl", "eval/held_out_gold_reward", "pass_rate/pitfall"} <= logged
     assert not undefined(logged)
+    run = Config(steps=3, prompts_per_step=2, group_size=4, eval_every=2, eval_samples=1)
+    assert sum(row["judge/questions"] for row in rows) == 15 * judged(run, scored=5 + 2)
+
+
+def test_the_papers_requests_are_counted_and_its_table_adds_up() -> None:
+    paper, page = PRESETS["paper"], " ".join(TEXTS["docs/ablations.md"].split())
+    questions = 2 * paper.eval_questions
+    steps, whole = judged(paper, scored=0), judged(paper, scored=questions)
+    assert f"{steps:,} requests for training and {whole - steps} more for the run's seven" in page
+    assert f"seven evaluations of {questions} questions each" in page
+    table = dict(re.findall(r"^\| (\S+) \| ([\d.]+) \| [\d.]+ \|", TEXTS["docs/ablations.md"], re.M))
+    best, direct, reference = (float(table[n]) for n in ("RaR-Implicit", "Direct-Likert", "Reference-Likert"))
+    assert f"{best / direct - 1:.1%}".replace("%", " %") + " above Direct-Likert on HealthBench" in page
+    assert f"{best / reference - 1:.0%}".replace("%", " %") + " above Reference-Likert" in page
 
 
 def test_no_metric_of_a_server_goes_without_a_definition() -> None:

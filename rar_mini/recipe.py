@@ -18,6 +18,8 @@ subclasses it and overrides one to three of them:
   other steps also make the scores between steps.
 - A helper's name begins with _, so that a step whose name is misspelt is refused.
 
+The types in the signatures can be imported from here: `from rar_mini.recipe import Recipe, Scores`.
+
 `--recipe NAME` means lab/NAME.py, `--recipe PATH.py` any file. One string names a recipe with its options,
 `gated --need 0.5`: config.json keeps it, and training, `judge.py score` and `evaluate.py replay` read it.
 """
@@ -130,10 +132,10 @@ def words(argv: Sequence[str]) -> list[str]:
                 own.append(queue.pop(0))
         else:
             rest.append(word)
-    if own and name is None:
-        raise ValueError(f"{own[0].replace('--', '--recipe.')} is an option of a recipe: add --recipe NAME")
-    if name is None:
+    if name is None and not own:
         return rest
+    if not name:
+        raise ValueError("expected --recipe NAME or --recipe PATH.py, got neither")
     named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
     return [*rest, "--recipe", shlex.join([*named, *own])]
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rar_mini import grpo
-from rar_mini.recipe import Recipe
-from rar_mini.scores import Scores
+from rar_mini.recipe import Recipe, Scores
 
 
 @dataclass(frozen=True)

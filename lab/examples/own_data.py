@@ -3,10 +3,8 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rar_mini.data import Example
-from rar_mini.recipe import Recipe
+from rar_mini.recipe import Example, Recipe
 from rar_mini.rubric import Criterion, Rubric
 
 
@@ -14,7 +12,7 @@ from rar_mini.rubric import Criterion, Rubric
 class OwnData(Recipe):
     path: Path
 
-    def load(self, **how: Any) -> list[Example]:
+    def load(self, **how: object) -> list[Example]:
         with open(self.path, newline="", encoding="utf-8") as file:
             return [_example(f"row-{n}", row) for n, row in enumerate(csv.DictReader(file), 1)]
 

@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rar_mini import grpo
-from rar_mini.recipe import Recipe
-from rar_mini.scores import NAN, Rollouts
+from rar_mini.recipe import Recipe, Rollouts
 
 
 @dataclass(frozen=True)
 class PerCriterion(Recipe):
-    def advantage(self, rollouts: Rollouts) -> Tensor:
+    def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         scores, known = rollouts.scores, grpo.scored(rollouts.reward)  # known (P, G)
         P, G, K = scores.verdict.shape
-        verdict = torch.where(known[..., None], scores.verdict, NAN).mT  # (P, K, G)
+        verdict = torch.where(known[..., None], scores.verdict, torch.nan).mT  # (P, K, G)
         each = grpo.advantage(verdict.reshape(P * K, G), self.config.advantage_scale).view(P, K, G)
         weight = scores.weight[..., None]  # (P, K, 1)
         return torch.where(known, (weight * each).sum(1) / weight.abs().sum(1), 0.0)  # (P, G)

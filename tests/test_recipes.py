@@ -1,0 +1,645 @@
+"""The seam: five forks act as their files say, every recipe keeps the laws, and a resumed run goes on with
+the same numbers."""
+
+import dataclasses
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Callable
+from operator import mul
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, question, write_rows
+from hostile import Server, truth
+from torch import Tensor
+
+import judge as judges
+import train
+from judge import Judge
+from rar_mini import data, grpo, policy, prompts, recipe, sampler, setup
+from rar_mini.config import PRESETS
+from rar_mini.judging import keyword
+from rar_mini.judging.wrappers import Wrapper
+from rar_mini.recipe import LAB, Recipe
+from rar_mini.rubric import Criterion, Rubric
+from rar_mini.sampler import Completion
+from rar_mini.scores import NAN, Rollouts, Scores
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+HEADER = """
+from dataclasses import dataclass, replace
+import torch
+from rar_mini.recipe import Recipe
+
+@dataclass(frozen=True)
+class Own(Recipe):
+"""
+
+
+def write_recipe(path: Path, body: str) -> Path:
+    """A recipe with these fields and methods."""
+    path.write_text(HEADER + body, encoding="utf-8")
+    return path
+
+
+def trained(tiny: Path, questions: Path, out: Path, *words: object) -> Path:
+    """The folder of a run of two steps on the tiny policy, with these options too."""
+    line = f"--policy {tiny} --data {questions} --out {out} --judge keyword --steps 2 --prompts-per-step 2"
+    line += " --group-size 4 --max-new-tokens 12 --lr 1e-3 --eval-every 0 --save-every 0"
+    train.main([*line.split(), "--show-every", "0", *map(str, words)])
+    return out
+
+
+SAVED = ("--save-every", 1, "--keep", 9)
+
+
+def records(run: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (run / f"{name}.jsonl").read_text().splitlines()]
+
+
+def numbers(run: Path) -> list[dict]:
+    """The metrics of a run but for those of the clock."""
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in records(run)]
+
+
+def groups(run: Path, G: int = 4) -> list[list[dict]]:
+    rows = records(run, "rollouts")
+    return [rows[start : start + G] for start in range(0, len(rows), G)]
+
+
+def config(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def share(items: list[dict]) -> float:
+    """The weighted share of verdicts that a response earns, in plain numbers."""
+    return sum(v["weight"] * v["verdict"] for v in items) / sum(v["weight"] for v in items)
+
+
+def standardised(values: list[float]) -> list[float]:
+    """Advantages in plain numbers."""
+    if len(values) < 2 or max(values) - min(values) <= 1e-6:
+        return [0.0] * len(values)
+    mean, std = statistics.fmean(values), statistics.pstdev(values)
+    return [(value - mean) / (std + 1e-6) for value in values]
+
+
+# --- five forks ---------------------------------------------------------------------------------------------
+
+
+def test_gated(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    """Of 13 essential letters, one is 0.08 of their weight: the gate is open for it, in scores too."""
+    words = ("--recipe", "examples/gated", "--recipe.need", 0.05, "--eval-every", 2, "--eval-samples", 2)
+    run = trained(tiny, questions, tmp_path / "run", *words)
+    for name in ("rollouts", "evaluations"):
+        closed = []
+        for row in records(run, name):
+            essential = [v for v in row["verdicts"] if v["category"] == "essential"]
+            closed.append(share(essential) < 0.05)
+            wanted = 0.0 if closed[-1] else share(row["verdicts"])
+            assert row["reward"] == pytest.approx(wanted, abs=1e-6) and share(row["verdicts"]) > 0
+        assert any(closed) and not all(closed)
+    for group in groups(run):
+        wanted = standardised([row["reward"] for row in group])
+        assert [row["advantage"] for row in group] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_rubric_without_essential_items_has_no_gate() -> None:
+    gated = made("examples/gated")
+    scores = scored(torch.tensor([[[0.0, 1.0], [1.0, NAN]]]), [("important", 0.7), ("optional", 0.3)])
+    assert gated.reward(scores)[0, 0].item() == pytest.approx(0.3)
+    scores = scored(torch.tensor([[[0.0, 1.0], [0.0, NAN]]]), [("essential", 1.0), ("optional", 0.3)])
+    assert gated.reward(scores)[0, 0].item() == 0.0
+    assert gated.reward(scores)[0, 1].isnan(), "a failure is no score, not even behind a closed gate"
+
+
+def test_per_criterion(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    path = ROOT / "lab" / "examples" / "per_criterion.py"
+    run = trained(tiny, questions, tmp_path / "run", "--recipe", path)
+    differs = []
+    for group in groups(run):
+        weights = [v["weight"] for v in group[0]["verdicts"]]
+        columns = zip(*([v["verdict"] for v in row["verdicts"]] for row in group), strict=True)
+        each = [standardised(list(column)) for column in columns]  # K x G
+        wanted = [sum(map(mul, weights, column)) / sum(weights) for column in zip(*each, strict=True)]
+        assert [row["advantage"] for row in group] == pytest.approx(wanted, abs=1e-5)
+        differs.append(wanted != pytest.approx(standardised([row["reward"] for row in group]), abs=0.1))
+    assert any(differs), "else nothing would show that it acts"
+
+
+def test_the_mean_of_two_judges(
+    tiny: Path, questions: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--recipe", "examples/mean_of_two", "--recipe.second", "chat:m", "--criteria-per-call", "all")
+    run = trained(tiny, questions, tmp_path / "run", *words)
+    said = capsys.readouterr().out
+    assert "judge    Mean(keyword, chat:m) (as asked); training: about 16 requests" in said
+    assert "chat:m: 16 questions, 16 calls" in said, "what it was asked in the end"
+    rubrics = {example.id: example.rubric for example in data.read(questions)}
+    texts = prompts.JudgePrompts()
+    halves = 0
+    for row in records(run, "rollouts"):
+        for criterion, item in zip(rubrics[row["example_id"]].criteria, row["verdicts"], strict=True):
+            words = keyword.verdict(criterion, row["response"])
+            model = float(truth(row["response"] + prompts.closed_question(texts, criterion)))
+            assert item["verdict"] == (words + model) / 2
+            halves += words != model
+        assert row["reward"] == pytest.approx(share(row["verdicts"]), abs=1e-6)
+    assert halves > 100
+    for row in records(run):
+        assert row["judge/questions"] == 8 * 15 and row["judge2/questions"] == 8
+        assert row["perf/judge2/calls"] == 8 and "perf/judge/calls" not in row
+    assert config(run)["judge_texts"]["judge2/system"] == texts.system
+
+
+RATES = [1.0, 0.775, 0.325, 0.1]
+"""The cosine over four steps of which the first warms up, by hand: 0.1 + 0.9 (1 + cos(pi n / 3)) / 2."""
+
+
+def test_cosine(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    words = ("--recipe", "examples/cosine", "--steps", 4, "--warmup", 0.25)
+    run = trained(tiny, questions, tmp_path / "run", *words, *SAVED)
+    assert [row["learning_rate"] / 1e-3 for row in records(run)] == pytest.approx(RATES)
+    resumed = cut(run, 2, tmp_path / "cut")
+    assert numbers(resumed) == numbers(run)
+    train.main(["--resume", str(resumed), "--steps", "6"])
+    rates = [row["learning_rate"] for row in records(resumed)]
+    assert rates[4:] == [rates[3]] * 2 and rates[:4] == [row["learning_rate"] for row in records(run)]
+    settings = dataclasses.replace(PRESETS["cpu"], lr=1.0, warmup=0.5)
+    other = recipe.make("examples/cosine --last 0.5", settings)
+    assert [other.learning_rate(n, 4) for n in (1, 2, 3, 4, 5)] == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.5])
+
+
+CSV = """question,answer,essential
+"What, then, is 1?",That.,Mentions a|Mentions e|Mentions f
+What is 2?,"Two
+lines.",Mentions b
+"""
+
+
+def test_own_data(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path holds for a run that goes on from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my questions.csv").write_text(CSV)
+    run = tmp_path / "run"
+    words = ("--recipe", "examples/own_data", "--recipe.path", "my questions.csv")
+    trained(tiny, "ignored.jsonl", run, *words, *SAVED)
+    monkeypatch.chdir("/")
+    train.main(["--resume", str(run), "--steps", "3"])
+    rows = records(run, "rollouts")
+    items = {"row-1": ["Mentions a", "Mentions e", "Mentions f"], "row-2": ["Mentions b"]}
+    assert {row["prompt"] for row in rows} == {"What, then, is 1?", "What is 2?"} and len(rows) == 24
+    for row in rows:
+        assert [v["title"] for v in row["verdicts"]] == items[row["example_id"]]
+        assert row["reward"] == pytest.approx(share(row["verdicts"]), abs=1e-6)
+
+
+# --- names, options, refusals -------------------------------------------------------------------------------
+
+
+def test_config_keeps_name_options_and_digest(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    own = write_recipe(tmp_path / "my idea.py", "    k: float = 0.5\n    path: str | None = None\n")
+    run = trained(tiny, questions, tmp_path / "run", "--recipe", own, "--recipe.k=2", "--steps", 1)
+    written = config(run)
+    assert written["settings"]["recipe"] == f"'{own}' --k 2.0 --path None", "defaults may change"
+    assert written["recipe"] == recipe.digest(written["settings"]["recipe"])
+    assert recipe.make(written["settings"]["recipe"]).k == 2.0
+    digests = {recipe.digest(f"examples/gated --need {need}") for need in (0.5, 0.5, 1.0)}
+    assert len(digests) == 2 and recipe.digest(None) is None
+    before = recipe.digest("examples/gated")
+    assert before != recipe.digest(str(LAB / "examples" / "cosine.py"))
+
+
+def test_a_run_whose_recipe_has_changed_says_so(
+    tiny: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    own = write_recipe(tmp_path / "own.py", "    k: float = 0.5\n")
+    run = trained(tiny, questions, tmp_path / "run", "--recipe", own, "--steps", 1, *SAVED)
+    again = ["--resume", str(run), "--steps", "2"]
+    setup.reopen(again)
+    assert "the recipe" not in capsys.readouterr().err
+    write_recipe(own, "    k: float = 0.7\n")
+    setup.reopen(again)
+    assert f"the recipe {own} --k 0.5 has changed; its numbers may differ" in capsys.readouterr().err
+
+
+def test_every_way_to_write_a_recipe_and_its_options() -> None:
+    for words in (
+        "--steps 3 --recipe examples/gated --recipe.need 0.5",
+        "--recipe.need 0.5 --steps 3 --recipe=examples/gated",
+        "--recipe.need=0.5 --recipe examples/gated --steps 3",
+    ):
+        *rest, name = recipe.words(words.split())
+        assert rest == ["--steps", "3", "--recipe"]
+        assert recipe.located(name) == "examples/gated --need 0.5" and recipe.make(name).need == 0.5
+    twice = recipe.words(["--recipe", "examples/gated --need 0.5"])
+    assert twice == recipe.words(twice) == ["--recipe", "examples/gated --need 0.5"]
+    assert recipe.words(["--recipe", "r", "--recipe.k", "-1"]) == ["--recipe", "r --k -1"]
+
+
+REFUSED = {
+    "an unknown option": ("--recipe examples/gated --recipe.neeed 1", "--recipe.need .*got --neeed 1;"),
+    "a value of another type": ("--recipe examples/gated --recipe.need half", "--recipe.need .*half;"),
+    "an option that is missing": ("--recipe examples/own_data", r"expected --recipe.path .*got none"),
+    "an unknown name": ("--recipe gatd", r"--recipe gatd: no file .*lab/gatd.py; .* examples/gated"),
+    "a file that does not exist": ("--recipe my/idea.py", "no file my/idea.py"),
+    "no name at all": ("--recipe", "expected --recipe NAME or --recipe PATH.py"),
+    "an option without a recipe": ("--recipe.need 1", "expected --recipe NAME or --recipe PATH.py"),
+    "a file that does not run": ("--recipe {broken}", "broken.py does not run: NameError: name 'nothing'"),
+    "a file without a recipe": ("--recipe {empty}", "expected one subclass of Recipe, got 0"),
+    "a file with two": ("--recipe {two}", "expected one subclass of Recipe, got 2"),
+    "a step that does not exist": ("--recipe {misspelt}", r"rewards is no step .*did you mean reward\?"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_recipe_that_cannot_be_had_is_refused_in_one_line(
+    tiny: Path, questions: Path, tmp_path: Path, capfd: pytest.CaptureFixture, name: str
+) -> None:
+    """Before a policy is loaded or a folder made."""
+    files = {
+        "broken": "    k: float = nothing\n",
+        "two": "    k: float = 1.0\n@dataclass(frozen=True)\nclass Two(Recipe):\n    k: float = 1.0\n",
+        "misspelt": "    def rewards(self, scores):\n        return scores\n",
+    }
+    paths = {stem: write_recipe(tmp_path / f"{stem}.py", body) for stem, body in files.items()}
+    paths["empty"] = tmp_path / "empty.py"
+    paths["empty"].write_text("from rar_mini.recipe import Recipe\n")
+    words, expected = REFUSED[name]
+    with pytest.raises(ValueError, match=expected) as error:
+        trained("nowhere", questions, tmp_path / "run", *words.format(**paths).split())
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_help_shows_a_recipes_options(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        trained("nowhere", "nothing", Path("no"), "--recipe", "examples/gated", "--recipe.help")
+    assert not end.value.code and "--need FLOAT" in capsys.readouterr().out
+
+
+# --- the steps, and what a resumed run has again ------------------------------------------------------------
+
+
+def test_steps_are_called_in_the_order_in_which_the_class_shows_them(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    steps = [name for name, value in vars(Recipe).items() if callable(value) and name[0] != "_"]
+    for name in steps:
+        real = getattr(Recipe, name)
+
+        def traced(self: Recipe, *words: Any, _name: str = name, _real: Callable = real, **how: Any) -> Any:
+            called.append(_name)
+            return _real(self, *words, **how)
+
+        monkeypatch.setattr(Recipe, name, traced)
+    trained(tiny, questions, tmp_path / "run", "--steps", 1)
+    assert list(dict.fromkeys(called)) == steps
+
+
+MOVING = """
+    fall: float = 0.5
+
+    def begin(self, step, steps):
+        self.state["begun"] = self.state.get("begun", 0) + 1
+        self.state.setdefault("rate", 1.0)
+
+    def learning_rate(self, step, steps):
+        return self.state["rate"] * super().learning_rate(step, steps)
+
+    def schedule(self, step, rollouts):
+        self.state["rate"] *= self.fall
+        means = self.state.get("means", torch.empty(0))
+        self.state["means"] = torch.cat([means, rollouts.reward.nanmean()[None]])
+
+    def metrics(self):
+        return {name: float(self.state[name]) for name in ("begun", "rate")}
+"""
+
+
+def cut(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run that was killed after a step, resumed."""
+    shutil.copytree(run, copy)
+    for later in (copy / "checkpoints").iterdir():
+        if int(later.name.removeprefix("step-")) > step:
+            shutil.rmtree(later)
+    train.main(["--resume", str(copy)])
+    return copy
+
+
+def same_files(one: Path, other: Path) -> None:
+    """Two checkpoints hold the same weights, moments and state."""
+    for name in ("model.safetensors", "trainer/optimizer.pt", "trainer/recipe.pt"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_killed_run_goes_on_with_the_same_state(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    own = write_recipe(tmp_path / "moving.py", MOVING)
+    words = ("--recipe", own, "--recipe.fall", 0.25, "--steps", 4, "--warmup", 0, *SAVED)
+    run = trained(tiny, questions, tmp_path / "run", *words)
+    assert [row["learning_rate"] / 1e-3 for row in records(run)] == pytest.approx([1, 0.25, 0.0625, 0.25**3])
+    assert [row["begun"] for row in records(run)] == [1, 2, 3, 4]
+    for step in (1, 3):
+        resumed = cut(run, step, tmp_path / f"cut {step}")
+        assert numbers(resumed) == numbers(run)
+        assert records(resumed, "rollouts") == records(run, "rollouts")
+        same_files(run / "checkpoints" / "step-4", resumed / "checkpoints" / "step-4")
+    state = torch.load(run / "checkpoints" / "step-4" / "trainer" / "recipe.pt")
+    assert state["means"].tolist() == pytest.approx([row["reward"] for row in records(run)])
+
+
+def test_a_step_that_the_judge_fails_leaves_no_trace_in_the_state(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = write_recipe(tmp_path / "moving.py", MOVING)
+    words = ("--recipe", own, "--steps", 3)
+    whole = trained(tiny, questions, tmp_path / "whole", *words, "--save-every", 3)
+    ask, broken = keyword.Keyword.ask, tmp_path / "broken"
+
+    def gone(self: keyword.Keyword, *words: Any) -> list:
+        if (broken / "metrics.jsonl").exists() and len(records(broken)) == 2:
+            raise ConnectionError("the server is gone")
+        return ask(self, *words)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="the server is gone\n.*--resume"):
+        patch.setattr(keyword.Keyword, "ask", gone)
+        trained(tiny, questions, broken, *words, "--save-every", 3)
+    train.main(["--resume", str(broken)])
+    assert numbers(broken) == numbers(whole)
+    same_files(whole / "checkpoints" / "step-3", broken / "checkpoints" / "step-3")
+
+
+# --- messages that differ by rollout ------------------------------------------------------------------------
+
+VIEWS = """
+    def messages(self, example, step, g):
+        shown = super().messages(example, step, g)
+        return [{"role": "system", "content": "Be brief."}, shown[-1]] if g % 3 == 1 else shown
+"""
+
+
+@pytest.fixture
+def viewed(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[int]]:
+    """A run in which rollouts 1 and 4 of six are shown another prompt, and how many prompts were read."""
+    read, prefill = [], sampler._prefill
+
+    def counted(model: Any, prompts: list) -> list:
+        read.append(len(prompts))
+        return prefill(model, prompts)
+
+    own = write_recipe(tmp_path / "views.py", VIEWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "_prefill", counted)
+        run = trained(tiny, questions, tmp_path / "run", "--recipe", own, "--group-size", 6)
+    return run, read
+
+
+def test_each_prompt_of_a_group_is_read_once_and_trained_as_it_was_sampled(
+    viewed: tuple[Path, list[int]], tiny: Path
+) -> None:
+    run, read = viewed
+    assert read == [4, 4], "two questions a step, in two views each"
+    actor = policy.load(str(tiny), torch.float32, "cpu")
+    for group in groups(run, 6):
+        texts = [actor.tokenizer.decode(row["prompt_ids"]) for row in group]
+        assert [("Be brief." in text) for text in texts] == [False, True, False] * 2
+        assert len(set(texts)) == 2 and all(group[0]["prompt"] in text for text in texts)
+    for row in records(run):
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+
+
+def test_views_of_one_group_train_like_groups_of_their_own(
+    viewed: tuple[Path, list[int]], tiny: Path
+) -> None:
+    """The same log-probabilities, loss and gradient, whether each view is packed with the other or alone."""
+    actor = policy.load(str(tiny), torch.float32, "cpu")
+    together = groups(viewed[0], 6)[:2]
+    alone = [[row for row in group if (row["prompt_ids"] == p)] for group in together for p in views(group)]
+    alone = [group[i : i + 2] for group in alone for i in range(0, len(group), 2)]  # six groups of two
+    tokens = sum(len(row["ids"]) for group in together for row in group)
+    read = sum(len(p) for group in together for p in views(group)) + tokens - 12  # the last are not read
+    results = []
+    for rows in (together, alone):
+        (batch,) = batches(rows)
+        if rows is together:
+            assert len(batch.packed.ids) == read, "each view is read once"
+        batch.old_logp = batch.sampler_logp
+        logp, _ = grpo.token_logp(actor.model, batch, 1.0)
+        loss, _ = made(None).loss(logp, batch)
+        loss.backward()
+        torch.testing.assert_close(logp.detach(), batch.sampler_logp, atol=1e-4, rtol=0)
+        grads = [p.grad.clone() for p in actor.model.parameters()]
+        actor.model.zero_grad()
+        results.append((sorted(logp.tolist()), loss.item(), grads))
+    (logp, loss, grads), (logp_alone, loss_alone, grads_alone) = results
+    assert logp == pytest.approx(logp_alone, abs=1e-5) and loss == pytest.approx(loss_alone, abs=1e-6)
+    for one, other in zip(grads, grads_alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def views(group: list[dict]) -> list[list[int]]:
+    """The different prompts of a group."""
+    found: list[list[int]] = []
+    return [p for p in (row["prompt_ids"] for row in group) if p not in found and not found.append(p)]
+
+
+def batches(rows: list[list[dict]]) -> list[grpo.MicroBatch]:
+    """The packed batches of recorded rollouts, P x G, which all teach."""
+    prompts = [[row["prompt_ids"] for row in group] for group in rows]
+    completions = [[Completion(r["ids"], r["sampler_logp"], r["finished"]) for r in group] for group in rows]
+    reward = torch.tensor([[row["reward"] for row in group] for group in rows])
+    adv = torch.tensor([[row["advantage"] for row in group] for group in rows])
+    rollouts = Rollouts([None] * len(rows), prompts, completions, [], None, reward, adv)
+    return grpo.micro_batches(rollouts, loss_norm="sequence", max_new_tokens=12, tokens_per_batch=10**6)
+
+
+# --- judges made of others ----------------------------------------------------------------------------------
+
+
+def test_a_wrapper_leaves_no_judge_out(questions: Path, server: Server) -> None:
+    examples = data.read(questions)[:2]
+    a, b = (Judge(spec, "rar-explicit", criteria_per_call="all") for spec in ("keyword", "chat:m"))
+    both, turned = Wrapper(a, b), Wrapper(b, a)
+    assert both.spec == "Wrapper(keyword, chat:m)" and both.calls(examples[0]) == a.calls(examples[0]) + 1
+    assert both.estimate(examples, 8, 12) == b.estimate(examples, 8, 12) != ""
+    assert Wrapper(b, b).estimate(examples, 8, 12) == "; ".join([b.estimate(examples, 8, 12)] * 2)
+    responses = [["b", "c d"], ["", "e"]]
+    assert torch.equal(both.score(examples, responses).verdict, a.score(examples, responses).verdict)
+    assert both.metrics()["judge/questions"] == 2 * 4 * 15
+    b.score(examples, responses)
+    assert both.metrics()["judge2/questions"] == 4
+    assert both.line().startswith("chat:m: 4 questions") and turned.line() == both.line()
+    digest = both.digest(examples[0], "r")
+    assert digest != both.digest(examples[1], "r") and digest != turned.digest(examples[0], "r")
+    for other in (
+        Wrapper(a, Judge("chat:m", "rar-explicit", threshold=0.5)),
+        Wrapper(Judge("keyword", "rar-implicit"), b),
+    ):
+        assert other.digest(examples[0], "r") != digest
+    with pytest.raises(ValueError, match="reference-likert needs a reference"):
+        bare = [dataclasses.replace(examples[0], reference="")]
+        Wrapper(a, Judge("chat:m", "reference-likert")).check(bare)
+    both.close()
+
+
+def test_wrapped_wrappers_number_their_judges_and_split_what_a_run_has_cost() -> None:
+    def fake(name: str) -> SimpleNamespace:
+        paid: list = []
+        return SimpleNamespace(
+            spec=name,
+            paid=paid,
+            carry=lambda steps: paid.extend(row.get("perf/judge/dollars") for rows in steps for row in rows),
+            metrics=lambda: {"judge/questions": name, "perf/judge/dollars": name},
+            texts=lambda: {"system": name},
+        )
+
+    a, b, c, d = map(fake, "abcd")
+    whole = Wrapper(Wrapper(a, b), Wrapper(c, d))
+    assert whole.spec == "Wrapper(Wrapper(a, b), Wrapper(c, d))"
+    names = {"judge": "a", "judge2": "b", "judge3": "c", "judge4": "d"}
+    metrics = whole.metrics()
+    assert metrics == {f"{judge}/questions": name for judge, name in names.items()} | {
+        f"perf/{judge}/dollars": name for judge, name in names.items()
+    }
+    assert list(whole.texts()) == ["system", "judge2/system", "judge3/system", "judge4/system"]
+    whole.carry([[{"step": 1} | metrics], [{"step": 2, "reward": 0.5, "perf/judge3/dollars": 7}]])
+    assert [judge.paid for judge in (a, b, c, d)] == [["a", None], ["b", None], ["c", 7], ["d", None]]
+
+
+def test_a_resumed_run_carries_the_costs_of_both_judges(
+    tiny: Path, questions: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--recipe", "examples/mean_of_two", "--recipe.second", "chat:m", "--criteria-per-call", "all")
+    run = trained(tiny, questions, tmp_path / "run", *words, "--steps", 1, *SAVED)
+    costs = [row | {"perf/judge/dollars": 0.25, "perf/judge2/dollars": 2.0} for row in records(run)]
+    write_rows(run / "metrics.jsonl", costs)
+    spent, close = [], judges.Judge.close
+
+    def closed(self: Judge) -> None:
+        spent.append(self.ledger.counts["dollars"])
+        close(self)
+
+    monkeypatch.setattr(judges.Judge, "close", closed)
+    train.main(["--resume", str(run), "--steps", "2"])
+    assert spent == [0.25, 2.0]
+
+
+# --- what every recipe keeps --------------------------------------------------------------------------------
+
+CONTEXT = {"examples/own_data": "--path {csv}", "examples/gated": "--need 0.05"}
+"""Options that a recipe cannot do without, or without which the tiny policy would earn nothing."""
+
+
+def found() -> list[str]:
+    """The names of all recipes in lab/: files that define a subclass of Recipe."""
+    names = []
+    for path in sorted(LAB.rglob("*.py")):
+        if "(Recipe)" in path.read_text(encoding="utf-8"):
+            names.append(path.relative_to(LAB).with_suffix("").as_posix())
+    return names
+
+
+def made(spec: str | None) -> Recipe:
+    return recipe.make(spec, PRESETS["cpu"])
+
+
+def scored(verdict: Tensor, items: list[tuple[str, float]]) -> Scores:
+    """Scores of verdicts (P, G, K) on K items (category, weight), alike for all P."""
+    criteria = tuple(Criterion(f"item {k}", "", kind, weight) for k, (kind, weight) in enumerate(items))
+    P, G, _ = verdict.shape
+    weight = torch.tensor([[weight for _, weight in items]] * P)
+    return Scores(verdict, weight, torch.full((P, G), NAN), [Rubric(criteria)] * P)
+
+
+def advantages(own: Recipe, scores: Scores) -> Tensor:
+    """What a recipe makes of scores: advantages (P, G)."""
+    P, G, _ = scores.verdict.shape
+    rollouts = Rollouts([], [], [], [[""] * G] * P, scores, own.reward(scores))
+    rollouts.adv = own.advantage(rollouts)
+    return rollouts.adv
+
+
+ITEMS = [("essential", 1.0), ("essential", 1.0), ("important", 0.7), ("optional", 0.3), ("pitfall", 0.9)]
+
+
+@pytest.fixture
+def judged() -> Scores:
+    """Three groups of five; of the second one response failed, of the third all but one."""
+    torch.manual_seed(0)
+    verdict = torch.rand(3, 5, len(ITEMS)).round(decimals=1)
+    verdict[1, 2, 3] = verdict[2, 1:, 0] = NAN
+    return scored(verdict, ITEMS)
+
+
+@pytest.fixture(params=found())
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A recipe of lab/ as a string, with the options that it needs."""
+    (tmp_path / "rows.csv").write_text(CSV)
+    options = CONTEXT.get(request.param, "").format(csv=tmp_path / "rows.csv")
+    return f"{request.param} {options}".strip()
+
+
+def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: Path, own: str) -> None:
+    """Nothing that the policy may not see is in a prompt."""
+    assert type(made(own)).__module__ in recipe.sys.modules
+    assert recipe.sys.modules[type(made(own)).__module__].__doc__
+    rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
+    rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric) for i in range(4)]
+    questions = write_rows(tmp_path / "questions.jsonl", rows)
+    run = trained(tiny, questions, tmp_path / "run", "--recipe", own, *SAVED)
+    actor = policy.load(str(tiny), torch.float32, "cpu")
+    for row in records(run, "rollouts"):
+        shown = actor.tokenizer.decode(row["prompt_ids"])
+        assert row["prompt"] in shown and "zebra" not in shown and "alrus" not in shown
+    assert len(records(run)) == 2 and any(row["grad_norm"] for row in records(run))
+    weights = [(run / "checkpoints" / f"step-{n}" / "model.safetensors").read_bytes() for n in (1, 2)]
+    assert weights[0] != weights[1]
+
+
+def test_groups_without_variance_teach_exactly_nothing(own: str) -> None:
+    """Also where every verdict is 0.99, whose mean over twelve is not 0.99 in float32."""
+    for value in (0.0, 0.99, 1.0):
+        scores = scored(torch.full((2, 12, len(ITEMS)), value), ITEMS)
+        assert torch.equal(advantages(made(own), scores), torch.zeros(2, 12))
+
+
+def test_padding_and_the_order_of_criteria_change_no_advantage(own: str, judged: Scores) -> None:
+    wanted = advantages(made(own), judged)
+    for filler in (NAN, 0.0, 1.0):
+        padded = torch.cat([judged.verdict, torch.full((3, 5, 2), filler)], -1)
+        weight = torch.cat([judged.weight, torch.zeros(3, 2)], -1)
+        scores = dataclasses.replace(judged, verdict=padded, weight=weight)
+        torch.testing.assert_close(advantages(made(own), scores), wanted, atol=1e-6, rtol=1e-5)
+    order = [4, 2, 0, 3, 1]
+    turned = scored(judged.verdict[..., order], [ITEMS[k] for k in order])
+    torch.testing.assert_close(advantages(made(own), turned), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_verdict_that_could_not_be_had_removes_a_rollout_and_never_scores(own: str, judged: Scores) -> None:
+    reward, adv = made(own).reward(judged), advantages(made(own), judged)
+    failed = judged.verdict.isnan().any(-1)
+    assert torch.equal(reward.isnan(), failed)
+    assert torch.equal(adv[failed], torch.zeros(5)) and adv[2, 0] == 0, "one alone teaches nothing"
+    kept = [0, 1, 3, 4]
+    without = dataclasses.replace(judged, verdict=judged.verdict[:, kept], rating=judged.rating[:, kept])
+    torch.testing.assert_close(adv[1, kept], advantages(made(own), without)[1], atol=1e-6, rtol=1e-5)
+    assert adv[1, kept].abs().max() > 0.1 or math.isclose(reward[1, kept].std().item(), 0.0)
+
+
+def test_by_default_nothing_hidden_reaches_the_messages(questions: Path) -> None:
+    example = data.read(questions)[0]
+    item = Criterion("Walrus", "Mentions a walrus.", "essential", 1.0)
+    example = dataclasses.replace(example, reference="zebra", rubric=Rubric((item,)))
+    for step in (None, 1, 9):
+        shown = [made(None).messages(example, step, g) for g in range(4)]
+        assert all(messages == shown[0] for messages in shown)
+        assert "zebra" not in repr(shown) and "alrus" not in repr(shown) and example.question in repr(shown)

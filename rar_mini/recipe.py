@@ -134,8 +134,7 @@ def words(argv: Sequence[str]) -> list[str]:
             rest.append(word)
     if name is None and not own:
         return rest
-    if not name:
-        raise ValueError("expected --recipe NAME or --recipe PATH.py, got neither")
+    name = name or "''"  # which `make` refuses
     named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
     return [*rest, "--recipe", shlex.join([*named, *own])]
 
@@ -188,7 +187,7 @@ def _file(name: str) -> Path:
     path = Path(name) if name.endswith(".py") else LAB / f"{name}.py"
     if not path.is_file():
         known = sorted(str(p.relative_to(LAB).with_suffix("")) for p in LAB.rglob("*.py"))
-        raise ValueError(f"--recipe {name}: no file {path}; expected PATH.py or one of {', '.join(known)}")
+        raise ValueError(f"no recipe {name!r}: {path} is no file; expected PATH.py or {', '.join(known)}")
     return path
 
 

@@ -446,7 +446,8 @@ def say(config: Config, step: int, first: int, metrics: dict, rollouts: Rollouts
     tqdm.write(report.line(step, config.steps, metrics))
     if config.supervised:
         return
-    if step == 1 and metrics.get("grad_norm"):  # where every group ties there is nothing to explain
+    # Under another norm long answers weigh more; where every group ties there is nothing to explain.
+    if step == 1 and config.loss_norm == "sequence" and config.inner_epochs == 1 and metrics.get("grad_norm"):
         tqdm.write(report.FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
         rows = rollouts.rows(step)[: config.group_size]

@@ -78,6 +78,15 @@ def _decision(question: dict, yes: bool) -> dict:
     return {"type": "predicate", "probability": 0.9 if yes else 0.2}
 
 
+def user(body: dict) -> str:
+    """What a server was asked, on any wire."""
+    if "messages" in body:
+        return body["messages"][-1]["content"]
+    asked = body["questions"]
+    asked = list(asked.values()) if isinstance(asked, dict) else asked
+    return (body.get("state") or body["input"]) + "\n".join(q["instructions"] for q in asked)
+
+
 class Server:
     """Answers honestly, or with the fault that `fault(path, body, number)` names for a request.
 

@@ -172,6 +172,7 @@ def test_judge_failures_are_counted_over_five_steps_and_may_reach_the_limit(
     server.fault = fails
     changes = NEVER | {"steps": 12, "prompts_per_step": 1, "group_size": 2, "max_new_tokens": 2, "lr": 0}
     changes |= {"judge": "chat:m", "criteria_per_call": "all", "parse_retries": 0, "max_judge_failures": 0.4}
+    changes |= {"save_every": 8, "keep": 1}
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="no reward to 60% of the last answers: expected at most 40%"):
         train.main(options(tiny, write_rows(tmp_path / "rows.jsonl", rows), run, **changes))
@@ -199,6 +200,8 @@ def test_a_question_that_is_drawn_again_gets_other_random_numbers(still: tuple[P
     rows = records(still[0], "rollouts")
     drawn = Counter((row["step"], row["example_id"]) for row in rows)
     assert set(drawn.values()) == {4, 8} and len(drawn) == 9, "one of five steps draws a question twice"
+    order = [row["example_id"] for row in rows[::4]]
+    assert all(len(set(order[i : i + 3])) == 3 for i in (0, 3, 6)), "one pass over all, then another"
     answers = [(row["example_id"], row["response"]) for row in rows]
     answers += [
         (row["example_id"], row["response"]) for row in records(still[0], "evaluations") if row["step"] == 0

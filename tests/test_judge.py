@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import question, write_rows
-from hostile import FAULTS, OF_CHAT, Server, sometimes, truth, user
+from hostile import FAULTS, OF_DECISIONS, Server, sometimes, truth, user
 
 import judge as judges
 from judge import Judge
@@ -265,13 +265,11 @@ def test_criteria_per_call(
     server: Server, examples: list[data.Example], spec: str, per_call: int | str, calls: int
 ) -> None:
     """Another way to ask, the same verdicts in the same places."""
-    one = Judge(spec, "rar-explicit", criteria_per_call=1).score(examples, [["a", "b"]] * 2)
-    before = len(server.seen)
-    asker = Judge(spec, "rar-explicit", criteria_per_call=per_call, cache=False)
-    many = asker.score(examples, [["a", "b"]] * 2)
-    assert torch.equal(one.verdict, many.verdict) and len(server.seen) - before == 4 * calls
-    if spec == "chat:m":
-        assert server.seen[-1][1]["max_tokens"] >= 512
+    asker = Judge(spec, "rar-explicit", criteria_per_call=per_call)
+    scores = asker.score(examples, [["a", "b"]] * 2)
+    expected = torch.tensor(told(asker, examples[0], ["a", "b"]))
+    assert torch.equal(scores.verdict > 0.5, expected.bool().expand(2, 2, 15))
+    assert len(server.seen) == 4 * calls == 4 * asker.calls(examples[0])
 
 
 def test_a_threshold_makes_verdicts_binary(server: Server, examples: list[data.Example]) -> None:
@@ -305,14 +303,14 @@ def test_what_fails_is_nan_and_takes_only_its_own_rollout(
 
 @pytest.mark.parametrize(
     ("spec", "fault"),
-    [(spec, fault) for spec in SERVERS for fault in FAULTS if spec == "chat:m" or fault not in OF_CHAT],
+    [(spec, fault) for spec in SERVERS for fault in FAULTS if spec == "chat:m" or fault in OF_DECISIONS],
 )
 def test_every_fault_ends_in_the_truth_or_in_nan(
     server: Server, tmp_path: Path, spec: str, fault: str
 ) -> None:
     """The first request is answered; of the rest, every first try is spoiled. All faults that put a verdict
     into their reply say yes, or a number that is none."""
-    rubric = question(0)["rubric"][-5:]
+    rubric = question(0)["rubric"][-3:]
     examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(i, rubric=rubric) for i in range(2)]))
     patience = 2.0 if fault == "hang" else 30.0  # as a busy machine needs
     options = {"timeout": patience, "retries": 1, "parse_retries": 1, "cache": False}
@@ -335,12 +333,12 @@ def test_every_fault_ends_in_the_truth_or_in_nan(
     assert scores.verdict.isnan().all() and asker.ledger.failures.total() == calls
 
 
-def test_1000_requests_at_30_percent_faults(server: Server, tmp_path: Path) -> None:
+def test_300_requests_at_30_percent_faults(server: Server, tmp_path: Path) -> None:
     """Every verdict is the honest one or NaN, and most faults are overcome. No try ends by the clock: on a
     busy machine an honest reply would come too late, and a request that was given up might never arrive."""
-    rows = [question(i, rubric=question(i)["rubric"][:10]) for i in range(10)]
+    rows = [question(i, rubric=question(i)["rubric"][:5]) for i in range(10)]
     examples = data.read(write_rows(tmp_path / "rows.jsonl", rows))
-    responses = [[f"answer {g}" for g in range(10)]] * 10
+    responses = [[f"answer {g}" for g in range(6)]] * 10
     server.fault, server.hang = sometimes(0.3), 0.5  # after which the server hangs up
     asker = Judge("chat:m", "rar-explicit", concurrency=50)
     asker.endpoint.backoff = 0.02
@@ -349,7 +347,7 @@ def test_1000_requests_at_30_percent_faults(server: Server, tmp_path: Path) -> N
     known = ~scores.verdict.isnan()
     assert torch.equal(scores.verdict[known], true[known])
     assert known.float().mean() > 0.95 and asker.ledger.failures.total() == int((~known).sum())
-    assert len(server.seen) == asker.ledger.counts["calls"] > 1300
+    assert len(server.seen) == asker.ledger.counts["calls"] > 350
     assert "sk-very-secret" not in asker.ledger.line()
     again = Judge("chat:m", "rar-explicit").score(examples, responses)  # only the failures are asked again
     assert torch.equal(again.verdict[known], true[known])
@@ -391,12 +389,12 @@ def test_two_answers_that_are_alike_are_asked_about_once(
 def test_a_second_run_makes_no_calls_whatever_the_server(
     server: Server, examples: list[data.Example]
 ) -> None:
-    first = [Judge(spec, "rar-explicit").score(examples, [["a"]] * 2).verdict for spec in SERVERS]
+    first = [Judge(spec, "rar-explicit").score(examples[:1], [["a"]]).verdict for spec in SERVERS]
     calls = len(server.seen)
-    second = [Judge(spec, "rar-explicit").score(examples, [["a"]] * 2).verdict for spec in SERVERS]
+    second = [Judge(spec, "rar-explicit").score(examples[:1], [["a"]]).verdict for spec in SERVERS]
     assert all(map(torch.equal, first, second)) and len(server.seen) == calls
-    Judge("chat:m", "rar-explicit", cache=False).score(examples, [["a"]] * 2)
-    assert len(server.seen) == calls + 30
+    Judge("chat:m", "rar-explicit", cache=False).score(examples[:1], [["a"]])
+    assert len(server.seen) == calls + 15
 
 
 def test_the_estimate_is_near_what_comes(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import question, write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import judge as judges
 from judge import Judge
@@ -19,21 +19,27 @@ from rar_mini.local_judge import LocalJudge
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-@pytest.fixture
-def examples(questions: Path) -> list[data.Example]:
-    return data.read(questions)[:2]
-
-
-def test_a_local_judge_gives_the_probabilities_of_transformers(
-    default: Path, examples: list[data.Example]
-) -> None:
-    """All questions about a response in one packed pass, against one full pass of transformers each."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    asker = Judge(f"local:{default}", "rar-explicit")
-    scores = asker.score(examples[:1], [["Fever, and m.", "No."]])
-    model = AutoModelForCausalLM.from_pretrained(default, dtype=torch.float32)
+@pytest.fixture(scope="module")
+def fluent(tiny: Path, default: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` with the words of the real default: its tokenizer, and a window for whole prompts."""
+    directory = tmp_path_factory.mktemp("fluent") / "judge"
     tokenizer = AutoTokenizer.from_pretrained(default)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(
+        tiny, vocab_size=len(tokenizer), max_position_embeddings=2048, eos_token_id=tokenizer.eos_token_id
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_a_local_judge_gives_the_probabilities_of_transformers(fluent: Path, questions: Path) -> None:
+    """All questions about a response in one packed pass, against one full pass of transformers each."""
+    examples = data.read(questions)
+    asker = Judge(f"local:{fluent}", "rar-explicit")
+    scores = asker.score(examples[:1], [["Fever, and m.", "No."]])
+    model = AutoModelForCausalLM.from_pretrained(fluent, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(fluent)
     yes, no = (
         [tokenizer.convert_tokens_to_ids(t) for t in (w, w.title(), "Ġ" + w, "Ġ" + w.title())]
         for w in ("yes", "no")
@@ -47,8 +53,10 @@ def test_a_local_judge_gives_the_probabilities_of_transformers(
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
             p = model(ids).logits[0, -1].softmax(-1)
             expected = (p[yes].sum() / (p[yes].sum() + p[no].sum())).item()
-            assert scores.verdict[0, g, k].item() == pytest.approx(expected, abs=1e-4)
-    assert 0 < asker.metrics()["judge/mass"] <= 1 and "judge/mass" not in asker.metrics()
+            assert scores.verdict[0, g, k].item() == pytest.approx(expected, abs=1e-5)
+            assert asker.mass[15 * g + k] == pytest.approx((p[yes].sum() + p[no].sum()).item(), rel=1e-4)
+    mean = sum(asker.mass) / 30
+    assert asker.metrics()["judge/mass"] == pytest.approx(mean) and "judge/mass" not in asker.metrics()
     count = asker.ledger.counts
     assert count["tokens_cached"] > 0.75 * count["tokens_in"] > 0, (
         "30 prompts, and one reading of what they share"

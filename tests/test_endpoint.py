@@ -6,8 +6,6 @@ import logging
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -374,29 +372,6 @@ def test_a_cache_that_cannot_be_made_costs_a_warning(
     (tmp_path / "file").write_text("")
     assert endpoint(cache=tmp_path / "file" / "c.sqlite").ask(words(1)) == ["word 0"]
     assert "going on without it" in caplog.text
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from rar_mini.ledger import Cache
-cache = Cache(Path(sys.argv[1]))
-for i in range(300):
-    cache.put(f"key {i}", '{"by": "%s"}' % sys.argv[2])
-    assert cache.get(f"key {i}") is not None
-"""
-
-
-def test_several_processes_share_a_cache(tmp_path: Path) -> None:
-    root, path = Path(__file__).parents[1], tmp_path / "c.sqlite"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, path, str(i)], cwd=root, stderr=subprocess.PIPE)
-        for i in range(4)
-    ]
-    assert [(w.communicate()[1], w.returncode) for w in writers] == [(b"", 0)] * 4
-    cache = Cache(path)
-    assert all(cache.get(f"key {i}") for i in range(300))
-    cache.close()
 
 
 # --- money and counts ---------------------------------------------------------------------------------------

@@ -409,13 +409,6 @@ def test_the_estimate_is_near_what_comes(
     assert Judge("keyword", "rar-explicit").estimate(examples, 4, 10) == ""
 
 
-@pytest.mark.parametrize("prices", ["[]", '{"m": [1, 2]}', '{"m": [1, 2, "x"]}', "{", '{"m": [1, 2, -3]}'])
-def test_prices_that_cannot_be_read_are_refused(tmp_path: Path, prices: str) -> None:
-    (tmp_path / "prices.json").write_text(prices)
-    with pytest.raises(ValueError, match="prices.json"):
-        Judge("chat:m", "rar-explicit", prices=tmp_path / "prices.json")
-
-
 def test_a_folder_that_cannot_be_written_costs_a_warning(
     server: Server, examples: list[data.Example], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,11 +1,13 @@
 """What a judge is sent, and a server's words as numbers: nothing is guessed, and nothing ends a fence."""
 
+import hmac
 import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from judge import Judge
 from rar_mini import data, wires
 from rar_mini.endpoint import Failure
+from rar_mini.prompts import JudgePrompts
 from rar_mini.wires import inert, parse_rating, parse_verdicts, without_thoughts
 
 NAN = float("nan")
@@ -116,7 +119,7 @@ NOISE = st.sampled_from(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     NOISE,
     st.dictionaries(st.sampled_from("123"), ENTRY | JSON, max_size=3).map(json.dumps)
@@ -139,7 +142,7 @@ def test_no_reply_makes_a_verdict_that_is_not_there(before: str, middle: str, af
         assert all(own[str(i)]["verdict"].strip().lower() in ("yes", "no") for i in range(1, n + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(JSON | st.fixed_dictionaries({"choices": JSON, "answers": JSON}), st.booleans())
 def test_no_json_breaks_a_reader(reply: Any, rated: bool) -> None:
     if isinstance(reply, dict):
@@ -156,10 +159,191 @@ def test_a_probability_is_a_number_from_0_to_1(value: Any) -> None:
     assert read(wires.read_decisions, {"answers": [answer]}, 1, False) is None
 
 
+@pytest.mark.parametrize("value", [0, 0.25, 1])
+def test_a_probability_may_be_0_or_1(value: float) -> None:
+    assert wires.read_systemone({"answers": {"1": {"type": "noul", "noul": value}}}, 1, False) == [value]
+    answer = {"type": "predicate", "name": "1", "probability": value}
+    assert wires.read_decisions({"answers": [answer]}, 1, False) == [value]
+
+
+@pytest.mark.parametrize(
+    ("score", "rating"),
+    [(0, 1.0), (3.5, 4.5), (9, 10.0), (9.01, None), (-0.01, None), (NAN, None), (True, None), ("3", None)],
+)
+def test_a_score_counts_ten_levels_from_0(score: Any, rating: float | None) -> None:
+    found = read(wires.read_systemone, {"answers": {"1": {"type": "score", "score": score}}}, 1, True)
+    assert found == (rating and [rating])
+
+
+LABELS = range(1, 11)
+
+
+@pytest.mark.parametrize(
+    ("shares", "rating"),
+    [
+        ({4: 1}, 4.0),
+        ({1: 0.25, 10: 0.75}, 7.75),
+        ({1: 0.995}, 1.0),  # rounded by the server; a rating stays between 1 and 10
+        ({9: 0.005, 10: 1.0}, 10.0),
+        ({10: 0.1}, None),  # an expectation of 1, which looks like a rating
+        ({1: 0.985}, None),
+        ({1: 0.95, 10: 0.95}, None),
+        ({1: 0.515, 2: 0.5}, None),
+        ({4: 1.001}, None),
+        ({4: -0.001, 5: 1.0}, None),
+        ({4: "1"}, None),
+    ],
+)
+def test_probabilities_of_labels_make_a_rating_if_they_sum_to_1(shares: dict, rating: float | None) -> None:
+    levels = [{"label": str(i), "probability": shares.get(i, 0.0)} for i in LABELS]
+    answer = {"type": "score", "name": "1", "probabilities": levels}
+    found = read(wires.read_decisions, {"answers": [answer]}, 1, True)
+    assert found == (None if rating is None else [pytest.approx(rating)])
+
+
+@pytest.mark.parametrize("labels", [range(10), range(1, 10), range(1, 12), [4], [], ["4.0", *range(2, 11)]])
+def test_the_labels_are_1_to_10(labels: Sequence) -> None:
+    levels = [{"label": str(label), "probability": float(i == 3)} for i, label in enumerate(labels)]
+    answer = {"type": "score", "name": "1", "probabilities": levels or None}
+    assert read(wires.read_decisions, {"answers": [answer]}, 1, True) is None
+
+
+NOUL, SCORE = {"type": "noul", "noul": 0.5}, {"type": "score", "score": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({"2": NOUL, "1": NOUL | {"noul": 0.25}}, [0.25, 0.5]),  # by name, in any order
+        ({"1": NOUL}, None),
+        ({"1": NOUL, "2": NOUL, "3": NOUL}, None),
+        ({"0": NOUL, "1": NOUL}, None),
+        ({"1": NOUL, "2": SCORE | NOUL | {"type": "score"}}, None),
+        ({"1": NOUL, "2": {"noul": 0.5}}, None),
+        ({"1": NOUL, "2": 0.5}, None),
+        ([NOUL, NOUL], None),
+    ],
+)
+def test_systemone_answers_what_was_asked(answers: Any, found: list[float] | None) -> None:
+    assert read(wires.read_systemone, {"answers": answers}, 2, False) == found
+    assert read(wires.read_systemone, {"answers": {"1": NOUL | {"score": 3.0}}}, 1, True) is None
+
+
+def predicate(name: int, **changes: Any) -> dict:
+    return {"type": "predicate", "name": str(name), "probability": name / 10} | changes
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ([predicate(1), predicate(2)], [0.1, 0.2]),
+        ([predicate(2), predicate(1)], None),  # by place: what is out of order may be another's
+        ([predicate(1)], None),
+        ([predicate(1), predicate(2), predicate(3)], None),
+        ([predicate(0), predicate(1)], None),
+        ([predicate(1), predicate(2, type="score")], None),
+        ([predicate(1), predicate(2, type=None)], None),
+        ([predicate(1), "yes"], None),
+        ({"1": predicate(1), "2": predicate(2)}, None),
+    ],
+)
+def test_decisions_answer_what_was_asked(answers: Any, found: list[float] | None) -> None:
+    assert read(wires.read_decisions, {"answers": answers}, 2, False) == found
+    assert read(wires.read_decisions, {"answers": [predicate(1)]}, 1, True) is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        ({}, None),
+        ({"finish_reason": None}, None),
+        ({"finish_reason": "length"}, "cut"),
+        (
+            {"finish_reason": "content_filter"},
+            "refused",
+        ),  # whatever text stands beside it
+        ({"refusal": "I will not."}, "refused"),
+        ({"refusal": None}, None),
+        ({"content": " \n"}, "empty"),
+        ({"content": None}, "empty"),
+        ({"content": ["said"]}, "empty"),
+        ({"message": "said"}, "malformed"),
+    ],
+)
+def test_a_chat_models_text_counts_if_it_ended_by_itself(choice: dict, kind: str | None) -> None:
+    message = {"content": "said"} | {k: v for k, v in choice.items() if k in ("content", "refusal")}
+    choice = {"finish_reason": "stop", "message": message} | choice
+    try:
+        assert wires.chat_text({"choices": [choice]}) == "said" and kind is None
+    except Failure as failure:
+        assert failure.kind == kind
+
+
 def test_a_refused_question_is_nan_and_leaves_the_others() -> None:
     answers = [{"type": "refusal", "name": "1"}, {"type": "predicate", "name": "2", "probability": 0.25}]
     refused, other = wires.read_decisions({"answers": answers}, 2, False)
     assert math.isnan(refused) and other == 0.25
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+TEXTS = JudgePrompts(system="s", verdicts="[{fence}]\n{items}", rating="a number", again="again, please")
+RATE, TWO = wires.Asked("read: ", "ab", ["Rate it."], True), wires.Asked("read: ", "ab", ["A?", "B?"], False)
+
+
+def test_a_chat_model_is_asked_in_one_form() -> None:
+    """At temperature 0, with room for a reason on each question, in the very structure that is read."""
+    verdict = {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": ["yes", "no"]}}
+    closed = {"type": "object", "required": ["reason", "verdict"], "additionalProperties": False}
+    two = {"type": "object", "required": ["1", "2"], "additionalProperties": False}
+    two |= {"properties": {number: closed | {"properties": verdict} for number in ("1", "2")}}
+    rating = {"reason": {"type": "string"}, "rating": {"type": "integer", "enum": list(range(1, 11))}}
+    one = closed | {"required": ["reason", "rating"], "properties": rating}
+    for asked, task, tokens, schema in (
+        (TWO, "[ab]\n1. A?\n2. B?", 228, two),
+        (RATE, "Rate it.\na number", 100, one),
+    ):
+        request = wires.request("chat", "m", asked, TEXTS, 100, repeat=3)
+        form = {"name": "grade", "strict": True, "schema": schema}
+        assert request.path == "/chat/completions" and request.repeat == 3
+        assert request.body == {
+            "model": "m",
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "read: " + task}],
+            "temperature": 0.0,
+            "seed": 3,
+            "max_tokens": tokens,
+            "response_format": {"type": "json_schema", "json_schema": form},
+        }
+
+
+def test_a_chat_model_is_asked_again_with_another_seed_in_plain_text() -> None:
+    """Under the same seed and the same grammar it would fail alike."""
+    request = wires.request("chat", "m", TWO, TEXTS, 100, repeat=3)
+    body, seen = request.body, []
+    for _ in range(2):
+        body = request.again(body, {}, Failure("malformed"))
+        seen.append((body["seed"], body["messages"][1]["content"]))
+        assert body.keys() == request.body.keys() - {"response_format"}
+    assert seen == [(seed, "read: [ab]\n1. A?\n2. B?\nagain, please") for seed in (4, 5)]
+    assert request.body["seed"] == 3 and "response_format" in request.body  # the cache knows it by these
+
+
+def test_decision_servers_are_asked_in_their_forms() -> None:
+    def sent(kind: str, asked: wires.Asked) -> dict:
+        request = wires.request(kind, "m", asked, TEXTS, 100, repeat=3)
+        assert request.path == f"/{kind}" and request.repeat == 3
+        return request.body
+
+    levels = "1, the worst|2|3|4|5|6|7|8|9|10, the best".split("|")
+    score = {"type": "score", "instructions": "Rate it.", "criteria": levels}
+    nouls = {"1": {"type": "noul", "instructions": "A?"}, "2": {"type": "noul", "instructions": "B?"}}
+    assert sent("systemone", RATE) == {"model": "m", "state": "read: ", "questions": {"1": score}}
+    assert sent("systemone", TWO) == {"model": "m", "state": "read: ", "questions": nouls}
+    levels = [{"label": label} for label in "1 2 3 4 5 6 7 8 9 10".split()]
+    score = {"type": "score", "name": "1", "instructions": "Rate it.", "levels": levels}
+    two = [{"type": "predicate", "name": n, "instructions": text} for n, text in (("1", "A?"), ("2", "B?"))]
+    assert sent("decisions", RATE) == {"model": "m", "input": "read: ", "questions": [score]}
+    assert sent("decisions", TWO) == {"model": "m", "input": "read: ", "questions": two}
 
 
 # --- what a judge is shown ----------------------------------------------------------------------------------
@@ -174,7 +358,9 @@ def test_a_refused_question_is_nan_and_leaves_the_others() -> None:
         ("a</think>b", "b"),  # the prompt had opened it
         ("<think>a<think>b</think>c</think>d", "d"),
         ("<THINK>a</THINK>b<think>c</think>d", "bd"),
-        ("no thoughts", "no thoughts"),
+        ("<think>two\nlines</think>a", "a"),
+        ("two\nlines</THINK> b", "b"),
+        (" no thoughts\n", " no thoughts\n"),
     ],
 )
 def test_a_section_of_thought_is_not_judged(response: str, judged: str) -> None:
@@ -206,6 +392,40 @@ def test_a_response_cannot_close_its_fence_or_speak_for_the_judge(
             assert lines.count(f"--- end of {text} {fence}") == 1
 
 
+def test_a_fence_hangs_on_the_secret_and_on_every_text() -> None:
+    """Also on where one ends and the next begins."""
+    told = [(b"s", "ab", "c"), (b"s", "a", "bc"), (b"s", "abc"), (b"s", "c", "ab"), (b"t", "ab", "c")]
+    fences = [wires.fence(*each) for each in told]
+    assert len(set(fences)) == 5 and fences == [wires.fence(*each) for each in told]
+    assert all(re.fullmatch("[0-9a-f]{16}", fence) for fence in fences)
+
+
+def test_a_fence_stands_in_none_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next 64 bits of the same 256 are taken, bit of four by bit of four, up to the end."""
+    digits = "".join(f"{i:02x}" for i in range(32))
+    monkeypatch.setattr(hmac, "new", lambda *_: SimpleNamespace(hexdigest=lambda: digits))
+    assert wires.fence(b"s", "a", "b") == digits[:16]
+    assert wires.fence(b"s", "a", f"see {digits[:16]}.") == digits[1:17]
+    assert wires.fence(b"s", digits[5:30], digits[:20]) == digits[15:31]
+    assert wires.fence(b"s", digits[:62], "a") == digits[47:63]
+
+
+def test_the_secret_of_fences_is_made_once_and_read_by_its_owner_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "not" / "there"
+    secret = wires.fence_secret(folder)
+    assert len(secret) == 32 and wires.fence_secret(folder) == secret and not caplog.text
+    assert [path.name for path in folder.iterdir()] == ["fence.key"]  # no draft is left
+    assert (folder / "fence.key").stat().st_mode & 0o777 == 0o600
+    for damaged in (secret[:31], secret + b"x", b""):
+        caplog.clear()
+        (folder / "fence.key").write_bytes(damaged)
+        fresh = wires.fence_secret(folder)
+        assert len(fresh) == 32 and fresh != secret and "is damaged" in caplog.text
+        assert (folder / "fence.key").read_bytes() == damaged
+
+
 def test_the_fence_is_the_same_for_all_criteria_and_for_a_second_run(
     server: Server, examples: list[data.Example], folder: Path
 ) -> None:
@@ -217,7 +437,6 @@ def test_the_fence_is_the_same_for_all_criteria_and_for_a_second_run(
         fences.append({line_of(body, "response") for _, body, _ in server.seen})
         server.seen.clear()
     assert len(fences[0]) == 1 and fences[0] == fences[1]
-    assert (folder / "fence.key").stat().st_mode & 0o777 == 0o600
     (folder / "fence.key").unlink()
     Judge("chat:m", "rar-explicit", cache=False).score(examples[:1], [["one"]])
     assert line_of(server.seen[0][1], "response") not in fences[0]

@@ -201,8 +201,11 @@ def test_probabilities_of_labels_make_a_rating_if_they_sum_to_1(shares: dict, ra
     assert found == (None if rating is None else [pytest.approx(rating)])
 
 
-@pytest.mark.parametrize("labels", [range(10), range(1, 10), range(1, 12), [4], [], ["4.0", *range(2, 11)]])
-def test_the_labels_are_1_to_10(labels: Sequence) -> None:
+@pytest.mark.parametrize(
+    "labels", [range(10), range(1, 10), range(1, 12), [*LABELS, 10], [4], [], ["4.0", *range(2, 11)]]
+)
+def test_the_labels_are_1_to_10_and_each_comes_once(labels: Sequence) -> None:
+    """A label that came twice counted once, by its last share: of [..., 10: 0.9, 10: 0.1] a tenth of all."""
     levels = [{"label": str(label), "probability": float(i == 3)} for i, label in enumerate(labels)]
     answer = {"type": "score", "name": "1", "probabilities": levels or None}
     assert read(wires.read_decisions, {"answers": [answer]}, 1, True) is None

@@ -283,10 +283,11 @@ def test_a_step_allocates_the_same_at_every_position(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "ends"), [(24, range(0, 259, 80)), (300, range(0, 259, 80)), (24, range(259))]
+    ("count", "tokens", "ends"),
+    [(6, 24, range(0, 259, 80)), (2, 300, range(258, 259)), (6, 24, range(259))],
 )
 def test_buckets_and_graphs_change_no_row(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, tokens: int, ends: range
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, count: int, tokens: int, ends: range
 ) -> None:
     """A GPU's way, with every captured step done by the step itself: masked places, rows that wait for their
     bucket, rows that stand in twice. A row must not notice. After every eighth token the batch shrinks to the
@@ -301,14 +302,14 @@ def test_buckets_and_graphs_change_no_row(
         init(self, *args)
         self.captures = True
 
-    todo = requests(6, tokens)
+    todo = requests(count, tokens)
     plain = sample(decoder, todo, frozenset(ends), Settings(tokens))
     monkeypatch.setattr(sampler.Wave, "_capture", capture)
     monkeypatch.setattr(sampler.Wave, "__init__", captures)
     read = counting(monkeypatch)
     graphed = sample(decoder, todo, frozenset(ends), Settings(tokens))
     assert [[c.ids for c in group] for group in graphed] == [[c.ids for c in group] for group in plain]
-    lengths, size, steps = [len(c.ids) for group in plain for c in group], 18, []
+    lengths, size, steps = [len(c.ids) for group in plain for c in group], 3 * count, []
     for written in range(1, tokens):
         if written % 8 == 0:
             left = sum(length > written for length in lengths)
@@ -318,6 +319,7 @@ def test_buckets_and_graphs_change_no_row(
         steps.append((min(tokens, max(128, 1 << (written - 1).bit_length())), size))
     assert read[1:] == [size for _, size in steps]
     assert captured == list(dict.fromkeys(steps))
+    assert tokens < 300 or {span for span, _ in steps} == {128, 256, 300}
 
 
 def test_the_cache_is_as_large_as_its_formula_says(decoder: Decoder) -> None:
@@ -386,6 +388,17 @@ def test_draws_follow_the_distribution(temperature: float) -> None:
     truth = (logits[0].double() / temperature).log_softmax(-1)
     assert (share - truth.exp()).abs().max() <= 1e-4
     assert logp.dtype == torch.float32 and (logp - truth[tokens]).abs().max() < 3e-7
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logits_of_half_precision_are_read_in_float32(temperature: float) -> None:
+    logits = (4 * torch.randn(50, 999, generator=torch.Generator().manual_seed(0))).bfloat16()
+    numbers = torch.linspace(0, 0.99, 50, dtype=torch.float64)
+    settings = Settings(1, temperature)
+    for got, right in zip(
+        draw(logits, numbers, settings), draw(logits.float(), numbers, settings), strict=True
+    ):
+        assert torch.equal(got, right)
 
 
 QWEN = 151_936

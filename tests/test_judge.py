@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,18 @@ def test_an_overall_rating_is_shown_the_rubric_as_designed(
     assert any("its category" in line for line in lines) == (design.rubric_drop != "labels")
 
 
+@pytest.mark.parametrize("method", ["rar-explicit", "rar-implicit"])
+def test_an_item_that_weighs_nothing_is_shown_to_nobody(server: Server, tmp_path: Path, method: str) -> None:
+    """It changes no reward by its own verdict, so it must not change one through an overall rating either."""
+    rubric = question(0)["rubric"][-3:]
+    rubric[1]["weight"] = 0
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0, rubric=rubric)]))
+    scores = Judge("chat:m", method).score(examples, [["x"]])
+    asked = "\n".join(user(body) for _, body, _ in server.seen)
+    assert "Mentions o." in asked and "Recommends aspirin." in asked and "Names fever" not in asked
+    assert not scores.reward.isnan().any()
+
+
 @pytest.mark.parametrize(
     ("pitfalls", "reward"), [("avoided", 1.0), ("literal", 1.0), ("signed", 1 - 0.9 / 13.7)]
 )
@@ -181,8 +194,20 @@ def test_keyword_scores_have_the_rubrics_order_and_padding(tmp_path: Path) -> No
     assert scores.verdict[1, 0, 0] == 1 and scores.verdict[1, :, 1:].isnan().all()
     assert scores.verdict[2, :, 0].isnan().all()  # an item of weight 0 is never asked about
     assert scores.rating.isnan().all()
-    reward, _ = group_advantage(scores.verdict, scores.weight, scale="group")
-    assert not reward.isnan().any()
+    assert not scores.reward.isnan().any()
+    assert scores.rows(1, 0) == [
+        {"title": "Names fever", "category": "important", "weight": 0.7, "verdict": 1.0}
+    ]
+    assert [row["verdict"] for row in scores.rows(2, 1)] == [None, 0.0, 0.0]
+
+
+def test_scores_of_two_processes_fill_each_other() -> None:
+    rubrics = [Rubric(prompts.PREDEFINED)]
+    half = judges.Scores(torch.tensor([[[1.0, NAN]]]), torch.ones(1, 2), torch.tensor([[NAN, 3.0]]), rubrics)
+    rest = judges.Scores(torch.tensor([[[0.5, 0.25]]]), torch.ones(1, 2), torch.tensor([[7.0, 9.0]]), rubrics)
+    whole = half.filled(rest)
+    assert whole.verdict.tolist() == [[[1.0, 0.25]]] and whole.rating.tolist() == [[7.0, 3.0]]
+    assert whole.reward.item() == 0.625 and whole.rubrics is rubrics
 
 
 def test_a_rating_stands_as_one_verdict(examples: list[data.Example]) -> None:
@@ -217,8 +242,26 @@ def test_a_judge_that_does_not_exist_is_refused(spec: str) -> None:
 def test_options_that_cannot_be_used_are_refused_by_name(options: dict) -> None:
     with pytest.raises(ValueError, match="--" + next(iter(options)).replace("_", "-")):
         Judge("chat:m", "rar-explicit", **options)
-    with pytest.raises(ValueError, match="--criteria-per-call 65: expected at most 64"):
-        Judge("systemone:m", "rar-explicit", criteria_per_call=65)
+
+
+def test_a_judge_starts_with_the_defaults_of_the_command_line() -> None:
+    assert Judge("keyword", "rar-explicit").options == judges.Options()
+
+
+@pytest.mark.parametrize(
+    ("spec", "most"), [("chat:m", 1000), ("systemone:m", 64), ("decisions:m", 400), ("local:", 1000)]
+)
+def test_criteria_a_call_are_as_many_as_the_judge_takes(
+    tiny: Path, examples: list[data.Example], spec: str, most: int
+) -> None:
+    """64 and 400 are the servers' limits: a request with more is refused there, and all its verdicts fail."""
+    spec = spec + str(tiny) * (spec == "local:")
+    with pytest.raises(ValueError, match=f"--criteria-per-call {most + 1}: expected at most {most} for"):
+        Judge(spec, "rar-explicit", criteria_per_call=most + 1)
+    example = dataclasses.replace(examples[0], rubric=Rubric(prompts.PREDEFINED[:1] * (2 * most + 1)))
+    for per_call, calls in ((most, 3), ("all", 3), (None, 2 * most + 1 if spec == "chat:m" else 3)):
+        asker = Judge(spec, "rar-explicit", criteria_per_call=per_call, judge_device="cpu")
+        assert asker.calls(example) == calls
 
 
 @pytest.mark.parametrize("spec", SERVERS)
@@ -252,11 +295,21 @@ def test_a_chat_model_is_asked_for_structure_at_temperature_0(
     Judge("chat:m", "rar-explicit").score(examples[:1], [["x"]], repeat=3)
     for _, body, _ in server.seen:
         assert body["temperature"] == 0 and body["seed"] == 3 and body["max_tokens"] == 512
-        form = body["response_format"]["json_schema"]
-        assert form["strict"] and list(form["schema"]["properties"]["1"]["properties"]) == [
-            "reason",
-            "verdict",
-        ]
+        form = body["response_format"]["json_schema"]["schema"]
+        assert list(form["properties"]["1"]["properties"]) == ["reason", "verdict"]
+
+
+@pytest.mark.parametrize("spec", SERVERS)
+def test_another_repeat_asks_anew(server: Server, examples: list[data.Example], spec: str) -> None:
+    """How reliable a judge is shows where it is asked the same twice: not the cache."""
+    asker = Judge(spec, "direct-likert")
+    for repeat, calls in ((0, 1), (0, 1), (1, 2), (2, 3), (1, 3)):
+        asker.score(examples[:1], [["x"]], repeat=repeat)
+        assert len(server.seen) == calls
+    asker.score(examples[:1], [["x"]])  # the first of them, if nobody says which
+    assert len(server.seen) == 3
+    if spec == "chat:m":
+        assert [body["seed"] for _, body, _ in server.seen] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("per_call", "calls"), [(1, 15), (4, 4), ("all", 1)])
@@ -270,13 +323,32 @@ def test_criteria_per_call(
     expected = torch.tensor(told(asker, examples[0], ["a", "b"]))
     assert torch.equal(scores.verdict > 0.5, expected.bool().expand(2, 2, 15))
     assert len(server.seen) == 4 * calls == 4 * asker.calls(examples[0])
+    for _, body, _ in server.seen if spec == "chat:m" else ():  # a reason and a verdict more for each
+        assert body["max_tokens"] == 512 + 128 * (len(re.findall(r"^\d+\. ", user(body), re.M)) - 1)
 
 
-def test_a_threshold_makes_verdicts_binary(server: Server, examples: list[data.Example]) -> None:
-    plain = Judge("systemone:m", "rar-explicit").score(examples, [["a"]] * 2).verdict
+@pytest.mark.parametrize(("threshold", "of"), [(0.0, 0.0), (0.5, 0.5), (0.9, 0.9), (0.95, 1.0)])
+def test_a_threshold_makes_verdicts_binary(
+    server: Server, examples: list[data.Example], threshold: float, of: float
+) -> None:
+    """From it on, 1; the server says 0.2 and 0.9. A rating is no verdict and stays."""
+    plain = Judge("systemone:m", "rar-explicit").score(examples[:1], [["a"]]).verdict
     assert sorted(set(plain.flatten().tolist())) == pytest.approx([0.2, 0.9])
-    binary = Judge("systemone:m", "rar-explicit", threshold=0.5).score(examples, [["a"]] * 2).verdict
-    assert torch.equal(binary, (plain > 0.5).float())
+    binary = Judge("systemone:m", "rar-explicit", threshold=threshold).score(examples[:1], [["a"]]).verdict
+    assert torch.equal(binary, (plain.double() > of - 1e-6).float())
+    rated = Judge("systemone:m", "rar-implicit", threshold=threshold).score(examples[:1], [["a"]])
+    assert rated.rating.item() == 4 and rated.reward.item() == pytest.approx(1 / 3)
+
+
+def test_no_bar_is_drawn_where_nobody_sees_it(
+    examples: list[data.Example], capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    """Nor does a judge that sends nothing make a secret for its fences."""
+    asker = Judge("keyword", "rar-explicit")
+    for progress in (None, "judging"):
+        asker.score(examples, [["x"]] * 2, progress=progress)
+    assert capsys.readouterr() == ("", "") and not folder.exists()
+    assert asker.metrics() == {"judge/questions": 60} and asker.metrics() == {"judge/questions": 0}
 
 
 # --- failures -----------------------------------------------------------------------------------------------
@@ -299,6 +371,42 @@ def test_what_fails_is_nan_and_takes_only_its_own_rollout(
     kind = {"400": "HTTP 400", "cut": "cut"}.get(bad, "malformed")
     assert asker.ledger.failures == {kind: 1} and asker.metrics()[f"judge/failures/{kind}"] == 1
     assert f"1 x {kind}" in asker.ledger.line()
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+@pytest.mark.parametrize("method", ["rar-explicit", "direct-likert"])
+def test_what_a_decision_model_refuses_is_nan_and_counted(
+    server: Server, examples: list[data.Example], method: str, threshold: float | None
+) -> None:
+    """NaN is not above a threshold: as a verdict of 0 it would be a false fail."""
+    spoil = server.spoil
+
+    def refuse(fault: Any, path: str, body: dict, content: list) -> tuple[int, dict, bytes]:
+        if "broken" in body["input"]:
+            content = [{"type": "refusal", "name": content[0]["name"]}, *content[1:]]
+        return spoil(fault, path, body, content)
+
+    server.spoil = refuse
+    asker = Judge("decisions:m", method, threshold=threshold)
+    scores = asker.score(examples[:1], [["broken", "fine"]])
+    assert scores.verdict.isnan()[0, :, 0].tolist() == [True, False] and scores.verdict.isnan().sum() == 1
+    assert scores.reward.isnan().tolist() == [[True, False]] == [[row is None for row in (None, 1)]]
+    assert scores.rating.isnan()[0].tolist() == [True, method == "rar-explicit"]
+    assert scores.rows(0, 0)[0]["verdict"] is None
+    assert asker.ledger.failures == {"refused": 1} == {"refused": asker.metrics()["judge/failures/refused"]}
+
+
+def test_a_malformed_reply_is_asked_for_with_another_seed_and_a_reminder(
+    server: Server, examples: list[data.Example]
+) -> None:
+    server.fault = lambda path, body, number: "prose"
+    asker = Judge("chat:m", "direct-likert", max_tokens=77)
+    assert asker.score(examples[:1], [["x"]], repeat=5).rating.isnan().all()
+    bodies = [body for _, body, _ in server.seen]
+    assert [body["seed"] for body in bodies] == [5, 6, 7]
+    assert [user(body).count(asker.prompts.again) for body in bodies] == [0, 1, 1]
+    assert ["response_format" in body for body in bodies] == [True, False, False]
+    assert {body["max_tokens"] for body in bodies} == {77}
 
 
 @pytest.mark.parametrize(
@@ -397,16 +505,34 @@ def test_a_second_run_makes_no_calls_whatever_the_server(
     assert len(server.seen) == calls + 15
 
 
-def test_the_estimate_is_near_what_comes(
-    server: Server, examples: list[data.Example], tmp_path: Path
+PRICES = '{"m": [1000, 1, 100000]}'  # so dear that every token shows
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "requests", "written"),
+    [
+        ("chat:m", "rar-explicit", 90, 90 * 50),
+        ("chat:m", "rar-implicit", 6, 6 * 50),
+        ("systemone:m", "rar-explicit", 6, 0),  # which writes nothing
+    ],
+)
+def test_the_estimate_is_what_comes(
+    server: Server, questions: Path, tmp_path: Path, spec: str, method: str, requests: int, written: int
 ) -> None:
-    (tmp_path / "prices.json").write_text('{"m": [1, 0.1, 2]}')
-    asker = Judge("chat:m", "rar-explicit", prices=tmp_path / "prices.json", max_usd=1.0)
-    text = asker.estimate(examples, answers=4, tokens=10)
-    assert "about 60 requests" in text and ", 3e+03 out, $0.0" in text
-    asker.score(examples, [["four" * 10, "four" * 9 + "five"]] * 2)
-    assert asker.ledger.counts["calls"] == 60
-    assert Judge("keyword", "rar-explicit").estimate(examples, 4, 10) == ""
+    """Two of three questions have been looked at, and each will have three answers of 40 characters."""
+    examples = data.read(questions)[:2]
+    (tmp_path / "prices.json").write_text(PRICES)
+    asker = Judge(spec, method, prices=tmp_path / "prices.json")
+    text = asker.estimate(examples, answers=6, tokens=10)
+    asker.score(examples, [["four" * 10, "five" * 10, "nine" * 10]] * 2)
+    read = sum(len(json.dumps(body)) for _, body, _ in server.seen) / 4
+    dollars = read * 1000 / 1e6 + written * 100000 / 1e6
+    assert text == f"about {requests} requests, {read:.2g} tokens in, {written:.2g} out, ${dollars:.2f}"
+    assert len(server.seen) == requests
+    assert asker.estimate([], 0, 10) == ""
+    free = Judge(spec, method)
+    assert free.estimate(examples, 6, 10) == text.rpartition(",")[0]
+    assert Judge("keyword", "rar-explicit").estimate(examples, 6, 10) == ""
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(
@@ -421,17 +547,23 @@ def test_auto_says_what_it_chose_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     assert judges.choose("auto")[0] == "keyword" and "stand-in" in judges.choose("auto")[1]
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1")
-    spec, why = judges.choose("auto")
-    assert spec == "chat:gpt-4o-mini" and "OPENAI_BASE_URL" in why
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "http://localhost:1")
+        spec, why = judges.choose("auto")
+        assert spec == "chat:gpt-4o-mini" and why.startswith(f"{name} is set")
     assert judges.choose("keyword") == ("keyword", "as asked")
 
 
 def test_a_reference_is_needed_where_the_method_compares(tmp_path: Path) -> None:
     """9.5 % of the released science rows have none."""
-    examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0, reference_answer="")]))
-    with pytest.raises(ValueError, match="1 of 1 have none"):
-        Judge("chat:m", "reference-likert").check(examples)
+    rows = [question(0), question(1, reference_answer=""), question(2)]
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", rows))
+    asker = Judge("chat:m", "reference-likert")
+    with pytest.raises(ValueError, match="1 of 3 have none .the first is 'q1'"):
+        asker.check(examples)
+    asker.check(examples[::2])
+    for method in sorted({*judges.METHODS} - {"reference-likert"}):
+        asker.by(method).check(examples)
 
 
 # --- what a score hangs on ----------------------------------------------------------------------------------
@@ -445,6 +577,25 @@ def test_a_digest_tells_designs_and_rubrics_apart(examples: list[data.Example], 
     turned = dataclasses.replace(examples[0], rubric=Rubric(examples[0].rubric.criteria[::-1]))
     asked.append(Judge("keyword", method).digest(turned, "x"))
     assert len(set(asked)) == len(designs) + 1
+
+
+def test_a_digest_tells_every_setting_and_text_apart(
+    server: Server, examples: list[data.Example], tmp_path: Path
+) -> None:
+    """By it `judge.py score` knows which rows it may keep."""
+    (tmp_path / "p.toml").write_text("system = 'x'")
+
+    def digest(spec: str = "keyword", method: str = "rar-explicit", text: str = "x", **options: Any) -> str:
+        changed = {name: options.pop(name) for name in ("reference", "messages") if name in options}
+        asker = Judge(spec, method, **options)
+        return asker.digest(dataclasses.replace(examples[0], **changed), text)
+
+    found = [digest(), digest(method="rar-implicit"), digest(text="y"), digest(reference="This.")]
+    found += [digest(messages=({"role": "user", "content": "And?"},)), digest(prompts=tmp_path / "p.toml")]
+    found += [digest(criteria_per_call=2), digest(threshold=0.0), digest(threshold=0.5)]
+    found += [digest("chat:m"), digest("chat:n"), digest("chat:m", base_url=server.url + "/other")]
+    assert len(set(found)) == 12 and all(re.fullmatch("[0-9a-f]{16}", each) for each in found)
+    assert digest(concurrency=3, cache=False, criteria_per_call=1) == digest() == found[0]
 
 
 # --- a real server ------------------------------------------------------------------------------------------

@@ -166,6 +166,39 @@ def test_a_judge_by_another_method_keeps_its_own_mass(tiny: Path, terse: Path, t
     assert asker.mass == alone and len(other.mass) == 1 and other.ledger is asker.ledger
 
 
+def test_the_answers_to_one_question_are_read_together(tiny: Path, terse: Path, tmp_path: Path) -> None:
+    """And those to another for themselves, however alike the two begin."""
+    terse.write_text(terse.read_text().replace('"{question}{response}"', '"{question}\\n{response}\\n"'))
+    rows = [question(i, question="?", rubric=question(0)["rubric"][-2:]) for i in range(2)]
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", rows), unique=False)
+    asker = Judge(f"local:{tiny}", "rar-explicit", prompts=terse, judge_device="cpu")
+
+    def read(P: int, *group: str) -> int:
+        """The tokens that go through the model."""
+        asker.score(examples[:P], [list(group)] * P)
+        new = asker.metrics()
+        assert new["judge/questions"] == P * len(group)
+        return new["perf/judge/tokens_in"] - new["perf/judge/tokens_cached"]
+
+    opening = len("S" + "system\ns" + "E" + "\n" + "S" + "user\n" + "?\n")  # S and E open and end a turn
+    assert read(1, "a", "b", "c") == 3 * read(1, "a") - 2 * opening
+    assert read(2, "a") == 2 * read(1, "a") and read(2, "a", "b") == 2 * read(1, "a", "b")
+
+
+def test_the_command_says_how_much_the_offered_answers_have(
+    tiny: Path, terse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [question(i, question="?", response="a" * i, rubric=question(0)["rubric"][-2:]) for i in range(3)]
+    path, options = write_rows(tmp_path / "rows.jsonl", rows), {"prompts": terse, "judge_device": "cpu"}
+    asker = Judge(f"local:{tiny}", "direct-likert", **options)
+    asker.score(data.read(path), [[row["response"]] for row in rows])
+    asking = judges.Options(**options)
+    judges.score(path, tmp_path / "out.jsonl", f"local:{tiny}", "direct-likert", judging=asking)
+    mean = f"{sum(asker.mass) / 3:.2f}"
+    assert f"\njudge: mass of the offered answers {mean}, 3 questions," in capsys.readouterr().err
+    assert len(set(asker.mass)) == 3 and mean > "0.00", asker.mass
+
+
 def test_a_text_longer_than_a_local_judges_window_is_a_failure(tiny: Path, tmp_path: Path) -> None:
     examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0)]))
     asker = Judge(f"local:{tiny}", "rar-explicit", judge_device="cpu")

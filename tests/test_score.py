@@ -55,26 +55,56 @@ def test_score_leaves_bad_rows_out_where_it_may(command: Command, tmp_path: Path
     done = command("judge.py", "score", path, "--judge", "keyword", "--out", out, "--skip-bad-rows")
     assert done.returncode == 0 and "rows left out as bad: 2" in done.stderr
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["q0"]
+    write_rows(path, [question(0), question(1)])
+    done = command("judge.py", "score", path, "--judge", "keyword", "--out", out, "--skip-bad-rows")
+    assert done.returncode == 1 and "has no row with a `response`" in done.stderr
 
 
 def score(path: Path, out: Path, **options: Any) -> list[dict]:
     """The command without a process of its own."""
-    judges.score(path, out, options.pop("judge", "chat:m"), judging=judges.Options(**options))
+    words = options.pop("judge", "chat:m"), options.pop("method", "rar-explicit")
+    judges.score(path, out, *words, judging=judges.Options(**options))
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def test_score_goes_on_where_it_was_stopped(server: Server, tmp_path: Path) -> None:
+def test_score_goes_on_where_it_was_stopped(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Rows that are there are kept, a line that was cut is not, and nothing is asked twice."""
     rubric = question(0)["rubric"][:2]
     rows = [question(i, response=f"r {i}", rubric=rubric) for i in range(6)]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     whole = score(path, out)
+    assert "going on" not in capsys.readouterr().err
     lines = out.read_text().splitlines(keepends=True)
     out.write_text("".join(lines[:3]) + lines[3][:40])
     server.seen.clear()
     assert score(path, out, cache=False) == whole and len(server.seen) == 6
+    assert f"{out} has 3 of 6 rows: going on from there" in capsys.readouterr().err
     assert [row["id"] for row in whole] == [f"q{i}" for i in range(6)]
     assert score(path, out, cache=False) == whole and len(server.seen) == 6
+
+
+def test_what_is_judged_is_written_at_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows at a time: the fifth passes the budget, and a larger one goes on with it."""
+    monkeypatch.setattr(judges, "CHUNK", 2)
+    server.reply = lambda path, body: json.dumps({"reason": "r", "rating": 1 + user(body).count("!")})
+    rows = [question(i, question="?", response="!" * i) for i in range(6)]
+    path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    (tmp_path / "p.toml").write_text('rate = "r"\nshared = "{question}{response}"')
+    (tmp_path / "prices.json").write_text('{"m": [0, 0, 1000]}')  # a cent for each reply of ten tokens
+    options = {"prompts": tmp_path / "p.toml", "prices": tmp_path / "prices.json", "max_tokens": 11}
+    options |= {"method": "direct-likert", "concurrency": 1}
+    with pytest.raises(ValueError, match="--max-usd 0.05"):
+        score(path, out, max_usd=0.05, **options)
+    assert [json.loads(line)["rating"] for line in out.read_text().splitlines()] == [1, 2, 3, 4]
+    found = score(path, out, max_usd=0.1, **options)
+    assert [row["rating"] for row in found] == [1, 2, 3, 4, 5, 6] and len(server.seen) == 6
+    assert [row["reward"] for row in found] == pytest.approx([i / 9 for i in range(6)])
+    assert capsys.readouterr().out == f"6 responses, mean reward 0.2778, 0 failed; scores in {out}\n"
+    assert score(path, out, **options) == found, "the same rows, whatever they were judged with"
 
 
 def test_scores_of_another_judge_are_not_mixed_in(server: Server, tmp_path: Path) -> None:
@@ -113,7 +143,9 @@ def test_the_file_that_is_read_is_not_written(server: Server, tmp_path: Path) ->
     assert json.loads(path.read_text()) == question(0, response="x") and not server.seen
 
 
-def test_rows_that_failed_are_marked(server: Server, tmp_path: Path) -> None:
+def test_rows_that_failed_are_marked(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [question(i, response=f"r {i}", rubric=question(0)["rubric"][:2]) for i in range(3)]
     server.fault = lambda path, body, number: (
         "prose" if "r 1" in user(body) and "Mentions b" in user(body) else None
@@ -122,6 +154,15 @@ def test_rows_that_failed_are_marked(server: Server, tmp_path: Path) -> None:
     assert [row["failed"] for row in found] == [False, True, False]
     assert found[1]["reward"] is None and found[1]["verdicts"][0]["verdict"] is None
     assert found[1]["verdicts"][1]["verdict"] is not None
+    mean = (found[0]["reward"] + found[2]["reward"]) / 2
+    said = capsys.readouterr()
+    assert f"3 responses, mean reward {mean:.4f}, 1 failed;" in said.out
+    assert said.err.startswith("judge: chat:m (as asked)\njudge: 6 questions, 8 calls, 2 asked again, ")
+    assert "1 failed, " in said.err and "failures: 1 x malformed (not JSON alone)" in said.err
+    server.fault = lambda path, body, number: "prose" if number > 8 else None
+    write_rows(tmp_path / "in.jsonl", [question(0, response="new", rubric=question(0)["rubric"][:2])])
+    (failed,) = score(tmp_path / "in.jsonl", tmp_path / "none.jsonl", parse_retries=0)
+    assert "1 responses, mean reward none, 1 failed;" in capsys.readouterr().out and failed["failed"]
 
 
 def test_the_command_names_every_option_and_hides_the_key(

@@ -84,6 +84,14 @@ def test_the_gradient_is_the_formulas(decoder: model.Decoder, completions: list,
     for a, b in zip(got, truth, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+    # Where every ratio is 1 the loss is minus the weighted mean advantage. A group's sum to 0: so does the loss
+    # where completions weigh alike, and only there.
+    lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])
+    S, N = int(TEACHES.sum()), int(lengths[TEACHES].sum())
+    divisor = {"token": N, "sequence": S * lengths, "constant": S * 12}[loss_norm]
+    right = -(ADV * lengths / divisor)[TEACHES].sum().item()
+    assert metrics["loss"] == pytest.approx(right, abs=1e-6)
+    assert (abs(right) < 1e-6) == (loss_norm == "sequence")
 
 
 @pytest.mark.parametrize("loss_norm", grpo.LOSS_NORMS)

@@ -110,7 +110,9 @@ def said_and_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     folder, said = tmp_path_factory.mktemp("run"), io.StringIO()
     rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
     with contextlib.redirect_stdout(said):
-        train.main(options(tiny, write_rows(folder / "questions.jsonl", rows), folder / "run", warmup=0.5))
+        train.main(
+            options(tiny, write_rows(folder / "questions.jsonl", rows), folder / "run", warmup=0.5, seed=1)
+        )
     return said.getvalue(), folder / "run"
 
 
@@ -125,7 +127,14 @@ def test_a_run_keeps_settings_versions_and_one_line_a_step(said_and_run: tuple[s
     said, run = said_and_run
     config = json.loads((run / "config.json").read_text())
     given = {"steps": 4, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 12, "lr": 1e-3}
-    given |= {"warmup": 0.5, "save_every": 1, "eval_samples": 1, "judge": "keyword", "out": str(run)}
+    given |= {
+        "warmup": 0.5,
+        "seed": 1,
+        "save_every": 1,
+        "eval_samples": 1,
+        "judge": "keyword",
+        "out": str(run),
+    }
     assert given.items() <= config["settings"].items()
     assert config["versions"]["torch"] == torch.__version__
     assert config["judge_prompts"] == train.judges.prompts.JudgePrompts().digest
@@ -178,7 +187,7 @@ def test_every_parameter_moves(run: Path, tiny: Path) -> None:
 def test_the_same_command_gives_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
-    train.main(options(tiny, questions, tmp_path / "run", warmup=0.5))
+    train.main(options(tiny, questions, tmp_path / "run", warmup=0.5, seed=1))
     assert numbers(tmp_path / "run") == numbers(run)
 
 
@@ -187,7 +196,7 @@ def test_batches_change_no_number_beyond_rounding(
 ) -> None:
     """Over one step: from the second on, rounding that differs may tip a token, and then all that follows.
     Sums in another order have other last bits, which tells that there were other batches."""
-    train.main(options(tiny, questions, tmp_path / "run", steps=1, lr=5e-4, tokens_per_batch=60))
+    train.main(options(tiny, questions, tmp_path / "run", steps=1, lr=5e-4, seed=1, tokens_per_batch=60))
     for got, truth in zip(numbers(tmp_path / "run"), numbers(run)[:2], strict=True):
         for name in truth.keys() - {"judge/questions"}:  # here they count the score after, too
             value = truth[name]
@@ -201,7 +210,7 @@ def test_resuming_gives_the_numbers_of_an_unbroken_run(
     """Off by one, the last batch would be trained twice; without the moments, step 3 would differ; a warm-up
     that kept its share would be one of four steps now, and lower the rate again."""
     broken = tmp_path / "run"
-    train.main(options(tiny, questions, broken, steps=2, warmup=1))
+    train.main(options(tiny, questions, broken, steps=2, warmup=1, seed=1))
     with open(broken / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "half a li')
     with open(broken / "rollouts.jsonl", "a") as file:
@@ -222,7 +231,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
     broken = tmp_path / "run"
-    process = spawn(options(tiny, questions, broken, warmup=0.5), tmp_path / "log")
+    process = spawn(options(tiny, questions, broken, warmup=0.5, seed=1), tmp_path / "log")
     while not (broken / "checkpoints" / "step-1").exists() and process.is_alive():
         time.sleep(0.001)
     process.kill()
@@ -397,7 +406,7 @@ def test_a_run_of_no_steps_scores_the_policy_as_it_is(
     """Off the shelf: the score before training, and nothing else. It can be trained on, with the warm-up of
     a run that was never asked to stop."""
     folder = tmp_path / "run"
-    train.main(options(tiny, questions, folder, steps=0, warmup=0.5))
+    train.main(options(tiny, questions, folder, steps=0, warmup=0.5, seed=1))
     assert numbers(folder) == numbers(run)[:1] and "change" not in capsys.readouterr().out
     train.main(["--resume", str(folder), "--steps", "4"])
     assert numbers(folder) == numbers(run)

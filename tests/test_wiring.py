@@ -30,9 +30,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import train
 from rar_mini import grpo, model, sampler
-from rar_mini.config import PRESETS
+from rar_mini.config import PRESETS, Config, Options
 from rar_mini.hub import RELEASED
 from rar_mini.options import to_json
+from rar_mini.rubric import Design
 
 NEVER = {"eval_every": 0, "save_every": 0, "show_every": 0}
 
@@ -384,3 +385,56 @@ def test_a_score_that_cannot_be_had_costs_no_training(
     assert start.keys() >= scores | {"eval/held_out_gold_reward"}
     assert {name for name in end if name.startswith("eval/")} == scores
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
+
+
+# --- every setting ------------------------------------------------------------------------------------------
+
+HELD_BY = {
+    "test_a_preset_is_the_default_of_every_option": "preset domain max_prompt_tokens long_prompts out",
+    "test_a_run_keeps_settings_versions_and_one_line_a_step": "policy judge steps max_new_tokens",
+    "test_every_reward_can_be_recomputed_from_the_files": "data prompts_per_step group_size",
+    "test_a_revision_names_the_rows": "revision",
+    "test_bad_rows_are_left_out_when_asked": "skip_bad_rows",
+    "test_hygiene_can_be_switched_off": "hygiene",
+    "test_reference_answers_are_learnt_by_transformers_own_loss": "method",
+    "test_the_gold_judge_scores_the_same_held_out_answers_and_nothing_else": "gold_judge base_url max_tokens",
+    "test_judge_failures_are_counted_over_five_steps_and_may_reach_the_limit": "max_judge_failures",
+    "test_a_score_is_the_mean_over_questions_of_the_answers_that_have_a_reward": "eval_every eval_samples "
+    "eval_questions",
+    "test_things_are_kept_and_shown_when_they_should_be": "save_every keep show_every",
+    "test_a_seed_decides_the_order_and_the_answers": "seed",
+    "test_batches_change_no_number_beyond_rounding": "tokens_per_batch",
+    "test_the_cache_of_the_sampler_has_a_bound": "cache_mb",
+    "test_what_costs_or_saves_memory_changes_no_number": "graph attention checkpoint_activations "
+    "reference_device",
+    "test_bfloat16_trains_and_its_weights_move": "dtype",
+    "test_two_steps": "device",
+    "test_adapters_are_as_asked": "lora_rank lora_alpha lora_targets lora_save",
+    "test_recompute.py": "temperature lr warmup weight_decay max_grad_norm loss_norm clip_low clip_high beta "
+    "advantage_scale mismatch_cap inner_epochs",
+    # how a judge is asked
+    "test_answers_come_in_order_and_no_more_than_concurrency_at_once": "concurrency",
+    "test_a_try_ends_at_its_deadline_and_another_follows": "timeout",
+    "test_requests_a_minute": "rpm",
+    "test_tokens_a_minute": "tpm",
+    "test_a_server_that_never_answers_is_one_clear_error_after_one_request": "retries",
+    "test_a_malformed_reply_is_asked_for_again_and_then_fails": "parse_retries",
+    "test_a_second_run_makes_no_calls": "cache",
+    "test_a_score_that_cannot_be_had_costs_no_training": "prices max_usd",
+    "test_criteria_per_call": "criteria_per_call",
+    "test_a_threshold_makes_verdicts_binary": "threshold",
+    "test_prompts_can_be_replaced": "prompts",
+    "test_a_local_judge_serves_every_method": "judge_device",
+    "test_a_design_drops_weighs_and_asks": "rubric_drop weights pitfalls",
+}
+"""The test that sees what a setting does. Whoever adds one says here where it is held."""
+
+
+def test_every_setting_has_a_test_of_its_effect() -> None:
+    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")}
+    defined = {name for text in texts.values() for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    assert HELD_BY.keys() <= defined | texts.keys()
+    held = " ".join(HELD_BY.values()).split()
+    assert len(held) == len(set(held))
+    settings = {field.name for kind in (Config, Options, Design) for field in dataclasses.fields(kind)}
+    assert set(held) == settings - {"design", "judging"}

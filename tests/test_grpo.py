@@ -84,8 +84,8 @@ def test_the_gradient_is_the_formulas(decoder: model.Decoder, completions: list,
     for a, b in zip(got, truth, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
-    # Where every ratio is 1 the loss is minus the weighted mean advantage. A group's sum to 0: so does the loss
-    # where completions weigh alike, and only there.
+    # Where every ratio is 1 the loss is minus the weighted mean advantage: 0 where completions weigh alike,
+    # because a group's advantages sum to 0, and only there.
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])
     S, N = int(TEACHES.sum()), int(lengths[TEACHES].sum())
     divisor = {"token": N, "sequence": S * lengths, "constant": S * 12}[loss_norm]

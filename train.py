@@ -89,7 +89,7 @@ class Rollouts:
     adv: Tensor  # (P, G)
 
     def rows(self, step: int) -> list[dict]:
-        """One record a rollout, from which its reward can be computed again."""
+        """One record a rollout, from which its reward and its part in the step can be computed again."""
         return [
             {
                 "step": step,
@@ -102,6 +102,10 @@ class Rollouts:
                 "advantage": self.adv[p, g].item(),
                 "tokens": len(completion.ids),
                 "finished": completion.finished,
+                "prompt_ids": self.prompts[p],
+                "ids": completion.ids,
+                # Nine digits give a float32 back.
+                "sampler_logp": [judges.finite(float(f"{logp:.9g}")) for logp in completion.logp],
             }
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])

@@ -2,7 +2,7 @@
 
     RUN/config.json          settings, versions, git revision
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
-    RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
+    RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage, and its tokens
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
     RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; trainer/ continues the run.
                              Of LoRA it has merged weights, and in adapter/ a directory of PEFT's; or with
@@ -39,6 +39,8 @@ from rar_mini.options import from_json, to_json
 from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+TOKENS = ("prompt_ids", "ids", "sampler_logp")
+"""Of a rollout, what a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
@@ -198,12 +200,15 @@ class Run:
 
 
 def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one of a run's records, none where there is no such file."""
-    return lines(folder / name, "step")
+    """The rows of one of a run's records without their TOKENS, none where there is no such file."""
+    return lines(folder / name, "step", without=TOKENS)
 
 
-def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, each with these fields. Raises ValueError that names a line.
+def lines(
+    path: Path, *fields: str, finished: bool = False, without: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with these fields, read `without` others. Raises ValueError that names a
+    line.
 
     Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
     out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
@@ -223,7 +228,7 @@ def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, An
             came = line[:40].decode("utf-8", "replace")
             wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
             raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
-        rows.append(row)
+        rows.append({name: value for name, value in row.items() if name not in without})
     return rows
 
 

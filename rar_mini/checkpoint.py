@@ -2,7 +2,7 @@
 
     RUN/config.json          settings, versions, git revision
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
-    RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage
+    RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage, and its tokens
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
     RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; trainer/ continues the run.
                              Of LoRA it has merged weights, and in adapter/ a directory of PEFT's; or with
@@ -32,6 +32,8 @@ from rar_mini.files import digests, lines, sync, write_json, write_whole
 from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+TOKENS = ("prompt_ids", "ids", "sampler_logp")
+"""What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
@@ -202,8 +204,8 @@ class Run:
 
 
 def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one of a run's records, none where there is no such file."""
-    return lines(folder / name, "step")
+    """The rows of one of a run's records without their TOKENS, none if there is no such file."""
+    return lines(folder / name, "step", without=TOKENS)
 
 
 def _step(checkpoint: Path) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ def cache_folder() -> Path:
     return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
 
 
-def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, each with these fields. Raises ValueError that names a line.
+def lines(
+    path: Path, *fields: str, finished: bool = False, without: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, each with these fields, read `without` others. Raises ValueError that names a
+    line.
 
     Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
     out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
@@ -37,7 +40,7 @@ def lines(path: Path, *fields: str, finished: bool = False) -> list[dict[str, An
             came = line[:40].decode("utf-8", "replace")
             wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
             raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
-        rows.append(row)
+        rows.append({name: value for name, value in row.items() if name not in without})
     return rows
 
 

@@ -356,7 +356,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
     """Choose one token a row: logits (R, V), uniform (R,) in [0, 1) -> (tokens (R,), logp (R,)).
 
     By inverse CDF, so that one number decides a token. Sums are in float64: in float32 a vocabulary of
-    150,000 loses its rare tokens to rounding.
+    150,000 loses its rare tokens to rounding. So is what `logp` is made of, and only it is rounded.
     """
     logits = logits.float() if settings.temperature in (0, 1) else logits.float() / settings.temperature
     top = logits.amax(-1, keepdim=True)  # (R, 1)
@@ -370,7 +370,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
             mass = _truncate(mass, settings)
             sums = _sums(mass)
         tokens = _inverse(mass, sums, uniform.to(mass.device)[:, None])  # (R, 1)
-    logp = logits.gather(-1, tokens) - top - whole.log()
+    logp = logits.gather(-1, tokens).double() - top - whole.log()
     return tokens[:, 0], logp[:, 0].float()
 
 

@@ -5,11 +5,9 @@ judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them com
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,16 +81,12 @@ class Rollouts:
                 "finished": completion.finished,
                 "prompt_ids": self.prompts[p][g],
                 "ids": completion.ids,
-                "sampler_logp": short(completion.logp),
+                # Nine digits give a float32 back.
+                "sampler_logp": [finite(float(f"{logp:.9g}")) for logp in completion.logp],
             }
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])
         ]
-
-
-def short(numbers: Sequence[float]) -> list[float]:
-    """Float32 numbers in as few digits as tell them apart."""
-    return [float(str(number)) for number in np.asarray(numbers, dtype=np.float32)]
 
 
 def finite(number: float) -> float | None:

@@ -25,8 +25,8 @@ FAULTS = """hang lost 408 409 429 429-after 429-date 500 503 half truncated byte
 extra twice order empty echo cut refusal verdictless""".split()
 """What a server can do instead of answering."""
 
-OF_CHAT = ("prose", "twice", "order", "echo", "cut", "refusal")
-"""Those of them that only a model that writes can do."""
+OF_DECISIONS = ("shape", "missing", "extra", "empty", "verdictless")
+"""Those of them that each wire reads in its own way, a model that does not write included."""
 
 
 def truth(text: str) -> bool:
@@ -76,6 +76,15 @@ def _decision(question: dict, yes: bool) -> dict:
         shares = [{"label": str(i), "value": i, "probability": float(i == 4)} for i in range(1, 11)]
         return {"type": "score", "score": 4.0, "confidence": 1.0, "probabilities": shares}
     return {"type": "predicate", "probability": 0.9 if yes else 0.2}
+
+
+def user(body: dict) -> str:
+    """What a server was asked, on any wire."""
+    if "messages" in body:
+        return body["messages"][-1]["content"]
+    asked = body["questions"]
+    asked = list(asked.values()) if isinstance(asked, dict) else asked
+    return (body.get("state") or body["input"]) + "\n".join(q["instructions"] for q in asked)
 
 
 class Server:
@@ -160,7 +169,7 @@ class Server:
         whole = envelope(path, content)
         if path.endswith("/chat/completions"):
             whole = self.spoil_chat(fault, body, content, whole)
-        elif fault in ("shape", "missing", "extra", "empty", "verdictless"):
+        elif fault in OF_DECISIONS:
             whole["answers"] = spoil_answers(fault, whole["answers"])
         sent = _bytes([whole] if fault == "list" else whole)
         if fault in ("half", "truncated"):

@@ -53,15 +53,16 @@ def under_the_interpreter(file: str) -> None:
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """Within it, memory that torch allocates holds NaN: an output that a kernel leaves out is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    # What fills memory is meant for determinism. Products on a GPU need not be deterministic: only warn.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    # What fills memory is meant for determinism. Products on a GPU need not be deterministic: only warn. The
+    # other function for it, use_deterministic_algorithms, imports the compiler, which takes two seconds.
+    torch.set_deterministic_debug_mode("warn")
     assert torch.utils.deterministic.fill_uninitialized_memory
     try:
         assert torch.empty(3).isnan().all()
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
 
 
 def untouched(*shape: int, **options: Any) -> torch.Tensor:

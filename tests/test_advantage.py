@@ -74,22 +74,32 @@ def test_rewards_that_are_equal_on_paper_tie(device: str) -> None:
     """The same weights added up in another order: up to 1.2e-7 apart, +-1 once over the deviation. Here all
     1,024 answers to a rubric of ten, in groups that earn the same."""
     weight = torch.tensor([[10, 10, 7, 7, 3, 9, 3, 9, 3, 7]])
-    verdict = torch.cartesian_prod(*[torch.tensor([0, 1])] * 10)
+    verdict = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 10)
     earned = (verdict * weight).sum(-1)
-    differ = 0
-    for group in earned.unique():
-        alike = verdict[None, earned == group].to(device)
-        for scale in advantage.SCALES:
-            reward, adv = group_advantage(alike, (weight / 10).to(device), scale=scale)
-            assert not adv.any()
-        differ += len(reward.unique()) > 1
+    groups = [verdict[earned == each] for each in earned.unique()]
+    # One launch for all: short groups are filled up with rollouts on which the judge failed.
+    alike = torch.nn.utils.rnn.pad_sequence(groups, batch_first=True, padding_value=NAN).to(device)
+    for scale in advantage.SCALES:
+        reward, adv = group_advantage(alike, (weight / 10).expand(len(groups), -1).to(device), scale=scale)
+        assert not adv.any()
+    differ = sum(len(row[: len(group)].unique()) > 1 for row, group in zip(reward, groups, strict=True))
     assert differ >= 10, "else this proves nothing"
 
 
 @on_every_device
 def test_a_tie_ends_just_above_one_in_a_million(device: str) -> None:
-    _, adv = of_rewards([[0.0, 0.9e-6], [0.0, 1.1e-6]], device=device)
-    assert adv[0].tolist() == [0.0, 0.0] and adv[1, 0] < 0 < adv[1, 1]
+    _, adv = of_rewards([[0.0, 0.99e-6], [0.0, 1e-6], [0.0, 1.01e-6]], device=device)
+    assert adv[:2].tolist() == [[0.0, 0.0]] * 2 and adv[2, 0] < 0 < adv[2, 1]
+
+
+@on_every_device
+@pytest.mark.parametrize("apart", [3e-6, 1e-5])
+def test_a_deviation_near_one_in_a_million_is_damped(apart: float, device: str) -> None:
+    """Two rewards deviate by half of what is between them; 1e-6 is added to that. Rewards that differ so
+    little are noise: undamped, they would count as much as any."""
+    for scale, right in (("group", apart / 2 / (apart / 2 + 1e-6)), ("none", apart / 2)):
+        _, adv = of_rewards([[0.0, apart]], scale, device)
+        assert adv[0].tolist() == pytest.approx([-right, right], rel=1e-5)
 
 
 @on_every_device
@@ -199,8 +209,8 @@ def test_that_one_kernel_was_launched_and_read_each_verdict_once(
 
 @only_interpreted
 def test_verdicts_may_lie_beyond_two_to_the_31() -> None:
-    """The last of 4,097 groups of 1,024 rollouts and 512 items, of whose 8 GB hardly a page is touched."""
-    P, G, K = 4097, 1024, 512
+    """The last of 262,145 groups of 16 rollouts and 512 items, of whose 8 GB hardly a page is touched."""
+    P, G, K = 2**18 + 1, 16, 512
     verdict, weight = untouched(P, G, K), torch.empty(P, K)
     verdict[-1] = torch.rand(G, K, generator=torch.Generator().manual_seed(0))
     weight[-1] = 1.0

@@ -6,8 +6,6 @@ import logging
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,8 +93,8 @@ def test_answers_come_in_order_and_no_more_than_concurrency_at_once(
     server.latency = 0.3  # in which even a busy machine sends seven
     made = endpoint(concurrency=7)
     done = []
-    assert made.ask(words(40), lambda: done.append(1)) == [f"word {i}" for i in range(40)]
-    assert server.most == 7 and len(done) == 40 and made.ledger.counts["calls"] == 40
+    assert made.ask(words(20), lambda: done.append(1)) == [f"word {i}" for i in range(20)]
+    assert server.most == 7 and len(done) == 20 and made.ledger.counts["calls"] == 20
 
 
 @pytest.mark.parametrize(
@@ -376,42 +374,21 @@ def test_a_cache_that_cannot_be_made_costs_a_warning(
     assert "going on without it" in caplog.text
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from rar_mini.judging.ledger import Cache
-cache = Cache(Path(sys.argv[1]))
-for i in range(300):
-    cache.put(f"key {i}", '{"by": "%s"}' % sys.argv[2])
-    assert cache.get(f"key {i}") is not None
-"""
-
-
-def test_several_processes_share_a_cache(tmp_path: Path) -> None:
-    root, path = Path(__file__).parents[1], tmp_path / "c.sqlite"
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, path, str(i)], cwd=root, stderr=subprocess.PIPE)
-        for i in range(4)
-    ]
-    assert [(w.communicate()[1], w.returncode) for w in writers] == [(b"", 0)] * 4
-    cache = Cache(path)
-    assert all(cache.get(f"key {i}") for i in range(300))
-    cache.close()
-
-
 # --- money and counts ---------------------------------------------------------------------------------------
 
 
 def test_the_ledger_counts_tokens_dollars_and_latency(
     server: Server, endpoint: Callable[..., Endpoint]
 ) -> None:
+    server.latency, start = 0.05, time.monotonic()
     made = endpoint(price=(1.0, 0.1, 10.0))
     made.ask(words(4))
+    past = time.monotonic() - start
     metrics = made.ledger.metrics()
     assert metrics["perf/judge/tokens_in"] == 4000 and metrics["perf/judge/tokens_cached"] == 2400
     assert metrics["perf/judge/tokens_out"] == 40 and metrics["judge/questions"] == 4
     assert metrics["perf/judge/dollars"] == pytest.approx(4 * (400 * 1 + 600 * 0.1 + 10 * 10) / 1e6)
-    assert 0 < metrics["perf/judge/latency_p50"] <= metrics["perf/judge/latency_p95"]
+    assert 0.05 <= metrics["perf/judge/latency_p50"] <= metrics["perf/judge/latency_p95"] <= past
     made.ask(words(2))
     assert made.ledger.metrics()["perf/judge/calls"] == 2  # since the last time
     assert "6 questions, 6 calls" in made.ledger.line() and "$0.00" in made.ledger.line()
@@ -440,8 +417,10 @@ def test_what_came_too_late_may_have_to_be_paid_for(
     server: Server, endpoint: Callable[..., Endpoint]
 ) -> None:
     server.fault = once("hang")
-    made = endpoint(price=(0.0, 0.0, 3.0), timeout=2.0, retries=0)
-    made.ask([request("a", body={"max_tokens": 200}), request("b", body={"max_tokens": 200})])
+    made = endpoint(price=(0.0, 0.0, 3.0), retries=0)
+    made.ask([request("a", body={"max_tokens": 200})])
+    made.timeout = 0.3  # no honest reply is waited for
+    made.ask([request("b", body={"max_tokens": 200})])
     assert made.ledger.counts["dollars"] == pytest.approx((10 + 200) * 3e-6)
 
 
@@ -496,14 +475,21 @@ def test_several_threads_can_ask_one_endpoint(server: Server, endpoint: Callable
 
 
 def test_ctrl_c_cancels_what_is_under_way(server: Server, endpoint: Callable[..., Endpoint]) -> None:
-    server.latency = 1.0
     made = endpoint(concurrency=4)
+    made.ask([request("the first goes alone")])
+    server.latency = 0.5
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without
-    threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    def interrupt() -> None:
+        while len(server.seen) < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         made.ask(words(100))
     sent = len(server.seen)
-    time.sleep(1.2)
+    time.sleep(0.7)
     assert len(server.seen) == sent < 100  # nothing is sent after it
     server.latency = 0.0
     assert made.ask([request("after")]) == ["after"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_sampler import OneDevice
+from transformers import LlamaConfig
 
 from rar_mini import grpo, model
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
@@ -29,7 +31,9 @@ def completions(decoder: model.Decoder) -> list[list[Completion]]:
     return sample(decoder, requests, frozenset(range(0, 259, 8)), Settings(12))
 
 
-def batches(completions: list, loss_norm: str, tokens_per_batch: int = 10_000) -> list[grpo.MicroBatch]:
+def batches(
+    completions: list, loss_norm: str, tokens_per_batch: int = 10_000, **options: object
+) -> list[grpo.MicroBatch]:
     return grpo.micro_batches(
         PROMPTS,
         completions,
@@ -38,6 +42,7 @@ def batches(completions: list, loss_norm: str, tokens_per_batch: int = 10_000) -
         loss_norm=loss_norm,
         max_new_tokens=12,
         tokens_per_batch=tokens_per_batch,
+        **options,
     )
 
 
@@ -79,6 +84,14 @@ def test_the_gradient_is_the_formulas(decoder: model.Decoder, completions: list,
     for a, b in zip(got, truth, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+    # Where every ratio is 1 the loss is minus the weighted mean advantage: 0 where completions weigh alike,
+    # because a group's advantages sum to 0, and only there.
+    lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])
+    S, N = int(TEACHES.sum()), int(lengths[TEACHES].sum())
+    divisor = {"token": N, "sequence": S * lengths, "constant": S * 12}[loss_norm]
+    right = -(ADV * lengths / divisor)[TEACHES].sum().item()
+    assert metrics["loss"] == pytest.approx(right, abs=1e-6)
+    assert (abs(right) < 1e-6) == (loss_norm == "sequence")
 
 
 @pytest.mark.parametrize("loss_norm", grpo.LOSS_NORMS)
@@ -96,6 +109,42 @@ def test_micro_batches_change_no_gradient_and_no_metric(
     assert metrics.keys() == same.keys()
     for name in metrics:
         assert metrics[name] == pytest.approx(same[name], rel=1e-4, abs=1e-6), name
+
+
+def test_what_several_processes_make_of_their_own_prompts_adds_up_to_the_step(
+    decoder: model.Decoder, completions: list
+) -> None:
+    for loss_norm in grpo.LOSS_NORMS:
+        whole, _ = gradient(decoder, batches(completions, loss_norm))
+        parts = [gradient(decoder, batches(completions, loss_norm, own=own))[0] for own in ([2, 0], [1])]
+        for a, *b in zip(whole, *parts, strict=True):
+            assert (a - sum(b)).norm() <= 1e-5 * a.norm()
+
+
+def test_each_token_of_a_batch_stands_beside_what_belongs_to_it() -> None:
+    """Two prompts, one with completions of three tokens and of a single one, which is never read, only
+    predicted; the other with one of two, and one without a reward. In float32, two prompts in a batch."""
+    ids = [[[11, 12, 13], [21]], [[31, 32], [41]]]
+    written = [[Completion(c, [-0.1 * t for t in c], True) for c in group] for group in ids]
+    adv, teaches = torch.tensor([[0.5, -1.5], [2.0, 9.0]]), torch.tensor([[True, True], [True, False]])
+    weights = {
+        "token": [1 / 6] * 6,
+        "sequence": [1 / 9] * 3 + [1 / 3] + [1 / 6] * 2,
+        "constant": [1 / 21] * 6,
+    }
+    for loss_norm, right in weights.items():
+        (batch,) = grpo.micro_batches(
+            [[1, 2], [3]], written, adv, teaches, loss_norm=loss_norm, max_new_tokens=7, tokens_per_batch=9
+        )
+        assert batch.packed.ids.tolist() == [1, 2, 11, 12, 3, 31]
+        assert batch.packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
+        assert batch.row.tolist() == [1, 2, 3, 1, 4, 5] and batch.row.dtype == torch.int64
+        assert batch.target.tolist() == [11, 12, 13, 21, 31, 32]
+        assert batch.adv.tolist() == [0.5] * 3 + [-1.5] + [2.0] * 2
+        assert batch.weight.tolist() == pytest.approx(right)
+        assert batch.sampler_logp.tolist() == pytest.approx([-1.1, -1.2, -1.3, -2.1, -3.1, -3.2])
+        assert {x.dtype for x in (batch.adv, batch.weight, batch.sampler_logp)} == {torch.float32}
+        assert batch.old_logp is batch.ref_logp is None
 
 
 def test_batches_keep_to_their_budget_and_hold_every_token_once(completions: list) -> None:
@@ -148,19 +197,17 @@ def test_the_first_ratio_is_one_and_the_end_token_is_trained(
     assert ended and set(ended) <= set(batch.target.tolist())
 
 
+def batch_of(**columns: list[float]) -> grpo.MicroBatch:
+    """Numbers of tokens that come from nowhere, each of weight 1 unless told otherwise."""
+    given = {name: torch.tensor(column) for name, column in columns.items()}
+    ones = torch.ones_like(given["adv"])
+    return grpo.MicroBatch(packed=None, row=None, target=None, **{"weight": ones} | given)
+
+
 def one(adv: float, logp: float, old: float, **fields: float) -> tuple[float, float]:
     """Loss and its derivative in logp for a single token."""
-    numbers = {name: torch.tensor([value]) for name, value in fields.items() if name.endswith("logp")}
-    batch = grpo.MicroBatch(
-        packed=None,
-        row=None,
-        target=None,
-        adv=torch.tensor([adv]),
-        weight=torch.ones(1),
-        sampler_logp=numbers.get("sampler_logp", torch.tensor([old])),
-        old_logp=torch.tensor([old]),
-        ref_logp=numbers.get("ref_logp"),
-    )
+    numbers = {name: [value] for name, value in fields.items() if name.endswith("logp")}
+    batch = batch_of(**{"adv": [adv], "old_logp": [old], "sampler_logp": [old]} | numbers)
     x = torch.tensor([logp], requires_grad=True)
     options = {name: value for name, value in fields.items() if not name.endswith("logp")}
     loss, _ = grpo.policy_loss(x, batch, **{"clip_low": 0.2, "clip_high": 0.3} | options)
@@ -194,6 +241,93 @@ def test_the_mismatch_cap_weighs_by_sampler_and_cuts() -> None:
     assert one(1.0, -1.0, -1.0, mismatch_cap=2.0, sampler_logp=-1.5)[0] == pytest.approx(-math.exp(0.5))
     assert one(1.0, -1.0, -1.0, mismatch_cap=2.0, sampler_logp=-3.0)[0] == pytest.approx(-2.0)
     assert one(1.0, -1.0, -1.0, sampler_logp=-3.0)[0] == pytest.approx(-1.0)
+
+
+# adv, ratio, sampler's gap, entropy, reference's lead; whether the token counts as clipped, under [0.8, 1.3].
+TOKENS = [
+    (1.0, 1.5, 0.3, 0.5, 0.1, "high"),
+    (1.0, 1.25, -0.7, 1.5, -0.2, ""),  # above 1.2, which is the other bound
+    (-1.0, 1.5, 0.0, 2.5, 0.3, ""),  # its gradient goes on
+    (0.0, 1.5, 0.1, 3.0, 0.0, ""),
+    (-0.5, 0.75, 0.2, 0.25, 0.0, "low"),
+    (-0.5, 0.85, 0.0, 0.0, 0.4, ""),
+    (0.5, 0.5, 0.0, 0.0, -0.4, ""),
+    (0.0, 0.5, 0.0, 1.0, 0.0, ""),
+]
+
+
+@pytest.mark.parametrize("cut", [[0, 8], [0, 5, 8], [0, 1, 2, 8]])
+def test_metrics_are_of_all_tokens_of_the_step_however_it_is_cut(cut: list[int]) -> None:
+    """Written out one token at a time, with a penalty of 0.1 and a cap of 1.2 that cuts two."""
+    loss, parts = 0.0, []
+    for start, end in zip(cut, cut[1:], strict=False):
+        adv, ratio, gap, entropy, lead, _ = (list(column) for column in zip(*TOKENS[start:end], strict=True))
+        logp = torch.tensor([-2.0 - 0.1 * i for i in range(start, end)], requires_grad=True)
+        old = logp.detach() - torch.tensor(ratio).log()
+        batch = batch_of(adv=adv, sampler_logp=(old - torch.tensor(gap)).tolist(), old_logp=old.tolist())
+        batch.ref_logp = logp.detach() + torch.tensor(lead)
+        batch.weight = torch.arange(start, end) / 10
+        share, sums = grpo.policy_loss(logp, batch, clip_low=0.2, clip_high=0.3, beta=0.1, mismatch_cap=1.2)
+        assert share.requires_grad and not any(x.requires_grad for x in sums.values())
+        loss += share.item()
+        parts.append(sums | {"entropy": torch.tensor(entropy).sum()})
+    metrics = grpo.token_metrics(parts)
+    k3 = [math.exp(lead) - lead - 1 for *_, lead, _ in TOKENS]
+    gains = [
+        min(ratio * adv, max(0.8, min(1.3, ratio)) * adv) * min(math.exp(gap), 1.2)
+        for adv, ratio, gap, *_ in TOKENS
+    ]
+    right = sum(i / 10 * (-gain + 0.1 * k) for i, (gain, k) in enumerate(zip(gains, k3, strict=True)))
+    assert loss == pytest.approx(right, rel=1e-5)
+    assert metrics == {
+        "loss": pytest.approx(right, rel=1e-5),
+        "entropy": pytest.approx(sum(row[3] for row in TOKENS) / 8),
+        "sampling/sampling_logp_difference/mean": pytest.approx(1.3 / 8, rel=1e-5),
+        "sampling/sampling_logp_difference/max": pytest.approx(0.7, rel=1e-5),
+        "clip_ratio/low_mean": 1 / 8,
+        "clip_ratio/high_mean": 1 / 8,
+        "kl": pytest.approx(sum(k3) / 8, rel=1e-4),
+    }
+
+
+def test_without_a_reference_there_is_no_kl_and_at_the_bound_nothing_is_clipped() -> None:
+    """At the first inner epoch each ratio is 1, which no bound clips, not even one of 0."""
+    logp = torch.tensor([-1.0, -1.0], requires_grad=True)
+    batch = batch_of(adv=[1.0, -1.0], sampler_logp=[-1.0, -1.0], old_logp=[-1.0, -1.0])
+    loss, sums = grpo.policy_loss(logp, batch, clip_low=0.0, clip_high=0.0)
+    loss.backward()
+    assert logp.grad.tolist() == [-1.0, 1.0]
+    metrics = grpo.token_metrics([sums | {"entropy": torch.tensor(0.0)}])
+    assert "kl" not in metrics and not any(metrics.values())
+
+
+def test_all_that_a_batch_is_made_of_lies_where_the_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, and with a reference that stands on the CPU, whose head goes there too."""
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        decoder = model.Decoder(config)
+    reference = model.Decoder(config)
+    reference.visit()
+    written = [[Completion([1] * n, [0.0] * n, True) for n in (1, 2, 3)]] * 3
+    with OneDevice(monkeypatch):
+        for batch in batches(written, "token", 20, device="meta", attention="loop"):
+            logp, entropy = grpo.token_logp(decoder, batch, 1.0)
+            batch.old_logp = logp.detach()
+            batch.ref_logp, _ = grpo.token_logp(reference, batch, 1.0)
+            loss, sums = grpo.policy_loss(
+                logp, batch, clip_low=0.2, clip_high=0.2, beta=0.1, mismatch_cap=2.0
+            )
+            loss.backward()
+            grpo.token_metrics([sums | {"entropy": entropy.detach().sum()}])
+            assert {x.device.type for x in (logp, entropy, loss, batch.ref_logp)} == {"meta"}
+
+
+def test_the_attention_that_is_asked_for_is_packed(completions: list) -> None:
+    for attention, masks in (("loop", True), ("flex", False), ("auto", True)):
+        (batch,) = batches(completions, "token", attention=attention)
+        assert bool(batch.packed.masks) == masks == (batch.packed.blocks is None)
 
 
 def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:

@@ -2,14 +2,16 @@
 
 import ast
 import io
+import json
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import train
-from rar_mini.config import Config, Options
+from rar_mini.config import PRESETS, Config
 
 ROOT = Path(__file__).parents[1]
 VERBS = ("train.py", "judge.py", "evaluate.py")
@@ -21,6 +23,7 @@ SOURCES = sorted(
 )
 
 
+@cache
 def code_lines(name: str) -> set[int]:
     """Numbers of the lines that hold code: no blanks, no comments, no docstrings."""
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -90,8 +93,8 @@ def test_sizes() -> None:
                 assert long <= 60, f"{name}: {node.name} has {long} lines"
 
 
-def test_every_setting_is_read_and_explained() -> None:
-    """An option that nothing reads is worse than none."""
+def test_every_setting_is_explained() -> None:
+    """By the text under it, which is its help. What each does is held where tests/test_wiring.py says."""
     text = (ROOT / "rar_mini" / "config.py").read_text(encoding="utf-8")
     classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
     assert {node.name for node in classes} == {"Asking", "Options", "Config"}
@@ -99,17 +102,6 @@ def test_every_setting_is_read_and_explained() -> None:
         for above, below in zip(node.body, node.body[1:], strict=False):
             if isinstance(above, ast.AnnAssign):
                 assert isinstance(below, ast.Expr), f"{above.target.id} has no help"
-    names = ("train.py", "rar_mini/policy.py", "judge.py")
-    readers = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
-    training = readers["train.py"] + readers["rar_mini/policy.py"]
-    for name in Config.__dataclass_fields__:
-        if name != "preset":  # read before the others, to choose their defaults
-            assert re.search(rf"config\.{name}\b", training), f"nothing reads --{name}"
-    asking = readers["judge.py"] + (ROOT / "rar_mini" / "endpoint.py").read_text(encoding="utf-8")
-    for name in Options.__dataclass_fields__:
-        read = re.search(rf"\bo(?:ptions)?\.{name}\b|names = .*\b{name}\b", asking)
-        assert read, f"nothing reads --{name}"
-    assert "--preset" in readers["train.py"]
 
 
 def test_readme_defines_every_metric_and_names_every_file() -> None:
@@ -130,17 +122,39 @@ pass_rate/essential pass_rate/important pass_rate/pitfall items/never_met items/
 perf/seconds_judge perf/seconds_train perf/tokens_per_second""".split()
 
 
-def test_no_metric_is_logged_without_a_definition(tiny: Path, questions: Path, tmp_path: Path) -> None:
-    import json
+def judged(config: Config, scored: int) -> int:
+    """Answers that a run has judged: those of its steps, and those of its scores of so many questions: before
+    training, every so many steps, and at the end."""
+    scores = {0, config.steps, *range(0, config.steps, config.eval_every)}
+    steps = config.steps * config.prompts_per_step * config.group_size
+    return steps + len(scores) * scored * config.eval_samples
 
-    words = (
-        f"--policy {tiny} --data {questions} --out {tmp_path / 'run'} --judge keyword --steps 1 --beta 0.1"
-    )
-    words += " --gold-judge keyword"
+
+def test_no_metric_is_logged_without_a_definition(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    """And each of 15 criteria of an answer is one question for this judge."""
+    words = f"--policy {tiny} --data {questions} --out {tmp_path / 'run'} --judge keyword --beta 0.1"
+    words += " --steps 3 --eval-every 2 --gold-judge keyword"
     words += " --prompts-per-step 2 --group-size 4 --max-new-tokens 8 --save-every 0 --eval-samples 1"
     train.main(words.split())
-    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert {name for row in rows for name in json.loads(row)} == set(METRICS)
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row} == set(METRICS)
+    run = Config(steps=3, prompts_per_step=2, group_size=4, eval_every=2, eval_samples=1)
+    assert sum(row["judge/questions"] for row in rows) == 15 * judged(run, scored=5 + 2)
+
+
+def test_readme_counts_the_papers_requests_and_adds_up_its_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    paper = PRESETS["paper"]
+    questions = 2 * paper.eval_questions
+    steps, whole = judged(paper, scored=0), judged(paper, scored=questions)
+    assert f"{steps:,} requests, and {whole - steps} for seven scores of {questions} questions" in readme
+    assert f"{whole:,} calls of gpt-4o-mini, scores included" in readme
+    table = dict(re.findall(r"^\| (\S+) \| ([\d.]+) \| [\d.]+ \|", readme, re.MULTILINE))
+    more = [
+        float(table["RaR-Implicit"]) / float(table[f"{name}-Likert"]) - 1 for name in ("Direct", "Reference")
+    ]
+    text = "RaR-Implicit is {:.0f} % above\nDirect-Likert and {:.0f} % above Reference-Likert"
+    assert text.format(*(100 * x for x in more)) in readme
 
 
 def commands(text: str) -> list[str]:

@@ -5,10 +5,8 @@ is what the slow tests start.
 """
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import signal
 import socket
 import subprocess
@@ -16,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import torch
 from conftest import question, write_rows
 from hostile import Server
 from safetensors.torch import load_file
-from test_train import ROOT, numbers, options, records
+from test_train import ROOT, numbers, options, records, spawn
 
 import train
 from rar_mini import checkpoint, data, grpo, model, ranks
@@ -35,18 +32,6 @@ from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.ledger import Ledger
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.sampler import Completion
-
-processes = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nursery() -> None:
-    """The process that has imported all of this once, where others take seconds each."""
-    processes.set_forkserver_preload(["test_ranks", "torch.distributed"])
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
-        forkserver.ensure_running()
 
 
 class Launch:
@@ -59,13 +44,11 @@ class Launch:
         logs.mkdir(exist_ok=True)
         self.logs = [logs / f"rank-{rank}" for rank in range(n)]
         shared = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        shared |= {"TORCHELASTIC_RUN_ID": "test"} | {k: v for k, v in os.environ.items() if "OPENAI" in k}
-        shared |= {k: v for k, v in os.environ.items() if k.startswith("RAR_MINI")}
-        self.all = []
-        for rank, log in enumerate(self.logs):
-            own = shared | {"RANK": rank, "LOCAL_RANK": rank}
-            self.all.append(processes.Process(target=child, args=(rank, own, words, str(log), hook)))
-            self.all[-1].start()
+        shared |= {"TORCHELASTIC_RUN_ID": "test"}
+        self.all = [
+            spawn(words, log, rank, hook, RANK=rank, LOCAL_RANK=rank, **shared)
+            for rank, log in enumerate(self.logs)
+        ]
 
     def codes(self, seconds: float = 60) -> list[int | None]:
         """The exit codes, once all have ended."""
@@ -80,19 +63,6 @@ class Launch:
 
     def said(self) -> str:
         return "".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
-
-
-def child(rank: int, own: dict[str, Any], words: list[str], log: str, hook: Callable[[int], object]) -> None:
-    os.environ.update({name: str(value) for name, value in own.items()})
-    file = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    sys.argv = ["train.py", *words]
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    hook(rank)
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 def launch(n: int, words: list[str], logs: Path, hook: Callable[[int], object] = int) -> str:
@@ -140,22 +110,25 @@ def words(tiny: Path, five: Path, out: Path, **changes: object) -> list[str]:
     return options(tiny, five, out, **usual | changes)
 
 
-EVERYTHING = {"beta": 0.1, "inner_epochs": 2, "loss_norm": "token", "gold_judge": "keyword", "clip_low": 1e-3}
+EVERYTHING = {"beta": 0.1, "inner_epochs": 2, "loss_norm": "token", "clip_low": 1e-3}
+EVERYTHING |= {"gold_judge": "chat:m", "criteria_per_call": "all"}
 RUNS = [
     pytest.param(2, {}, marks=pytest.mark.slow),
     pytest.param(3, {}, marks=pytest.mark.slow),
     (3, EVERYTHING),
-    pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 2}, marks=pytest.mark.slow),
+    pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 0.5}, marks=pytest.mark.slow),
     pytest.param(3, {"method": "sft", "tokens_per_batch": 60}, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("n", "changes"), RUNS)
 def test_many_ranks_give_the_run_of_one(
-    tiny: Path, five: Path, tmp_path: Path, n: int, changes: dict[str, Any]
+    tiny: Path, five: Path, tmp_path: Path, folder: Path, server: Server, n: int, changes: dict[str, Any]
 ) -> None:
     """Averaged by ranks, not by tokens, a rank with short answers would count too much. Two held-out
-    questions leave the third rank without one. A save refuses weights that drifted apart by a bit."""
+    questions leave the third rank without one. A save refuses weights that drifted apart by a bit.
+
+    That one process heeds its settings is held by tests/test_recompute.py; here each acts on the numbers."""
     train.main(words(tiny, five, tmp_path / "one", **changes))
     said = launch(n, words(tiny, five, tmp_path / "many", **changes), tmp_path / "logs")
     like(tmp_path / "many", tmp_path / "one", tiny)
@@ -163,6 +136,10 @@ def test_many_ranks_give_the_run_of_one(
     assert len(lengths) > 3
     assert said.count("step 2/2") == 1 and said.endswith(f"--- rank-{n - 1}\n"), "rank 0 alone is heard"
     assert json.loads((tmp_path / "many" / "config.json").read_text())["machine"]["ranks"] == n
+    if "gold_judge" in changes:
+        last = numbers(tmp_path / "many")[-1]
+        assert last["kl"] > 0 and last["clip_ratio/low_mean"] > 0, "the clip needs another epoch, and acts"
+        assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 0.01
 
 
 OF_RANK_1 = [

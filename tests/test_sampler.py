@@ -1,6 +1,8 @@
 """Cached decoding is the full forward; a row depends on its own numbers alone; nothing is lost at the end."""
 
+import gc
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from rar_mini import model, onednn, sampler
+from rar_mini import config, model, onednn, sampler
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
 from rar_mini.tools import speed
@@ -36,19 +39,25 @@ def full_logp(decoder: Decoder, prompt: list[int], ids: list[int], temperature: 
     row = torch.tensor(prompt + ids)
     with torch.no_grad():
         hidden = decoder(row, torch.arange(len(row)), model.reference_attention)[len(prompt) - 1 : -1]
-        logp = (hidden @ decoder.head.T / temperature).log_softmax(-1)
+        logp = ((hidden @ decoder.head.T).float() / temperature).log_softmax(-1)
     return logp.gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_cached_decoding_equals_the_full_forward(decoder: Decoder, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "dtype", "error"),
+    [(1.0, torch.float32, 1e-4), (0.7, torch.float32, 1e-4), (0.7, torch.bfloat16, 0.1)],
+)
+def test_cached_decoding_equals_the_full_forward(
+    tiny: Path, temperature: float, dtype: torch.dtype, error: float
+) -> None:
     """Also against sampling at one temperature and scoring at another: at step 0 the ratio must be 1."""
+    decoder = model.load(tiny, dtype, "cpu")
     for request, group in zip(
         requests(), sample(decoder, requests(), ENDS, Settings(24, temperature)), strict=True
     ):
         for completion in group:
             truth = full_logp(decoder, list(request.prompt), completion.ids, temperature)
-            assert (torch.tensor(completion.logp) - truth).abs().max() < 1e-4
+            assert (torch.tensor(completion.logp) - truth).abs().max() < error
 
 
 def test_greedy_decoding_is_that_of_transformers(decoder: Decoder, tiny: Path) -> None:
@@ -101,6 +110,95 @@ def test_each_prompt_is_read_once_even_when_its_group_is_split(
     assert read == [30, 2, 2]  # the prompt, then one token for each of two waves of two rows
 
 
+def test_a_row_that_has_finished_costs_nothing_more(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it leaves at once; when none is left it is over. Progress is told of the tokens written."""
+    read, told = counting(monkeypatch), []
+    groups = sample(decoder, requests(8), frozenset(range(0, 259, 4)), Settings(24), told.append)
+    lengths = [len(c.ids) for group in groups for c in group]
+    assert max(lengths) < 24, "else this proves less"
+    rows = [sum(length > written for length in lengths) for written in range(max(lengths))]
+    assert read == [36, *rows[1:]] and told == rows
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[::-1]], ids=["rising", "falling"])
+def test_a_wave_is_as_full_as_its_budget_allows(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, prompts: tuple
+) -> None:
+    """Two rows of each of three prompts, four tokens each; at every budget from which on the waves are
+    others. They are cut by the formula, row by row, and seen by what is read: prompts, then rows."""
+    rows = [p for p in range(3) for _ in range(2)]
+    longest = max(map(len, prompts))
+
+    def cut(budget: int) -> list[list[int]]:
+        waves: list[list[int]] = [[]]
+        for p in rows:
+            grown = [*waves[-1], p]
+            need = len(set(grown)) * max(len(prompts[q]) for q in grown) + len(grown) * 4
+            waves[-1:] = [grown] if need <= budget else [waves[-1], [p]]
+        return [wave for wave in waves if wave]
+
+    budgets = range(longest + 4, 3 * longest + 6 * 4 + 2)
+    changed = [budgets[0], *(b for b in budgets if cut(b) != cut(b - 1)), budgets[-1]]
+    c, read = decoder.config, counting(monkeypatch)
+    token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4
+    for budget in (b for each in changed for b in (each - 1, each) if b in budgets):
+        right: list[int] = []
+        known: set[int] = set()
+        for wave in cut(budget):
+            if new := set(wave) - known:
+                right.append(sum(len(prompts[p]) for p in new))
+            right += [len(wave)] * 3
+            known = {wave[-1]}
+        read.clear()
+        sample(decoder, requests(2, 4, prompts), frozenset(), Settings(4, cache_bytes=budget * token))
+        assert read == right, budget
+    with pytest.raises(ValueError, match="--cache-mb"):
+        sample(decoder, requests(2, 4, prompts), ENDS, Settings(4, cache_bytes=(longest + 4) * token - 1))
+
+
+def test_what_is_given_to_no_settings_is_the_trainers_budget() -> None:
+    assert Settings(1).cache_bytes == config.Config().cache_mb * 2**20
+
+
+def held() -> int:
+    """Bytes of all tensors that were made since gc.freeze()."""
+    tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.layout == torch.strided]
+    storages = (x.untyped_storage() for x in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_a_wave_that_writes_holds_its_prompts_once(decoder: Decoder) -> None:
+    """And once more its last one, because the next wave may go on with it. Prompts that no row continues are
+    given up."""
+    c, seen = decoder.config, []
+    prompt = 400 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4
+    prompts, ends = tuple([i] * 400 for i in range(8)), frozenset(range(0, 259, 8))
+    todo = requests(1, 12, prompts)
+    gc.freeze()
+    try:
+        sample(decoder, todo, ends, Settings(12), lambda rows: seen.append((rows, held())))
+    finally:
+        gc.unfreeze()
+    assert seen[0][0] == 8 and seen[-1][0] < 5
+    for rows, size in seen:
+        assert (rows + 0.9) * prompt < size < (rows + 1.9) * prompt
+
+
+def test_a_step_costs_a_grid_of_prompts_by_rows(decoder: Decoder) -> None:
+    """Multiplications of attention in the step that writes the third token: of one, three and two rows, three
+    times three in the grid against the longest prompt, and each row against two tokens of its own."""
+    c, flops = decoder.config, []
+    rows = [Request(one.prompt, one.uniforms[:n]) for one, n in zip(requests(3, 3), (1, 3, 2), strict=True)]
+    for tokens in (2, 3):
+        with FlopCounterMode(display=False) as counter:
+            sample(decoder, rows, frozenset(), Settings(tokens))
+        flops.append(counter.get_total_flops())
+    both = 2 * 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim  # keys and values, twice each
+    assert flops[1] - flops[0] == both * (3 * 3 * 30 + 6 * 2)
+
+
 def wave(decoder: Decoder, tokens: int, ends: frozenset[int] = frozenset()) -> sampler.Wave:
     """Seven rows of three prompts, 3, 1 and 3 of each."""
     owner = [0, 0, 0, 1, 2, 2, 2]
@@ -126,6 +224,44 @@ def test_one_compiled_step_serves_every_position(decoder: Decoder) -> None:
     assert torch.equal(compiled.ids, plain.ids) and (compiled.ids != 0).any()
 
 
+class OneDevice(TorchDispatchMode):
+    """A device without data, "meta": fails where an operation joins it with a tensor on the CPU. What is read
+    out of it is 0, or of truth values, true in every second place."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        patch.setattr(torch.Tensor, "tolist", self.read)
+
+    @staticmethod
+    def read(x: torch.Tensor) -> list:
+        if x.dtype == torch.bool:
+            return [i % 2 == 1 for i in range(len(x))]
+        return np.zeros(tuple(x.shape), dtype=float if x.is_floating_point() else int).tolist()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+            return 1
+        if args and torch.is_tensor(args[0]) and str(kwargs.get("device")) == "cpu":
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        given = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if torch.is_tensor(x) and x.ndim]
+        assert len({x.device for x in given}) < 2 or "copy" in str(func), func
+        return func(*args, **kwargs)
+
+
+def test_all_that_a_wave_makes_lies_where_the_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a tensor that was made on the CPU stops the run. Without data, the way on one is the same."""
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    for settings in (Settings(4), Settings(4, top_p=0.5, top_k=7), Settings(4, temperature=0.0)):
+        with OneDevice(monkeypatch):
+            groups = sample(decoder, requests(2), ENDS, settings)
+        assert [len(c.ids) for group in groups for c in group] == [4] * 6
+
+
 @torch.no_grad()
 def test_a_step_allocates_the_same_at_every_position(decoder: Decoder) -> None:
     class Shapes(TorchDispatchMode):
@@ -147,31 +283,44 @@ def test_a_step_allocates_the_same_at_every_position(decoder: Decoder) -> None:
     assert not any("_local_scalar_dense" in name for name, _ in records[0])
 
 
-@pytest.mark.parametrize("tokens", [24, 300])
+@pytest.mark.parametrize(
+    ("count", "tokens", "ends"),
+    [(6, 24, range(0, 259, 80)), (2, 300, range(258, 259)), (6, 24, range(259))],
+)
 def test_buckets_and_graphs_change_no_row(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, tokens: int
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, count: int, tokens: int, ends: range
 ) -> None:
     """A GPU's way, with every captured step done by the step itself: masked places, rows that wait for their
-    bucket, rows that stand in twice. A row must not notice."""
-    spans, ends, init = set(), frozenset(range(0, 259, 80)), sampler.Wave.__init__
+    bucket, rows that stand in twice. A row must not notice. After every eighth token the batch shrinks to the
+    power of two that holds what is left, and a graph is captured once for each size and span."""
+    captured, init = [], sampler.Wave.__init__
 
     def capture(self: sampler.Wave, span: int) -> object:
-        spans.add((span, len(self.batch)))
+        captured.append((span, len(self.batch)))
         return lambda: self.step(span)
 
     def captures(self: sampler.Wave, *args: object) -> None:
         init(self, *args)
         self.captures = True
 
-    todo = requests(6, tokens)
-    plain = sample(decoder, todo, ends, Settings(tokens))
+    todo = requests(count, tokens)
+    plain = sample(decoder, todo, frozenset(ends), Settings(tokens))
     monkeypatch.setattr(sampler.Wave, "_capture", capture)
     monkeypatch.setattr(sampler.Wave, "__init__", captures)
-    graphed = sample(decoder, todo, ends, Settings(tokens))
+    read = counting(monkeypatch)
+    graphed = sample(decoder, todo, frozenset(ends), Settings(tokens))
     assert [[c.ids for c in group] for group in graphed] == [[c.ids for c in group] for group in plain]
-    sizes = {size for _, size in spans}
-    assert 18 in sizes and len(sizes) > 1 and all(n == 18 or n & (n - 1) == 0 for n in sizes)
-    assert max(span for span, _ in spans) > min(128, tokens - 1)
+    lengths, size, steps = [len(c.ids) for group in plain for c in group], 3 * count, []
+    for written in range(1, tokens):
+        if written % 8 == 0:
+            left = sum(length > written for length in lengths)
+            if not left:
+                break
+            size = min(size, 1 << (left - 1).bit_length())
+        steps.append((min(tokens, max(128, 1 << (written - 1).bit_length())), size))
+    assert read[1:] == [size for _, size in steps]
+    assert captured == list(dict.fromkeys(steps))
+    assert tokens < 300 or {span for span, _ in steps} == {128, 256, 300}
 
 
 def test_the_cache_is_as_large_as_its_formula_says(decoder: Decoder) -> None:
@@ -196,15 +345,20 @@ def test_what_all_prompts_begin_with_is_read_once(decoder: Decoder, monkeypatch:
     assert read == [19 + 4 + 1 + 2]  # the second prompt keeps a token of its own, to be predicted from
 
 
+@pytest.mark.parametrize(
+    ("most", "passes"), [(43, [43]), (42, [6, 37]), (36, [6, 30, 7]), (20, [6, 30, 7]), (5, [5, 1, 30, 7])]
+)
 def test_more_prompts_than_a_pass_takes_are_read_in_halves(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, most: int, passes: list[int]
 ) -> None:
-    """A wave of short answers to 600 prompts of 512 tokens was one pass, whose masks alone are 280 GB."""
-    whole = sample(decoder, requests(), ENDS, Settings(24))
+    """A wave of short answers to 600 prompts of 512 tokens was one pass, whose masks alone are 280 GB. A
+    prompt longer than that is read all the same."""
+    prompts = (*PROMPTS, [3] * 7)  # 5, 1, 30 and 7 tokens
+    whole = sample(decoder, requests(2, 8, prompts), ENDS, Settings(8))
     read = counting(monkeypatch)
-    monkeypatch.setattr(sampler, "READ", 32)  # of 5 + 1 + 30 tokens
-    halves = sample(decoder, requests(), ENDS, Settings(24))
-    assert read[:2] == [5, 31]
+    monkeypatch.setattr(sampler, "READ", most)
+    halves = sample(decoder, requests(2, 8, prompts), ENDS, Settings(8))
+    assert read[: len(passes)] == passes
     assert [[c.ids for c in group] for group in halves] == [[c.ids for c in group] for group in whole]
 
 
@@ -225,15 +379,54 @@ def test_end_tokens_are_the_union_of_all_that_are_named() -> None:
     assert end_tokens(2, [2, 7], None, 9) == {2, 7, 9}
 
 
-def test_draws_follow_the_distribution() -> None:
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_distribution(temperature: float) -> None:
     """Inverse CDF on an even grid of numbers gives each token its share to within one in the grid."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -1.0]])
     grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens, logp = draw(logits.expand(10_000, -1), grid, Settings(1))
+    tokens, logp = draw(logits.expand(10_000, -1), grid, Settings(1, temperature))
     share = torch.bincount(tokens, minlength=5) / 10_000
-    truth = logits[0].softmax(-1)
-    assert (share - truth).abs().max() <= 1e-4
-    assert torch.equal(logp, logits[0].log_softmax(-1)[tokens])
+    truth = (logits[0].double() / temperature).log_softmax(-1)
+    assert (share - truth.exp()).abs().max() <= 1e-4
+    assert logp.dtype == torch.float32 and (logp - truth[tokens]).abs().max() < 3e-7
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logits_of_half_precision_are_read_in_float32(temperature: float) -> None:
+    logits = (4 * torch.randn(50, 999, generator=torch.Generator().manual_seed(0))).bfloat16()
+    numbers = torch.linspace(0, 0.99, 50, dtype=torch.float64)
+    settings = Settings(1, temperature)
+    for got, right in zip(
+        draw(logits, numbers, settings), draw(logits.float(), numbers, settings), strict=True
+    ):
+        assert torch.equal(got, right)
+
+
+QWEN = 151_936
+
+
+@pytest.mark.parametrize("likely", [0, 70_000])
+def test_rare_tokens_of_a_large_vocabulary_are_drawn(likely: int) -> None:
+    """Beside one token all others have 1e-10 each. In float32 a running sum that has come to 1 stays there:
+    those behind the likely one, 1.5e-5 in all, would never be drawn."""
+    logits = torch.full((1, QWEN), math.log(1e-10))
+    logits[0, likely] = 0.0
+    wanted = torch.tensor([0, 5, 127, 128, 69_999, 70_000, 70_001, 100_000, QWEN - 1])
+    mass = logits[0].exp().double()
+    middles = ((mass.cumsum(0) - mass / 2) / mass.sum())[wanted]
+    tokens, _ = draw(logits.expand(len(wanted), -1), middles, Settings(1))
+    assert tokens.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("spread", [1, 3])
+def test_logp_errs_by_its_rounding_alone_at_the_largest_vocabulary(spread: int) -> None:
+    """Of a number from 8 to 16 that is 4.8e-7. A log-softmax in float32 errs by 1e-6 and 2e-5."""
+    generator = torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(24, QWEN, generator=generator)
+    numbers = torch.rand(24, generator=generator, dtype=torch.float64)
+    tokens, logp = draw(logits, numbers, Settings(1))
+    truth = logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    assert (logp - truth).abs().max() < 5e-7 and -16 < truth.min() < -8
 
 
 @pytest.mark.parametrize("V", [259, 1003, 49152])
@@ -279,8 +472,18 @@ def test_top_p_and_top_k_cut_the_tail_and_logp_ignores_them() -> None:
     assert set(tokens.tolist()) == {1}
 
 
+def test_of_equally_likely_tokens_the_lower_ids_are_kept() -> None:
+    """And no more of them than have the asked probability together."""
+    grid = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    for options, kept in (({"top_k": 3}, 3), ({"top_p": 0.5}, 32), ({"top_p": 0.51}, 33)):
+        tokens, _ = draw(torch.zeros(256, 64), grid, Settings(1, **options))
+        assert tokens.unique().tolist() == list(range(kept))
+
+
 def test_random_numbers_are_a_rows_own() -> None:
     first = uniforms(0, 1, "q", 2, 8)
+    # As they have always been: a run that a newer version goes on with keeps its numbers.
+    assert first[:3].tolist() == [0.716601268300677, 0.7252604070644296, 0.7509518765587326]
     assert np.array_equal(first, uniforms(0, 1, "q", 2, 16)[:8])
     others = [uniforms(1, 1, "q", 2, 8), uniforms(0, 2, "q", 2, 8), uniforms(0, 1, "p", 2, 8)]
     others.append(uniforms(0, 1, "q", 3, 8))
@@ -305,7 +508,15 @@ def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": NAN}, {"top_p": 0.0}, {"top_k": -1}]
+    "bad",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": NAN},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+    ],
 )
 def test_impossible_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="cannot sample"):

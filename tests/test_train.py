@@ -1,22 +1,32 @@
-"""The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses."""
+"""The whole run on a tiny policy: what it writes, that it learns, that it resumes, that it refuses.
+
+Other processes are forked from one that has imported torch; the last test starts a real one.
+"""
 
 import contextlib
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, Command, byte_tokenizer, question, write_rows
+from hostile import Server
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,7 +45,7 @@ def options(tiny: Path, questions: Path, out: Path, **changes: object) -> list[s
         "data": questions,
         "out": out,
         "judge": "keyword",
-        "steps": 3,
+        "steps": 4,
         "prompts-per-step": 2,
         "group-size": 4,
         "max-new-tokens": 12,
@@ -56,34 +66,91 @@ def numbers(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in records(run)]
 
 
+processes = multiprocessing.get_context("forkserver")
+
+
+@cache
+def nursery() -> None:
+    """Start the process that has imported all of this once, where others take seconds each."""
+    processes.set_forkserver_preload(["test_ranks", "torch.distributed"])
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        forkserver.ensure_running()
+
+
+def spawn(
+    words: list[str], log: Path, rank: int = 0, hook: Callable[[int], object] = int, **own: Any
+) -> BaseProcess:
+    """train.py as a shell would start it, with `own` in its environment and all that it says in a file;
+    `hook` is called with the rank before it begins."""
+    nursery()
+    own |= {name: value for name, value in os.environ.items() if name.startswith(("OPENAI", "RAR_MINI"))}
+    process = processes.Process(target=child, args=(words, str(log), rank, hook, own))
+    process.start()
+    return process
+
+
+def child(words: list[str], log: str, rank: int, hook: Callable[[int], object], own: dict[str, Any]) -> None:
+    os.environ.update({name: str(value) for name, value in own.items()})
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.argv = ["train.py", *words]
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook(rank)
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
 @pytest.fixture(scope="module")
-def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run of three steps that several tests read."""
-    folder = tmp_path_factory.mktemp("run")
+def said_and_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What one run of four steps said, and where it is."""
+    folder, said = tmp_path_factory.mktemp("run"), io.StringIO()
     rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
-    train.main(options(tiny, write_rows(folder / "questions.jsonl", rows), folder / "run"))
-    return folder / "run"
+    with contextlib.redirect_stdout(said):
+        train.main(
+            options(tiny, write_rows(folder / "questions.jsonl", rows), folder / "run", warmup=0.5, seed=1)
+        )
+    return said.getvalue(), folder / "run"
 
 
-def test_a_run_keeps_settings_versions_and_one_line_a_step(run: Path) -> None:
+@pytest.fixture(scope="module")
+def run(said_and_run: tuple[str, Path]) -> Path:
+    """That run, which several tests read."""
+    return said_and_run[1]
+
+
+def test_a_run_keeps_settings_versions_and_one_line_a_step(said_and_run: tuple[str, Path]) -> None:
+    """Metrics of a step are recomputed by tests/test_recompute.py; here are those that only a clock knows."""
+    said, run = said_and_run
     config = json.loads((run / "config.json").read_text())
-    assert config["settings"]["steps"] == 3 and config["versions"]["torch"] == torch.__version__
+    given = {"steps": 4, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 12, "lr": 1e-3}
+    given |= {"warmup": 0.5, "seed": 1, "save_every": 1, "eval_samples": 1}
+    given |= {"judge": "keyword", "out": str(run)}
+    assert given.items() <= config["settings"].items()
+    assert config["versions"]["torch"] == torch.__version__
     assert config["judge_prompts"] == train.judges.prompts.JudgePrompts().digest
-    assert [row["step"] for row in records(run)] == [0, 1, 2, 3]
-    last = records(run)[-1]
-    for name in (
-        *("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "entropy", "grad_norm"),
-        *("completions/clipped_ratio", "sampling/sampling_logp_difference/mean", "loss", "learning_rate"),
-        *("eval/train_reward", "eval/held_out_reward", "perf/seconds_sample", "perf/tokens_per_second"),
-    ):
-        assert isinstance(last[name], float), name
-    assert last["sampling/sampling_logp_difference/max"] < 1e-4
+    start, *steps = records(run)
+    assert start["step"] == 0 and [row["step"] for row in steps] == [1, 2, 3, 4]
     assert "NaN" not in (run / "metrics.jsonl").read_text()
+    assert [row["learning_rate"] for row in steps] == [5e-4, 1e-3, 1e-3, 1e-3]
+    rows = records(run, "rollouts")
+    for row in steps:
+        seconds = [row[f"perf/seconds_{stage}"] for stage in ("sample", "judge", "train")]
+        tokens = sum(rollout["tokens"] for rollout in rows if rollout["step"] == row["step"])
+        assert min(seconds) > 0 and row["perf/tokens_per_second"] == pytest.approx(tokens / sum(seconds))
+        assert row["sampling/sampling_logp_difference/max"] < 1e-4
+        assert abs(row["loss"]) < 1e-6 and row["grad_norm"] > 0.1
+    assert said.count("loss is about 0 and that is right") == 1, "by this norm, and in one inner epoch"
+    assert all(1 <= row["tokens"] <= 12 and (row["finished"] or row["tokens"] == 12) for row in rows)
+    assert {row["finished"] for row in rows} == {True, False}
 
 
 def test_every_reward_can_be_recomputed_from_the_files(run: Path) -> None:
     rollouts = records(run, "rollouts")
-    assert len(rollouts) == 3 * 2 * 4
+    assert len(rollouts) == 4 * 2 * 4
     for start in range(0, len(rollouts), 4):
         group = rollouts[start : start + 4]
         assert len({row["example_id"] for row in group}) == 1
@@ -95,8 +162,8 @@ def test_every_reward_can_be_recomputed_from_the_files(run: Path) -> None:
 
 
 def test_a_checkpoint_is_a_model_that_transformers_loads(run: Path) -> None:
-    saved = run / "checkpoints" / "step-3"
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-2", "step-3"]  # --keep 2
+    saved = run / "checkpoints" / "step-4"
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-3", "step-4"]  # --keep 2
     ours = policy.load(str(saved), torch.float32, "cpu")
     theirs = AutoModelForCausalLM.from_pretrained(saved)
     assert torch.equal(theirs.lm_head.weight, ours.model.head)
@@ -107,47 +174,50 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(run: Path) -> None:
 def test_every_parameter_moves(run: Path, tiny: Path) -> None:
     """A default that zeroes the policy gradient looks normal in every metric."""
     before = load_file(tiny / "model.safetensors")
-    after = load_file(run / "checkpoints" / "step-3" / "model.safetensors")
+    after = load_file(run / "checkpoints" / "step-4" / "model.safetensors")
     assert all(not torch.equal(before[name], after[name]) for name in after)
 
 
 def test_the_same_command_gives_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
-    train.main(options(tiny, questions, tmp_path / "run"))
+    train.main(options(tiny, questions, tmp_path / "run", warmup=0.5, seed=1))
     assert numbers(tmp_path / "run") == numbers(run)
 
 
-@pytest.mark.parametrize("changes", [{"tokens_per_batch": 60}, {"cache_mb": 1}])
-def test_budgets_change_no_number_beyond_rounding(
-    run: Path, tiny: Path, tmp_path: Path, questions: Path, changes: dict
+def test_batches_change_no_number_beyond_rounding(
+    run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
-    """Over one step: from the second on, rounding that differs may tip a token, and then all that follows."""
-    train.main(options(tiny, questions, tmp_path / "run", steps=1, **changes))
+    """Over one step: from the second on, rounding that differs may tip a token, and then all that follows.
+    Sums in another order have other last bits, which tells that there were other batches."""
+    train.main(options(tiny, questions, tmp_path / "run", steps=1, lr=5e-4, seed=1, tokens_per_batch=60))
     for got, truth in zip(numbers(tmp_path / "run"), numbers(run)[:2], strict=True):
         for name in truth.keys() - {"judge/questions"}:  # here they count the score after, too
             value = truth[name]
             assert got[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
+    assert got["grad_norm"] != truth["grad_norm"]
 
 
 def test_resuming_gives_the_numbers_of_an_unbroken_run(
     run: Path, tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Off by one, the last batch would be trained twice; without the moments, step 3 would differ."""
+    """Off by one, the last batch would be trained twice; without the moments, step 3 would differ; a warm-up
+    that kept its share would be one of four steps now, and lower the rate again."""
     broken = tmp_path / "run"
-    train.main(options(tiny, questions, broken, steps=2, warmup=0.15))  # a share of 2 steps: rounds to 0
+    train.main(options(tiny, questions, broken, steps=2, warmup=1, seed=1))
     with open(broken / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "half a li')
     with open(broken / "rollouts.jsonl", "a") as file:
         file.write('{"step": 3}\n')
-    train.main(["--resume", str(broken), "--steps", "3"])
+    train.main(["--resume", str(broken), "--steps", "4"])
     left = capsys.readouterr().out.split("resume   ")[1]
-    assert "rar-explicit: 8 answers" in left, "of the one step that is left"
+    assert "rar-explicit: 16 answers" in left, "of the two steps that are left"
     got, truth = numbers(broken), numbers(run)
-    assert got[-1] == truth[-1]
-    assert [row["step"] for row in got] == [0, 1, 2, 3]
-    assert [row["step"] for row in records(broken, "rollouts")] == [s for s in (1, 2, 3) for _ in range(8)]
-    with pytest.raises(ValueError, match="finished after 3 steps"):
+    assert [row["learning_rate"] for row in got[1:]] == [row["learning_rate"] for row in truth[1:]]
+    assert got[-2:] == truth[-2:]
+    assert [row["step"] for row in got] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in records(broken, "rollouts")] == [s for s in (1, 2, 3, 4) for _ in range(8)]
+    with pytest.raises(ValueError, match="finished after 4 steps"):
         train.main(["--resume", str(broken)])
 
 
@@ -155,13 +225,11 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
     broken = tmp_path / "run"
-    command = [sys.executable, "train.py", *options(tiny, questions, broken)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (broken / "checkpoints" / "step-1").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = spawn(options(tiny, questions, broken, warmup=0.5, seed=1), tmp_path / "log")
+    while not (broken / "checkpoints" / "step-1").exists() and process.is_alive():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
     try:
         train.main(["--resume", str(broken)])
     except ValueError as error:  # it was quicker than the kill
@@ -179,14 +247,11 @@ def test_a_run_killed_twenty_times_is_the_unbroken_run(tiny: Path, tmp_path: Pat
     broken = tmp_path / "run"
     words[words.index(str(tmp_path / "truth"))] = str(broken)
     rng = random.Random(0)
-    processes = multiprocessing.get_context("forkserver")  # which has imported torch once for all
-    processes.set_forkserver_preload(["train"])
     kills, whole = 0, 0
     while kills < 20 or not whole:
         started = (broken / "config.json").exists()
         argv = ["--resume", str(broken)] if started else words
-        process = processes.Process(target=train.main, args=(argv,))
-        process.start()
+        process = spawn(argv, tmp_path / "log")
         process.join(rng.uniform(0, length / 4) if kills < 20 else None)
         if process.is_alive():
             process.kill()
@@ -223,26 +288,26 @@ def test_a_run_without_a_checkpoint_starts_over(tiny: Path, tmp_path: Path, ques
 
 def test_ctrl_c_finishes_the_step_and_saves(tiny: Path, tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, "train.py", *options(tiny, questions, folder, steps=500, save_every=0)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (folder / "rollouts.jsonl").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert f"--resume {folder}" in out
+    process = spawn(options(tiny, questions, folder, steps=500, save_every=0), tmp_path / "log")
+    while not (folder / "rollouts.jsonl").exists() and process.is_alive():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 130 and "Traceback" not in said
+    assert f"--resume {folder}" in said
     (saved,) = (folder / "checkpoints").iterdir()
     assert checkpoint.check(saved) == records(folder)[-1]["step"]
 
 
 def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "step-3"
-    shutil.copytree(run / "checkpoints" / "step-3", saved)
-    assert checkpoint.check(saved) == 3
+    saved = tmp_path / "step-4"
+    shutil.copytree(run / "checkpoints" / "step-4", saved)
+    assert checkpoint.check(saved) == 4
     with open(saved / "trainer" / "optimizer.pt", "r+b") as file:
         file.seek(200)
         file.write(b"\0\1\2")
-    with pytest.raises(ValueError, match=r"step-3 is damaged: trainer/optimizer.pt"):
+    with pytest.raises(ValueError, match=r"step-4 is damaged: trainer/optimizer.pt"):
         checkpoint.check(saved)
 
 
@@ -250,14 +315,14 @@ def test_the_checkpoint_before_a_damaged_one_is_offered_and_goes_on(run: Path, t
     """Its later records and checkpoints go: those steps are done again, to the same numbers."""
     broken = tmp_path / "run"
     shutil.copytree(run, broken)
-    (broken / "checkpoints" / "step-3" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"model.safetensors .* --resume \S+run --step 2"):
+    (broken / "checkpoints" / "step-4" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"model.safetensors .* --resume \S+run --step 3"):
         train.main(["--resume", str(broken)])
-    with pytest.raises(ValueError, match="no checkpoint of step 1: expected one of 2, 3"):
-        train.main(["--resume", str(broken), "--step", "1"])
-    train.main(["--resume", str(broken), "--step", "2"])
+    with pytest.raises(ValueError, match="no checkpoint of step 2: expected one of 3, 4"):
+        train.main(["--resume", str(broken), "--step", "2"])
+    train.main(["--resume", str(broken), "--step", "3"])
     assert numbers(broken) == numbers(run)
-    assert checkpoint.check(broken / "checkpoints" / "step-3") == 3
+    assert checkpoint.check(broken / "checkpoints" / "step-4") == 4
 
 
 ANSWERS = [question(i, reference_answer=f"It is {i}" + i * "!") for i in range(5)]
@@ -335,9 +400,9 @@ def test_a_run_of_no_steps_scores_the_policy_as_it_is(
     """Off the shelf: the score before training, and nothing else. It can be trained on, with the warm-up of
     a run that was never asked to stop."""
     folder = tmp_path / "run"
-    train.main(options(tiny, questions, folder, steps=0))
+    train.main(options(tiny, questions, folder, steps=0, warmup=0.5, seed=1))
     assert numbers(folder) == numbers(run)[:1] and "change" not in capsys.readouterr().out
-    train.main(["--resume", str(folder), "--steps", "3"])
+    train.main(["--resume", str(folder), "--steps", "4"])
     assert numbers(folder) == numbers(run)
 
 
@@ -387,17 +452,17 @@ def test_a_full_disk_is_named_and_loses_nothing(
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     with limited_files(size):
-        done = command("train.py", "--resume", folder, "--steps", "5")
+        done = command("train.py", "--resume", folder, "--steps", "6")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"continue with: python train.py --resume {folder}" in done.stderr.splitlines()[-1]
-    assert [checkpoint.check(path) for path in Run(folder).checkpoints()] == [2, 3]
+    assert [checkpoint.check(path) for path in Run(folder).checkpoints()] == [3, 4]
     assert not list(folder.rglob(".partial-*"))
 
 
 def test_bfloat16_trains_and_its_weights_move(tiny: Path, tmp_path: Path, questions: Path) -> None:
     """Rounded to nearest at the paper's rate nothing would: `--dtype` must not be a way to learn nothing."""
     folder = tmp_path / "run"
-    train.main(options(tiny, questions, folder, dtype="bfloat16", lr=5e-6, warmup=0))
+    train.main(options(tiny, questions, folder, dtype="bfloat16", lr=5e-6, steps=3))
     before = load_file(tiny / "model.safetensors")
     after = load_file(folder / "checkpoints" / "step-3" / "model.safetensors")
     for name, weight in after.items():
@@ -406,26 +471,16 @@ def test_bfloat16_trains_and_its_weights_move(tiny: Path, tmp_path: Path, questi
             assert not torch.equal(weight, before[name].bfloat16()), name
 
 
-ARMS = [
-    ("sequence", "group"),
-    ("token", "group"),
-    ("constant", "group"),
-    ("sequence", "none"),
-    ("token", "none"),
-    ("constant", "none"),
-]
+def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path) -> None:
+    """Answers of two bytes, in which a lone `e` or `o` is right; the wrong sign would make it vanish.
 
-
-@pytest.mark.parametrize(("loss_norm", "scale"), ARMS)
-def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path, loss_norm: str, scale: str) -> None:
-    """Answers of two bytes, in which a lone `e` or `o` is right; the wrong sign would make it vanish."""
+    What --loss-norm and --advantage-scale do is held by tests/test_recompute.py: every arm learns this."""
     item = {"title": "Right arm", "description": "Essential Criteria: Mentions e or o.", "weight": 5}
     rows = [question(i, rubric=[item]) for i in range(2)]
     folder = tmp_path / "run"
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    words = options(tiny, path, folder, steps=24, max_new_tokens=2, group_size=32, lr=2e-2, save_every=0)
-    words += ["--eval-every", "0", "--loss-norm", loss_norm, "--advantage-scale", scale, "--show-every", "0"]
-    train.main(words)
+    never = {"save_every": 0, "eval_every": 0, "show_every": 0}
+    train.main(options(tiny, path, folder, steps=24, max_new_tokens=2, group_size=32, lr=2e-2, **never))
     rewards = [row["reward"] for row in records(folder)]
     assert sum(rewards[:5]) / 5 < 0.2
     assert sum(rewards[-5:]) / 5 > 0.8
@@ -525,70 +580,22 @@ def test_an_existing_folder_is_refused_with_the_way_on(tiny: Path, tmp_path: Pat
         train.main(options(tiny, questions, tmp_path / "run"))
 
 
-def test_too_many_judge_failures_stop_the_run(
-    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train.judges.keyword_judge, "verdict", lambda criterion, response: float("nan"))
-    with pytest.raises(ValueError, match="--max-judge-failures"):
-        train.main(options(tiny, questions, tmp_path / "run", eval_every=0))
-
-
-def test_a_gold_judge_scores_the_same_held_out_answers(
-    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """Here it is the same judge, so every row is equal; a resumed run reads its first score back."""
-    run = tmp_path / "run"
-    train.main(options(tiny, questions, run, steps=1, gold_judge="keyword"))
-    rows = records(run, "evaluations")
-    by = {split: [r for r in rows if r["split"] == split] for split in ("held_out", "held_out_gold")}
-    assert len(by["held_out"]) == len(by["held_out_gold"]) == 4
-    for row, gold in zip(*by.values(), strict=True):
-        assert row | {"split": "held_out_gold"} == gold
-    assert records(run)[-1]["eval/held_out_gold_reward"] == records(run)[-1]["eval/held_out_reward"]
-    train.main(["--resume", str(run), "--steps", "2"])
-    assert "held_out_gold reward 0." in capsys.readouterr().out
-
-
-def test_a_score_that_cannot_be_had_costs_no_training(
-    tiny: Path,
-    tmp_path: Path,
-    questions: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    """A gold judge that is gone at the end: the run is whole, and says what is missing."""
-    before = train.evaluate
-
-    def gone(*words: object) -> dict:
-        if words[4] == 0:
-            return before(*words)
-        raise ConnectionError("no server answered")
-
-    monkeypatch.setattr(train, "evaluate", gone)
-    train.main(options(tiny, questions, tmp_path / "run", steps=2))
-    assert "not every score at step 2: no server answered" in capsys.readouterr().out
-    assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
-    assert records(tmp_path / "run")[-1]["step"] == 2
-
-
 def test_a_resumed_run_stays_in_its_budget(
-    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, questions: Path, folder: Path, server: Server
 ) -> None:
-    run, spent = tmp_path / "run", []
-    train.main(options(tiny, questions, run, steps=2, eval_every=0, save_every=1))
-    rows = records(run)
-    write_rows(run / "metrics.jsonl", [row | {"perf/judge/dollars": 0.25} for row in rows])
-    check = train.check_failures
-    monkeypatch.setattr(
-        train,
-        "check_failures",
-        lambda c, judge, f: spent.append(judge.ledger.counts["dollars"]) or check(c, judge, f),
-    )
-    train.main(["--resume", str(run), "--steps", "3", "--max-usd", "0.75"])
-    assert spent == [0.5]
+    """What it has cost counts, once; and a budget that is spent can be raised."""
+    run, prices = tmp_path / "run", tmp_path / "prices.json"
+    prices.write_text('{"m": [0, 0, 100]}')  # a call writes 10 tokens, $0.001, and may write 12
+    asking = {"judge": "chat:m", "method": "direct-likert", "max_tokens": 12, "prices": prices}
+    words = options(tiny, questions, run, steps=2, eval_every=0, save_every=1, max_usd=1, **asking)
+    train.main([*words, "--no-cache"])
+    assert [row["perf/judge/dollars"] for row in records(run)] == [pytest.approx(0.008)] * 2
+    with pytest.raises(ValueError, match=r"m has cost \$0.0230, .* pass --max-usd 0.0235"):
+        train.main(["--resume", str(run), "--steps", "3", "--max-usd", "0.0235"])
+    train.main(["--resume", str(run), "--max-usd", "0.025"])
     settings = json.loads((run / "config.json").read_text())["settings"]
-    assert settings["judging"]["max_usd"] == 0.75, "a budget that is spent can be raised"
-    assert records(run)[-1].get("perf/judge/dollars", 0.0) == 0.0, "what was told is not told again"
+    assert settings["judging"]["max_usd"] == 0.025
+    assert records(run)[-1]["perf/judge/dollars"] == pytest.approx(0.008), "what was told is not told again"
 
 
 def test_resuming_elsewhere_warns_with_the_differences(
@@ -605,9 +612,9 @@ def test_resuming_elsewhere_warns_with_the_differences(
     )
 
 
-def test_the_first_message_of_a_refusal_is_one_line(tmp_path: Path) -> None:
+def test_the_first_message_of_a_refusal_is_one_line(tiny: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "train.py", "--data", "none.jsonl", "--out", str(tmp_path / "run")],
+        [sys.executable, "train.py", *options(tiny, Path("none.jsonl"), tmp_path / "run")],
         cwd=ROOT,
         capture_output=True,
         text=True,

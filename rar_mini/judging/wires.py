@@ -302,11 +302,13 @@ def read_decisions(reply: dict[str, Any], n: int, rated: bool) -> list[float]:
 
 
 def _expected(levels: Any) -> float:
-    """The expectation of the labels 1 to 10. Raises Failure where they are others or do not sum to 1."""
+    """The expectation of the labels 1 to 10. Raises Failure where they are others, come twice or do not sum
+    to 1."""
     try:
         shares = {level["label"]: _within(level["probability"], 1) for level in levels}
     except (TypeError, KeyError):
         raise Failure("malformed", "expected a probability for each label") from None
-    if set(shares) != {str(i) for i in range(1, 11)} or abs(sum(shares.values()) - 1) > 0.01:
+    wrong = len(levels) != 10 or set(shares) != {str(i) for i in range(1, 11)}
+    if wrong or abs(sum(shares.values()) - 1) > 0.01:
         raise Failure("malformed", "expected probabilities of the labels 1 to 10")
     return min(10.0, max(1.0, sum(int(label) * share for label, share in shares.items())))

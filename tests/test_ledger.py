@@ -1,0 +1,237 @@
+"""Costs are booked as the price list has them, the first reply stays, and files grow where they fit."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hostile import Server
+
+from judge import Judge
+from rar_mini.config import Options
+from rar_mini.judging.endpoint import Endpoint, Request
+from rar_mini.judging.ledger import Cache, Ledger, kept_rows
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+# --- prices -------------------------------------------------------------------------------------------------
+
+
+def booked(server: Server, model: str, **options: Path) -> float:
+    """What a reply costs for which a million tokens were read, half of them cached, and 100,000 written."""
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 100_000}
+    usage |= {"prompt_tokens_details": {"cached_tokens": 500_000}}
+    server.spoil_chat = lambda fault, body, content, whole: whole | {"usage": usage}
+    made = Endpoint.of(model, Options(cache=False, **options))
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    made.ask([Request("/chat/completions", body, lambda reply: reply)])
+    made.close()
+    return made.ledger.counts["dollars"]
+
+
+PRICED = {
+    "gpt-4o-mini": 0.075 + 0.0375 + 0.06,
+    "gpt-4o": 1.25 + 0.625 + 1.0,
+    "gpt-4.1": 1.0 + 0.25 + 0.8,
+    "gpt-4.1-mini": 0.2 + 0.05 + 0.16,
+    "gpt-4.1-nano": 0.05 + 0.0125 + 0.04,
+    "o3-mini": 0.55 + 0.275 + 0.44,
+}
+"""By OpenAI's price list: half a million tokens, half a million cached ones, a tenth of a million written."""
+
+
+@pytest.mark.parametrize(("model", "dollars"), [*PRICED.items(), ("m", 0.0)])
+def test_models_cost_what_the_price_list_says(server: Server, model: str, dollars: float) -> None:
+    server.reply = lambda path, body: "x"
+    assert booked(server, model) == pytest.approx(dollars)
+
+
+@pytest.mark.parametrize(
+    ("prices", "dollars"),
+    [
+        ({"gpt-4o": [1, 0.2, 30]}, 0.5 + 0.1 + 3.0),
+        ({"gpt-4o": [0, 0, 0]}, 0.0),  # a server of one's own under the name that its clients know
+        ({"other": [1, 2, 3]}, PRICED["gpt-4o"]),
+    ],
+)
+def test_a_file_of_prices_goes_before_the_list(
+    server: Server, tmp_path: Path, prices: dict, dollars: float
+) -> None:
+    server.reply = lambda path, body: "x"
+    (tmp_path / "prices.json").write_text(json.dumps(prices))
+    assert booked(server, "gpt-4o", prices=tmp_path / "prices.json") == pytest.approx(dollars)
+
+
+WRONG = ["[]", "{", '{"m": [1, 2]}', '{"m": [1, 2, 3, 4]}']
+WRONG += [f'{{"m": [1, 2, {number}]}}' for number in ("-3", "NaN", "Infinity", "null", '"x"')]
+
+
+@pytest.mark.parametrize("prices", WRONG)
+def test_prices_that_cannot_be_read_are_refused(tmp_path: Path, prices: str) -> None:
+    (tmp_path / "prices.json").write_text(prices)
+    with pytest.raises(ValueError, match="prices.json"):
+        Judge("chat:m", "rar-explicit", prices=tmp_path / "prices.json")
+
+
+# --- counts -------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_what_is_new() -> None:
+    """And a kind of failure that was once counted goes on as 0; what hangs on the network is perf/."""
+    ledger = Ledger()
+    assert ledger.metrics() == {"judge/questions": 0}
+    ledger.counts.update(questions=3, calls=2)
+    ledger.fail("cut", "too long")
+    ledger.fail("cut")
+    assert ledger.metrics() == {"judge/questions": 3, "perf/judge/calls": 2, "judge/failures/cut": 2}
+    ledger.counts["calls"] += 5
+    assert ledger.metrics() == {"judge/questions": 0, "perf/judge/calls": 5, "judge/failures/cut": 0}
+
+
+def test_percentiles_of_the_last_4096_calls() -> None:
+    """The nearest of those that were measured, none in between."""
+    ledger = Ledger()
+    ledger.latencies.extend(float(i) for i in range(100, 0, -1))
+    assert ledger.metrics() == {
+        "judge/questions": 0,
+        "perf/judge/latency_p50": 50.0,
+        "perf/judge/latency_p95": 95.0,
+    }
+    assert [ledger.latency(share) for share in (0, 1, 99, 100)] == [1.0, 1.0, 99.0, 100.0]
+    ledger.latencies.extend(float(i) for i in range(5000, 0, -1))
+    assert (ledger.latency(50), ledger.latency(95), ledger.latency(100)) == (2048.0, 3891.0, 4096.0)
+    one = Ledger()
+    one.latencies.append(0.5)
+    assert one.latency(95) == 0.5
+
+
+def test_the_line_says_all_that_happened_and_nothing_that_did_not() -> None:
+    ledger = Ledger()
+    assert ledger.line() == "0 failed"
+    ledger.counts.update(questions=12, cache_hits=3, tokens_in=4000, dollars=0.01234)
+    ledger.latencies.extend([0.25, 0.5, 4.0])
+    assert ledger.line() == (
+        "12 questions, 3 cache hits, 4000 tokens in, 0 failed, $0.0123, 0.50 s a call (p50), 0.50 s (p95)"
+    )
+    ledger.fail("timeout")
+    ledger.fail("cut", "the first")
+    ledger.fail("cut", "the last")
+    assert "tokens in, 3 failed, $0.0123" in ledger.line()
+    assert ledger.line().endswith("(p95)\n         failures: 2 x cut (the last); 1 x timeout")
+    assert ledger.reasons() == "2 x cut (the last); 1 x timeout"
+
+
+def test_what_a_run_has_cost_already_counts_but_is_not_new() -> None:
+    ledger = Ledger()
+    ledger.carry([[{}, {"perf/judge/dollars": None}]])  # of a judge without a price
+    assert ledger.metrics() == {"judge/questions": 0} and ledger.line() == "0 failed"
+    ledger.carry([[{"perf/judge/dollars": 0.5}, {}], [{"perf/judge/dollars": 0.25}]])
+    assert ledger.metrics()["perf/judge/dollars"] == 0 and "$0.7500" in ledger.line()
+    ledger.counts["dollars"] += 0.125
+    assert ledger.dollars(1.0) == 1.875 and ledger.metrics()["perf/judge/dollars"] == 0.125
+
+
+# --- files of answers ---------------------------------------------------------------------------------------
+
+ROWS = [{"asked": "a", "text": "\u2028 is no end of a line"}, {"asked": "b", "text": "ü"}, {"asked": "c"}]
+
+
+def kept(out: Path, fits: Callable = lambda number, key: "abc"[number - 1] == key) -> list[dict]:
+    source = out.with_name("source.jsonl")
+    source.touch()
+    return kept_rows(out, source, fits, "the answer to it")
+
+
+def test_rows_that_are_there_are_kept_and_a_cut_one_is_not(tmp_path: Path) -> None:
+    """The file then ends with the last whole line, so that the next can be added."""
+    out, lines = tmp_path / "out.jsonl", [json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS]
+    assert kept(out) == [] and not out.exists()
+    for count in range(4):
+        for cut in ("", '{"asked": "', "{"):
+            out.write_text("".join(lines[:count]) + cut, encoding="utf-8")
+            assert kept(out) == ROWS[:count]
+            assert out.read_text(encoding="utf-8") == "".join(lines[:count])
+
+
+@pytest.mark.parametrize("line", ['{"asked": "x"}', '{"text": "b"}', "[1]", "3", "{", ""])
+def test_a_file_that_answers_something_else_is_refused_and_left(tmp_path: Path, line: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(f'{{"asked": "a"}}\n{line}\n{{"asked": "c"}}\n')
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="out.jsonl, line 2: expected the answer to it, got another"):
+        kept(out)
+    assert out.read_bytes() == before
+
+
+# --- the cache of replies -----------------------------------------------------------------------------------
+
+
+def test_the_first_reply_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A slower process must not change what a faster one has read already: both would be rewarded by other
+    verdicts than the cache then has."""
+    first, second = Cache(tmp_path / "new" / "c.sqlite"), Cache(tmp_path / "new" / "c.sqlite")
+    assert first.get("key") is None
+    first.put("key", '{"by": "first"}')
+    second.put("key", '{"by": "second"}')
+    second.put("other", '{"by": "second"}')
+    for cache in (first, second):
+        assert cache.get("key") == {"by": "first"} and cache.get("other") == {"by": "second"}
+    first.put("list", "[1]")
+    assert first.get("list") is None and not caplog.text
+    first.put("half", '{"by')
+    assert first.get("half") is None and "going on without it" in caplog.text
+    first.put("later", "{}")
+    assert first.get("key") is None and second.get("later") is None
+    second.close()
+
+
+def test_no_cache_remembers_nothing() -> None:
+    cache = Cache(None)
+    cache.put("key", "{}")
+    assert cache.get("key") is None
+    cache.close()
+
+
+def test_a_new_cache_waits_for_the_process_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two that ask for shared access at once lock each other out, and SQLite does not wait by itself."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.0}))
+    other = connect(tmp_path / "c.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.2, lambda: other.execute("COMMIT")).start()
+    cache = Cache(tmp_path / "c.sqlite")
+    cache.put("key", '{"a": 1}')
+    assert cache.get("key") == {"a": 1} and not caplog.text
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)  # no reader waits for a writer
+    cache.close()
+    other.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from rar_mini.judging.ledger import Cache
+cache = Cache(Path(sys.argv[1]))
+for i in range(300):
+    cache.put(f"key {i}", '{"by": "%s"}' % sys.argv[2])
+    assert cache.get(f"key {i}") is not None
+"""
+
+
+def test_several_processes_share_a_cache(tmp_path: Path) -> None:
+    root, path = Path(__file__).parents[1], tmp_path / "c.sqlite"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, path, str(i)], cwd=root, stderr=subprocess.PIPE)
+        for i in range(4)
+    ]
+    assert [(w.communicate()[1], w.returncode) for w in writers] == [(b"", 0)] * 4
+    cache = Cache(path)
+    assert all(cache.get(f"key {i}") for i in range(300))
+    cache.close()

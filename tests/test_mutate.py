@@ -1,0 +1,72 @@
+"""The tool that breaks the code on purpose: what it changes, and what it leaves alone."""
+
+import ast
+from pathlib import Path
+
+import mutate
+import pytest
+
+SOURCE = '''\
+"""A docstring: 1 < 2."""
+LIMIT: int = 3
+
+
+def share(a: "1 < 2", b: float = 0.5) -> float:
+    """Not this: a + b."""
+    assert a > 0, "impossible"
+    if not a and b <= LIMIT:
+        raise ValueError(f"{a + 1} and {b}")
+    return max(a, key=-b) / f(a, c=1.0, b=NAN)
+    return zip(a, strict=True)
+'''
+
+CHANGES = {
+    ("", "3 -> 4"): "LIMIT: int = 4",
+    ("share", "0.5 -> 1.0"): 'def share(a: "1 < 2", b: float = 1.0) -> float:',
+    ("share", "and -> or"): "if (not a or b <= LIMIT):",
+    ("share", "not dropped"): "if  a and b <= LIMIT:",
+    ("share", "<= -> <"): "if not a and b < LIMIT:",
+    ("share", "/ -> *"): "return max(a, key=-b) * f(a, c=1.0, b=NAN)",
+    ("share", "max -> min"): "return min(a, key=-b) / f(a, c=1.0, b=NAN)",
+    ("share", "key=-b dropped"): "return max(a) / f(a, c=1.0, b=NAN)",
+    ("share", "- dropped"): "return max(a, key=b) / f(a, c=1.0, b=NAN)",
+    ("share", "c=1.0 dropped"): "return max(a, key=-b) / f(a,  b=NAN)",
+    ("share", "1.0 -> 2.0"): "return max(a, key=-b) / f(a, c=2.0, b=NAN)",
+    ("share", "b=NAN dropped"): "return max(a, key=-b) / f(a, c=1.0)",
+    ("share", "NAN -> 0.0"): "return max(a, key=-b) / f(a, c=1.0, b=0.0)",
+}
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> list[mutate.Mutation]:
+    (tmp_path / "code.py").write_text(SOURCE)
+    return mutate.Finder(tmp_path, "code.py").found
+
+
+def test_each_place_is_changed_once_and_text_is_left_alone(found: list[mutate.Mutation]) -> None:
+    """Docstrings, annotations and messages are text; assertions, and zip's strict, name the impossible."""
+    before = SOURCE.splitlines()
+    changed = {}
+    for mutation in found:
+        after = mutation.source.decode().splitlines()
+        ast.parse(mutation.source)
+        (line,) = [new.strip() for old, new in zip(before, after, strict=True) if old != new]
+        changed[mutation.function, mutation.change] = line
+    assert changed == CHANGES and len(found) == len(CHANGES)
+
+
+def test_every_mutation_of_the_project_is_code_with_a_name_of_its_own() -> None:
+    for file in mutate.FILES:
+        mutations = mutate.Finder(mutate.ROOT, file).found
+        assert len({mutation.name for mutation in mutations}) == len(mutations) > 50, file
+        for mutation in mutations[::10]:
+            ast.parse(mutation.source)
+
+
+def test_what_is_called_equivalent_names_mutations_that_exist(found: list[mutate.Mutation]) -> None:
+    """A rule that fits nothing hides what it was written for."""
+    mutations = [m for file in mutate.FILES for m in mutate.Finder(mutate.ROOT, file).found]
+    for rule in mutate.equivalents():
+        assert rule["why"] and any(mutate.why(m, [rule]) for m in mutations), rule
+    assert mutate.why(found[0], [{"text": "LIMIT*", "why": "w"}]) == "w"
+    assert mutate.why(found[0], [{"text": "LIMIT", "why": "w"}]) is None

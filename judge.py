@@ -278,8 +278,8 @@ class Judge:
         return self.ledger.reasons()
 
     def line(self) -> str:
-        """Everything that happened, in words; "" if no server was asked and nothing failed."""
-        return self.ledger.line() if self.server or self.ledger.failures else ""
+        """Everything that happened, in words."""
+        return self.ledger.line()
 
     def close(self) -> None:
         """End the connections to a server, if there are any."""

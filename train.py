@@ -171,7 +171,13 @@ def cut(t: Training, rollouts: Rollouts) -> list[grpo.MicroBatch]:
     sizes = {"max_new_tokens": c.max_new_tokens, "tokens_per_batch": c.tokens_per_batch}
     own, on = ranks.share(range(len(rollouts.examples))), t.actor.model.head.device
     return grpo.micro_batches(
-        rollouts, own=own, loss_norm=c.loss_norm, **sizes, device=on, attention=c.attention
+        rollouts,
+        grpo.teaches(rollouts),
+        own=own,
+        loss_norm=c.loss_norm,
+        **sizes,
+        device=on,
+        attention=c.attention,
     )
 
 
@@ -278,8 +284,8 @@ def save(t: Training, n: int) -> None:
 def close(t: Training) -> None:
     """Say what the judges were asked, and end their connections."""
     for name, asked in (("judge", t.judge), ("gold", t.gold)):
-        if asked and (line := asked.line()):
-            print(f"{name:<9}{line}")
+        if asked:
+            print(f"{name:<9}{asked.line()}")
             asked.close()
 
 

@@ -65,6 +65,9 @@ from rar_mini.prefix import Attention, Ids, Packed, Tree, pack
 from rar_mini.scores import Rollouts, Scores
 
 
+LOSS_NORMS = ("token", "sequence", "constant")
+
+
 def reward(scores: Scores) -> Tensor:
     """The rewards of verdicts (P, G, K) under weights (P, K): (P, G), NaN if an item that weighs something
     has no verdict, or if no item weighs anything."""
@@ -125,6 +128,7 @@ class MicroBatch:
 
 def micro_batches(
     rollouts: Rollouts,
+    teaches: Tensor,
     *,
     own: Sequence[int] | None = None,
     loss_norm: str,
@@ -137,20 +141,20 @@ def micro_batches(
     exceed it).
 
     Equal prompts of a group are read once; a group too large for one batch is cut between completions, and
-    its prompt is then read once a part. Rollouts that do not teach are left out, of the normalisers too. With
-    `own`, batches are cut of these questions alone, but normalised over all: what several processes make of
+    its prompt is then read once a part. Rollouts that do not teach, by teaches (P, G), are left out, of the
+    normalisers too. With `own`, batches are cut of these questions alone, but normalised over all: what several processes make of
     their own adds up to the step.
     """
-    prompts, completions, taught = rollouts.prompts, rollouts.completions, teaches(rollouts)
+    prompts, completions = rollouts.prompts, rollouts.completions
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
-    S, N = int(taught.sum()), int(lengths[taught].sum())
+    S, N = int(teaches.sum()), int(lengths[teaches].sum())
     same = torch.ones_like(lengths)
     divisors = {"token": N * same, "sequence": S * lengths, "constant": S * max_new_tokens * same}
     weight = 1 / divisors[loss_norm]  # (P, G)
     own = range(len(prompts)) if own is None else own
     first = [stems(group) for group in prompts]  # P x G
     # Rollouts of one prompt lie side by side.
-    order = {p: sorted(taught[p].nonzero()[:, 0].tolist(), key=first[p].__getitem__) for p in own}
+    order = {p: sorted(teaches[p].nonzero()[:, 0].tolist(), key=first[p].__getitem__) for p in own}
     rows = [(p, g) for p in own for g in order[p]]
     sizes = [[len(prompt) for prompt in group] for group in prompts]  # P x G
     cut = partial(_cut, rows, first, sizes, lengths.tolist())

@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rar_mini import pretrained
+from rar_mini.sampler import Completion
+from rar_mini.scores import Rollouts
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +114,12 @@ avoided = "no {criterion}"
 """
     )
     return path
+
+
+def rolled(prompts: list[list[int]], completions: list[list[Completion]], adv: torch.Tensor) -> Rollouts:
+    """Rollouts as the update reads them, with one prompt a group."""
+    shown = [[prompt] * len(group) for prompt, group in zip(prompts, completions, strict=True)]
+    return Rollouts([], shown, completions, [], adv=adv)
 
 
 def question(number: int, **changes: object) -> dict:

@@ -271,7 +271,7 @@ def measure(
 
     def ask(turn: int) -> list:
         shared = "--- response ab\n{}\n--- end of response ab\n" + "words " * 500
-        asked = (wires.Asked(shared.format((turn, i)), "ab", ["Is it so?"], False) for i in range(questions))
+        asked = (wires.Worded(shared.format((turn, i)), "ab", ["Is it so?"], False) for i in range(questions))
         return made.ask(wires.request("chat", "m", each, texts, 512) for each in asked)
 
     start = time.perf_counter()

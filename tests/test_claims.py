@@ -12,6 +12,7 @@ import torch
 
 import claims
 from claims import Arm, Form, Judge
+from rar_mini import grpo
 from rar_mini.data import Example
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 
@@ -59,11 +60,11 @@ def test_generic_criteria_are_shares_and_silence_is_correct_and_concise(example:
 def test_a_judge_without_noise_tells_the_truth(example: Example) -> None:
     answers = [["", "a+ b-", "a+ b- c-", "a+ b- um um um um um um um um um"]]
     of = claims.truth([example], answers)
-    assert torch.equal(Judge("rar-explicit", 0.0).score([example], answers).reward, of.value)
+    assert torch.equal(grpo.reward(Judge("rar-explicit", 0.0).score([example], answers)), of.value)
     for method in ("direct-likert", "reference-likert", "rar-implicit"):
         said = Judge(method, 0.0, bias=0.0).score([example], answers)
         assert torch.equal(said.rating, 1 + (9 * of.value).round())
-        assert (said.reward - of.value).abs().max() <= 1 / 18 + 1e-6
+        assert (grpo.reward(said) - of.value).abs().max() <= 1 / 18 + 1e-6
     _, short, _, long = Judge("direct-likert", 0.0).opinion(of).rating[0]
     assert long > short and of.value[0, 1] == of.value[0, 3]  # equally true, and the longer one looks better
 

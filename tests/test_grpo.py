@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampler import OneDevice
@@ -35,9 +36,7 @@ def batches(
     completions: list, loss_norm: str, tokens_per_batch: int = 10_000, **options: object
 ) -> list[grpo.MicroBatch]:
     return grpo.micro_batches(
-        PROMPTS,
-        completions,
-        ADV,
+        rolled(PROMPTS, completions, ADV),
         TEACHES,
         loss_norm=loss_norm,
         max_new_tokens=12,
@@ -133,9 +132,8 @@ def test_each_token_of_a_batch_stands_beside_what_belongs_to_it() -> None:
         "constant": [1 / 21] * 6,
     }
     for loss_norm, right in weights.items():
-        (batch,) = grpo.micro_batches(
-            [[1, 2], [3]], written, adv, teaches, loss_norm=loss_norm, max_new_tokens=7, tokens_per_batch=9
-        )
+        sizes = {"loss_norm": loss_norm, "max_new_tokens": 7, "tokens_per_batch": 9}
+        (batch,) = grpo.micro_batches(rolled([[1, 2], [3]], written, adv), teaches, **sizes)
         assert batch.packed.ids.tolist() == [1, 2, 11, 12, 3, 31]
         assert batch.packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
         assert batch.row.tolist() == [1, 2, 3, 1, 4, 5] and batch.row.dtype == torch.int64
@@ -167,9 +165,7 @@ def test_batches_are_as_few_as_can_be_and_even(lengths: list[list[int]], budget:
     def cut(budget: int) -> list[int]:
         completions = [[Completion([1] * n, [0.0] * n, True) for n in group] for group in lengths]
         made = grpo.micro_batches(
-            [[1] * 10] * len(lengths),
-            completions,
-            torch.zeros(len(lengths), 4),
+            rolled([[1] * 10] * len(lengths), completions, torch.zeros(len(lengths), 4)),
             torch.ones(len(lengths), 4, dtype=torch.bool),
             loss_norm="token",
             max_new_tokens=30,
@@ -346,7 +342,7 @@ def test_no_group_that_teaches_gives_no_batch(completions: list) -> None:
     none = torch.zeros(3, 3, dtype=torch.bool)
     for norm in grpo.LOSS_NORMS:
         assert not grpo.micro_batches(
-            PROMPTS, completions, ADV, none, loss_norm=norm, max_new_tokens=12, tokens_per_batch=64
+            rolled(PROMPTS, completions, ADV), none, loss_norm=norm, max_new_tokens=12, tokens_per_batch=64
         )
 
 

@@ -14,15 +14,18 @@ from typing import ClassVar
 
 import pyarrow as pa
 import pytest
+import torch
 from conftest import question, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 import train
-from rar_mini import data, hub
+from rar_mini import data, hub, policy, setup
 from rar_mini.data import Example
 from rar_mini.evaluation import replay as rollouts
+from rar_mini.kernels.adamw import AdamW
+from rar_mini.recipe import Recipe
 from rar_mini.tools import tables
 
 ROOT = Path(__file__).parents[1]
@@ -425,19 +428,23 @@ def test_a_method_with_references_trains_on_those_rows_that_have_one(
     cached: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before, one empty reference of 18,000 stopped the run."""
-    config = train.parse(
+    config = setup.parse(
         words(tiny, tmp_path / "run", "--data", "rar", "--method", "reference-likert", "--judge", "local:x")
     )
     judge = train.Judge("keyword", "rar-explicit")
     judge.method = config.method
-    splits = train.questions(config, train.policy.load(str(tiny), train.torch.float32, "cpu"), judge)
+    actor = policy.load(str(tiny), torch.float32, "cpu")
+    t = setup.Training(
+        config, Recipe(config=config), actor, None, AdamW(actor.model.parameters(), 0.0), judge
+    )
+    splits = setup.read_questions(t)
     assert len(splits["train"]) == 5 and all(e.reference for e in splits["train"])
     assert "  questions left out because they have no reference answer: 1\n" in capsys.readouterr().out
 
 
 def test_a_revision_without_the_released_data_is_refused(tiny: Path, questions: Path, tmp_path: Path) -> None:
     """It would be recorded as if it had been read."""
-    with pytest.raises(ValueError, match="--revision main is of --data rar"):
+    with pytest.raises(ValueError, match="--revision main only applies to --data rar"):
         train.main(words(tiny, tmp_path / "run", "--revision", "main", "--data", str(questions)))
 
 

@@ -14,7 +14,9 @@ from hostile import FAULTS, OF_DECISIONS, Server, sometimes, truth, user
 
 import judge as judges
 from judge import Judge
-from rar_mini import data, prompts
+from rar_mini import data, grpo, prompts
+from rar_mini.judging import wires
+from rar_mini.judging.asked import Asked
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.rubric import Design, Rubric
 
@@ -110,7 +112,7 @@ def test_an_item_that_weighs_nothing_is_shown_to_nobody(server: Server, tmp_path
     scores = Judge("chat:m", method).score(examples, [["x"]])
     asked = "\n".join(user(body) for _, body, _ in server.seen)
     assert "Mentions o." in asked and "Recommends aspirin." in asked and "Names fever" not in asked
-    assert not scores.reward.isnan().any()
+    assert not grpo.reward(scores).isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_pitfall_that_holds_can_cost_its_weight(
     """The judge says yes to everything: 13 essential items, an important one, and a pitfall."""
     server.reply = says("yes")
     found = Judge("chat:m", "rar-explicit", design=Design(pitfalls=pitfalls)).score(examples[:1], [["x"]])
-    assert found.reward.item() == pytest.approx(reward)
+    assert grpo.reward(found).item() == pytest.approx(reward)
     (asked,) = [user(body) for _, body, _ in server.seen if "Recommends aspirin." in user(body)]
     assert ("avoid the mistake" in asked) == (pitfalls == "avoided")
 
@@ -194,7 +196,7 @@ def test_keyword_scores_have_the_rubrics_order_and_padding(tmp_path: Path) -> No
     assert scores.verdict[1, 0, 0] == 1 and scores.verdict[1, :, 1:].isnan().all()
     assert scores.verdict[2, :, 0].isnan().all()  # an item of weight 0 is never asked about
     assert scores.rating.isnan().all()
-    assert not scores.reward.isnan().any()
+    assert not grpo.reward(scores).isnan().any()
     assert scores.rows(1, 0) == [
         {"title": "Names fever", "category": "important", "weight": 0.7, "verdict": 1.0}
     ]
@@ -207,7 +209,7 @@ def test_scores_of_two_processes_fill_each_other() -> None:
     rest = judges.Scores(torch.tensor([[[0.5, 0.25]]]), torch.ones(1, 2), torch.tensor([[7.0, 9.0]]), rubrics)
     whole = half.filled(rest)
     assert whole.verdict.tolist() == [[[1.0, 0.25]]] and whole.rating.tolist() == [[7.0, 3.0]]
-    assert whole.reward.item() == 0.625 and whole.rubrics is rubrics
+    assert grpo.reward(whole).item() == 0.625 and whole.rubrics is rubrics
 
 
 def test_a_rating_stands_as_one_verdict(examples: list[data.Example]) -> None:
@@ -337,7 +339,7 @@ def test_a_threshold_makes_verdicts_binary(
     binary = Judge("systemone:m", "rar-explicit", threshold=threshold).score(examples[:1], [["a"]]).verdict
     assert torch.equal(binary, (plain.double() > of - 1e-6).float())
     rated = Judge("systemone:m", "rar-implicit", threshold=threshold).score(examples[:1], [["a"]])
-    assert rated.rating.item() == 4 and rated.reward.item() == pytest.approx(1 / 3)
+    assert rated.rating.item() == 4 and grpo.reward(rated).item() == pytest.approx(1 / 3)
 
 
 def test_no_bar_is_drawn_where_nobody_sees_it(
@@ -390,7 +392,7 @@ def test_what_a_decision_model_refuses_is_nan_and_counted(
     asker = Judge("decisions:m", method, threshold=threshold)
     scores = asker.score(examples[:1], [["broken", "fine"]])
     assert scores.verdict.isnan()[0, :, 0].tolist() == [True, False] and scores.verdict.isnan().sum() == 1
-    assert scores.reward.isnan().tolist() == [[True, False]] == [[row is None for row in (None, 1)]]
+    assert grpo.reward(scores).isnan().tolist() == [[True, False]] == [[row is None for row in (None, 1)]]
     assert scores.rating.isnan()[0].tolist() == [True, method == "rar-explicit"]
     assert scores.rows(0, 0)[0]["verdict"] is None
     assert asker.ledger.failures == {"refused": 1} == {"refused": asker.metrics()["judge/failures/refused"]}
@@ -433,10 +435,10 @@ def test_every_fault_ends_in_the_truth_or_in_nan(
 
     server.fault = spoil
     asker = Judge(spec, "rar-explicit", concurrency=64, **options)
-    asker.endpoint.backoff = 0.01
+    asker.server.endpoint.backoff = 0.01
     assert torch.equal(asker.score(examples, [["a", "b"]] * 2).verdict, expected)  # the second try mends it
     server.fault = lambda path, body, number: fault
-    asker.endpoint.timeout = 0.3 if fault == "hang" else patience  # no honest reply is waited for
+    asker.server.endpoint.timeout = 0.3 if fault == "hang" else patience  # no honest reply is waited for
     scores, calls = asker.score(examples, [["c", "d"]] * 2), 4 * asker.calls(examples[0])
     assert scores.verdict.isnan().all() and asker.ledger.failures.total() == calls
 
@@ -449,7 +451,7 @@ def test_300_requests_at_30_percent_faults(server: Server, tmp_path: Path) -> No
     responses = [[f"answer {g}" for g in range(6)]] * 10
     server.fault, server.hang = sometimes(0.3), 0.5  # after which the server hangs up
     asker = Judge("chat:m", "rar-explicit", concurrency=50)
-    asker.endpoint.backoff = 0.02
+    asker.server.endpoint.backoff = 0.02
     scores = asker.score(examples, responses)
     true = torch.tensor([told(asker, example, row) for example, row in zip(examples, responses, strict=True)])
     known = ~scores.verdict.isnan()
@@ -483,7 +485,7 @@ def test_structured_output_that_comes_empty_is_asked_for_in_plain_text(
     server.fault = lambda path, body, number: "empty" if "response_format" in body else None
     asker = Judge("chat:m", "rar-explicit")
     assert not asker.score(examples, [["a"]] * 2).verdict.isnan().any()
-    assert asker.ledger.counts["plain_text"] == 30 and not asker.endpoint.refused
+    assert asker.ledger.counts["plain_text"] == 30 and not asker.server.endpoint.refused
 
 
 def test_two_answers_that_are_alike_are_asked_about_once(
@@ -617,7 +619,9 @@ def test_systemone_on_a_real_server(
         assert ((0 <= scores.verdict) & (scores.verdict <= 1)).all(), method
         assert asker.ledger.counts["tokens_in"] > 100 and not asker.ledger.failures
     asker = Judge(f"systemone:{default}", "rar-explicit", **options)
-    asked = asker._asked(examples[0], "Fever.", examples[0].rubric.criteria[:1])
+    asked = wires.worded(
+        Asked(examples[0], "Fever.", examples[0].rubric.criteria[:1]), asker.prompts, asker.server.secret
+    )
     said = f"{asked.shared}\n\n{asked.questions[0]}\nAnswer Yes or No only."
     tokenizer = AutoTokenizer.from_pretrained(default)
     ids = tokenizer.apply_chat_template(

@@ -14,8 +14,10 @@ import judge as judges
 from judge import Judge
 from rar_mini import data
 from rar_mini.judging import local as local_judge
-from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.asked import Asked
 from rar_mini.judging.local import LocalJudge
+from rar_mini.judging.wires import worded
+from rar_mini.prompts import JudgePrompts
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -46,7 +48,8 @@ def test_a_local_judge_gives_the_probabilities_of_transformers(fluent: Path, que
         for w in ("yes", "no")
     )
     for g, response in enumerate(["Fever, and m.", "No."]):
-        asked = asker._asked(examples[0], response, examples[0].rubric.criteria)
+        asked = Asked(examples[0], response, examples[0].rubric.criteria)
+        asked = worded(asked, asker.prompts, asker.backend.secret)
         for k in (0, 13, 14):
             said = f"{asked.shared}{asked.questions[k]}\n{asker.prompts.yes_no}"
             turns = [{"role": "system", "content": asker.prompts.system}, {"role": "user", "content": said}]
@@ -71,7 +74,7 @@ def words(n: int, seed: object) -> str:
 
 def test_a_group_is_read_as_one_tree(tiny: Path) -> None:
     """A question of 300 tokens, 8 answers of 250, 10 criteria of 40: an eighth of what 80 prompts are."""
-    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    asker = LocalJudge(str(tiny), "cpu", JudgePrompts(), b"")
     shared = [words(300, "question") + words(250, g) for g in range(8)]
     tree, leaves = asker.tree([[text + words(40, k) for k in range(10)] for text in shared])
     read = sum(map(len, tree.segments))
@@ -88,7 +91,7 @@ PARTS = ["One.\n\n", "One.\n", "Two:\n", "  2. b\n", "- c \n", "\n\nd\n", "yes"]
 def test_parts_have_the_tokens_of_the_whole(kind: str, tiny: Path, request: pytest.FixtureRequest) -> None:
     """A paragraph's end was another token where two answers parted behind it: "\\n\\n" alone is one, and
     before a letter two. Tokenizers of SentencePiece's kind put a space before each part."""
-    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    asker = LocalJudge(str(tiny), "cpu", JudgePrompts(), b"")
     if kind == "default":
         tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue("default"))
     else:
@@ -107,7 +110,7 @@ def test_parts_have_the_tokens_of_the_whole(kind: str, tiny: Path, request: pyte
 
 def test_offered_words_have_no_more_than_all_probability(tiny: Path) -> None:
     """In bfloat16 a logit of 20.06 is 20, and the share of the word came to 1.06."""
-    asker = LocalJudge(str(tiny), "cpu", Ledger())
+    asker = LocalJudge(str(tiny), "cpu", JudgePrompts(), b"")
     (yes,), (no,) = asker._tokens((("y",), ("n",)))
     head = torch.zeros(259, 2, dtype=torch.bfloat16)
     head[yes, 0], head[yes, 1] = 20.0, 0.0586

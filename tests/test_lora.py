@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
+from conftest import question, rolled, write_rows
 from safetensors.torch import load_file, save_file
 from test_train import numbers, options, records
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import train
-from rar_mini import checkpoint, grpo, lora, model, onednn, policy
+from rar_mini import checkpoint, data, grpo, lora, model, onednn, policy
 from rar_mini.config import TARGETS, Config
 from rar_mini.evaluation.answers import Answering, Sampled
 from rar_mini.model import Decoder, reference_attention
@@ -59,7 +59,7 @@ def batch(tiny: Path) -> Callable[[Decoder], grpo.MicroBatch]:
         completions = sample(decoder, requests, frozenset({258}), Settings(12))
         ones = torch.ones(2, 3)
         sizes = {"loss_norm": "token", "max_new_tokens": 12, "tokens_per_batch": 1000}
-        (found,) = grpo.micro_batches(prompts, completions, ones, ones > 0, **sizes)
+        (found,) = grpo.micro_batches(rolled(prompts, completions, ones), ones > 0, **sizes)
         return found
 
     return drawn
@@ -326,7 +326,7 @@ def test_a_checkpoint_is_a_policy_for_everyone(run: Path, tiny: Path, tmp_path: 
     if settings(run)["lora_save"] == "merged":
         theirs = AutoModelForCausalLM.from_pretrained(saved)
         torch.testing.assert_close(theirs(torch.tensor([IDS])).logits[0], truth, rtol=1e-4, atol=1e-4)
-    (example, *_) = train.data.read(run.parent / "questions.jsonl")
+    (example, *_) = data.read(run.parent / "questions.jsonl")
     told = []
     for name in (str(run), str(tiny)):
         asking = Answering(policy=name, max_new_tokens=16)

@@ -1,6 +1,6 @@
 """The memory plan: against known figures, against the real code traced without data, and that it refuses.
 
-What is traced is the code (train.update, sampler.sample, LocalJudge.ask) on tensors of the meta device,
+What is traced is the code (train.loss, sampler.sample, LocalJudge.ask) on tensors of the meta device,
 whose storages have a size and no data, under PyTorch's MemTracker. Fake CUDA tensors would be the same with
 another name, but autograd does not run on them in a build for CPUs, nor in one for CUDA without a GPU. What
 follows from a device's name is set to what CUDA has: kernels are launched, as calls that do nothing (they
@@ -24,23 +24,24 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, rolled
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 import train
-from rar_mini import lora, prefix, pretrained, sampler
+from rar_mini import lora, policy, prefix, pretrained, sampler, setup
 from rar_mini.config import PRESETS, TARGETS, Config
 from rar_mini.judging import local as local_judge
-from rar_mini.judging.ledger import Ledger
-from rar_mini.judging.wires import Asked
+from rar_mini.judging.wires import Worded
 from rar_mini.kernels import adamw, logprob
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
+from rar_mini.recipe import Recipe
 from rar_mini.sampler import Completion, Request, Settings
+from rar_mini.setup import Training
 from rar_mini.tools import memory
 from rar_mini.tools.memory import Model
 
@@ -126,7 +127,7 @@ def hollow(config: PretrainedConfig, dtype: torch.dtype) -> Decoder:
 
 
 def traced_step(tracker: Tracker, config: PretrainedConfig, options: Config) -> int:
-    """The peak of train.update, when every answer has its full length, from the second step on."""
+    """The peak of an update, when every answer has its full length, from the second step on."""
     dtype = getattr(torch, options.dtype)
     model = hollow(config, dtype)
     reference = None
@@ -144,21 +145,13 @@ def traced_step(tracker: Tracker, config: PretrainedConfig, options: Config) -> 
         optimizer.state[p].update(step=1, m=torch.zeros_like(p), v=torch.zeros_like(p))
     P, G, c = options.prompts_per_step, options.group_size, options.max_new_tokens
     completion = Completion([1] * c, [0.0] * c, True)
-    rollouts = SimpleNamespace(
-        prompts=[[1] * options.max_prompt_tokens] * P,
-        completions=[[completion] * G] * P,
-        adv=torch.ones(P, G),
-        reward=torch.ones(P, G),
-    )
+    prompts, one = [[1] * options.max_prompt_tokens] * P, torch.ones(P, G)
+    rollouts = replace(rolled(prompts, [[completion] * G] * P, one), reward=one, examples=[None] * P)
+    others = reference and SimpleNamespace(model=reference)
+    t = Training(options, Recipe(config=options), SimpleNamespace(model=model), others, optimizer)
     tracker.track_external(model, optimizer, *([reference] if reference else []))
     with tracker, Reads():
-        train.update(
-            options,
-            SimpleNamespace(model=model),
-            reference and SimpleNamespace(model=reference),
-            optimizer,
-            rollouts,
-        )
+        train.step(optimizer, train.loss(t, train.cut(t, rollouts))["grad_norm"], options.lr, 1.0)
     return tracker.peak
 
 
@@ -192,12 +185,11 @@ def traced_judging(tracker: Tracker, config: PretrainedConfig, monkeypatch: pyte
     model = hollow(config, torch.bfloat16)
     loaded = Policy(model, byte_tokenizer(), frozenset(), Path())
     monkeypatch.setattr(local_judge.policy, "load", lambda *args: loaded)
-    asker = local_judge.LocalJudge("none", "meta", Ledger())
-    texts = JudgePrompts(system="", yes_no="")
-    asked = Asked("x" * 991 + "\n", "", [f"{i:02}".ljust(17, "q") for i in range(33)], False)
+    asker = local_judge.LocalJudge("none", "meta", JudgePrompts(system="", yes_no=""), b"")
+    asked = Worded("x" * 991 + "\n", "", [f"{i:02}".ljust(17, "q") for i in range(33)], False)
     tracker.track_external(model)
     with tracker, Reads():
-        asker.ask([replace(asked, shared=f"{i}{asked.shared[1:]}") for i in range(4)], texts)
+        asker.of_question([replace(asked, shared=f"{i}{asked.shared[1:]}") for i in range(4)])
     assert 8000 < asker.ledger.counts["tokens_in"] - asker.ledger.counts["tokens_cached"] <= 8192
     return tracker.peak
 
@@ -413,7 +405,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded(
 ) -> None:
     """It would have died in its first step, after the scores before it: an hour of judging."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
-    monkeypatch.setattr(train.policy, "load", lambda *args: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(policy, "load", lambda *args: pytest.fail("weights were loaded"))
     words = ["--preset", "paper", "--policy", config_only(tmp_path / "model", qwen7()), "--device", "cuda"]
     with pytest.raises(ValueError, match="does not fit on cuda\n(.*\n)*.*training needs [0-9.]+ GB"):
         train.main([*words, "--judge", "keyword", "--out", str(tmp_path / "run")])
@@ -582,14 +574,14 @@ def test_resident_memory_on_a_cpu(default: Path, tmp_path: Path) -> None:
     words += ["--group-size", "4", "--max-new-tokens", "96", "--long-prompts", "skip"]
     words += ["--max-prompt-tokens", "160", "--tokens-per-batch", "544"]
     script = (
-        "import re, sys, train\n"
+        "import re, sys, train\nfrom rar_mini import policy\n"
         # Not getrusage's, which begins at what the process that started this one held.
         "peak = lambda: 1024 * int(re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])\n"
-        "load = train.policy.load\n"
+        "load = policy.load\n"
         "def loaded(*args):\n"
         "    print('before', peak())\n"
         "    return load(*args)\n"
-        "train.policy.load = loaded\n"
+        "policy.load = loaded\n"
         "train.main(sys.argv[1:])\n"
         "print('after', peak())\n"
     )
@@ -597,6 +589,6 @@ def test_resident_memory_on_a_cpu(default: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, *words]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=env).stdout
     before, after = (int(re.search(rf"^{word} (\d+)", found, re.M)[1]) for word in ("before", "after"))
-    options = replace(train.parse(words), device="cpu")
+    options = replace(setup.parse(words), device="cpu")
     parts = memory.plan(memory.read("smollm2-135m"), options)
     assert abs(max(x["peak"] for x in parts.values()) / (after - before) - 1) < 0.25, (parts, before, after)

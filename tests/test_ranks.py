@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
+from conftest import question, rolled, write_rows
 from hostile import Server
 from safetensors.torch import load_file
 from test_train import ROOT, numbers, options, records, spawn
@@ -32,6 +32,7 @@ from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.ledger import Ledger
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.sampler import Completion
+from rar_mini.scores import Scores
 
 
 class Launch:
@@ -184,7 +185,7 @@ def breaks(kind: type[Exception], rank: int) -> None:
     """At step 2 the judge of rank 1 is gone."""
     usual, asked = train.Judge._score, []
 
-    def score(self: train.Judge, *words: Any) -> train.judges.Scores:
+    def score(self: train.Judge, *words: Any) -> Scores:
         asked.append(1)
         if rank == 1 and len(asked) == 2:
             raise kind("no more")
@@ -406,7 +407,7 @@ def test_moments_go_to_the_gpu_of_the_rank_that_reads(
     (tmp_path / "trainer").mkdir()
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
     torch.save(optimizer.state_dict(), tmp_path / "trainer" / "optimizer.pt")
-    checkpoint.load_optimizer(tmp_path, other)
+    checkpoint.load_state(tmp_path, other, {})
     assert torch.equal(other.state[parameter]["m"], optimizer.state[parameter]["m"])
 
 
@@ -417,13 +418,14 @@ def test_shares_of_a_step_add_up_to_its_gradient(tiny: Path) -> None:
     lengths = [[2, 9], [1, 4], [12, 3]]
     completions = [[Completion([7 + n] * n, [0.0] * n, True) for n in group] for group in lengths]
     adv, teaches = torch.tensor([[1.0, -1], [0.5, -0.5], [2, 0]]), torch.ones(3, 2, dtype=torch.bool)
+    rollouts = rolled(prompts, completions, adv)
     for loss_norm in grpo.LOSS_NORMS:
         found = []
         for shares in ([None], [[0, 2], [1]], [[0], [1], [2], []]):
             decoder.zero_grad()
             for own in shares:
                 limits = {"loss_norm": loss_norm, "max_new_tokens": 12, "tokens_per_batch": 20}
-                for batch in grpo.micro_batches(prompts, completions, adv, teaches, own=own, **limits):
+                for batch in grpo.micro_batches(rollouts, teaches, own=own, **limits):
                     logp, _ = grpo.token_logp(decoder, batch, 1.0)
                     batch.old_logp = logp.detach()
                     grpo.policy_loss(logp, batch, clip_low=0.2, clip_high=0.2)[0].backward()

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
-from rar_mini import checkpoint, policy
+from rar_mini import checkpoint, policy, prompts
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.viewing.show import show
@@ -131,7 +131,7 @@ def test_a_run_keeps_settings_versions_and_one_line_a_step(said_and_run: tuple[s
     given |= {"judge": "keyword", "out": str(run)}
     assert given.items() <= config["settings"].items()
     assert config["versions"]["torch"] == torch.__version__
-    assert config["judge_prompts"] == train.judges.prompts.JudgePrompts().digest
+    assert config["judge_prompts"] == prompts.JudgePrompts().digest
     start, *steps = records(run)
     assert start["step"] == 0 and [row["step"] for row in steps] == [1, 2, 3, 4]
     assert "NaN" not in (run / "metrics.jsonl").read_text()

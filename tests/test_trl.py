@@ -18,7 +18,7 @@ from hostile import Server, shared
 
 import train
 from judge import Judge, Scores, as_trl_reward, finite
-from rar_mini import data
+from rar_mini import data, grpo
 
 ROOT = Path(__file__).parents[1]
 TRL = "trl==1.16.0"
@@ -46,7 +46,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def snippet(word: str) -> str:
     """The one piece of Python in README that has this word."""
     blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S
+        r"^```python\n(.*?)^```$", (ROOT / "docs/leaving.md").read_text(encoding="utf-8"), re.M | re.S
     )
     (found,) = (block for block in blocks if word in block)
     return found
@@ -88,7 +88,8 @@ def test_a_step_is_judged_as_in_training(examples: list[data.Example]) -> None:
     reward = as_trl_reward(recorder, examples)
     found = reward(prompts=None, completions=turns, completion_ids=None, id=names, trainer_state=None)
     assert recorder.asked == [(["q3", "q0", "q1"], responses)]
-    expected = Judge("keyword", "rar-explicit").score([examples[i] for i in (3, 0, 1)], responses).reward
+    scores = Judge("keyword", "rar-explicit").score([examples[i] for i in (3, 0, 1)], responses)
+    expected = grpo.reward(scores)
     assert found == expected.flatten().tolist() and len(set(found)) > 3
     assert reward.__name__ == "rar-explicit/keyword"
 
@@ -161,7 +162,7 @@ def test_readmes_function_for_verl() -> None:
     for example in data.sample("medical")[:3]:
         for answer in ("Rest.", example.reference):
             found = score(data_source="x", solution_str=answer, ground_truth=example.id, extra_info={})
-            expected = Judge("keyword", "rar-explicit").score([example], [[answer]]).reward.item()
+            expected = grpo.reward(Judge("keyword", "rar-explicit").score([example], [[answer]])).item()
             assert found == expected and isinstance(found, float)
 
 
@@ -213,7 +214,7 @@ def rewards(asker: Judge, rows: list[dict]) -> list[float | None]:
     examples = {example.question: example for example in data.sample("medical")}
     asked = [examples[row["prompt"][-1]["content"]] for row in rows]
     scores = asker.score(asked, [[row["completion"][0]["content"]] for row in rows])
-    return [finite(reward) for reward in scores.reward[:, 0].tolist()]
+    return [finite(reward) for reward in grpo.reward(scores)[:, 0].tolist()]
 
 
 @pytest.mark.slow

@@ -292,7 +292,10 @@ def test_a_refused_question_is_nan_and_leaves_the_others() -> None:
 # --- requests -----------------------------------------------------------------------------------------------
 
 TEXTS = JudgePrompts(system="s", verdicts="[{fence}]\n{items}", rating="a number", again="again, please")
-RATE, TWO = wires.Asked("read: ", "ab", ["Rate it."], True), wires.Asked("read: ", "ab", ["A?", "B?"], False)
+RATE, TWO = (
+    wires.Worded("read: ", "ab", ["Rate it."], True),
+    wires.Worded("read: ", "ab", ["A?", "B?"], False),
+)
 
 
 def test_a_chat_model_is_asked_in_one_form() -> None:

@@ -56,7 +56,7 @@ class JudgeLike(Protocol):
         """What failed, in words."""
 
     def line(self) -> str:
-        """Everything that happened, in words; "" if nobody was asked and nothing failed."""
+        """Everything that happened, in words."""
 
     def close(self) -> None:
         """End connections."""

@@ -241,7 +241,7 @@ def test_adapters_of_another_kind_or_of_another_model_are_refused(tiny: Path, tm
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
-LORA = {"lora_rank": 4, "lora_alpha": 8, "lr": 3e-2, "beta": 0.1}
+LORA = {"steps": 3, "lora_rank": 4, "lora_alpha": 8, "lr": 3e-2, "beta": 0.1}
 
 
 @pytest.fixture(scope="module", params=["merged", "adapter"])

@@ -115,8 +115,9 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
     own, requests, places = ranks.share(range(P)), [], []
     for p in own:
         example, visit = drawn[p]
-        for stem in dict.fromkeys(grpo.stems(prompts[p])):  # one request a prompt
-            gs = [g for g in range(G) if prompts[p][g] == prompts[p][stem]]
+        stems = grpo.stems(prompts[p])
+        for stem in dict.fromkeys(stems):  # one request a prompt
+            gs = [g for g in range(G) if stems[g] == stem]
             draws = [uniforms(c.seed, key, example.id, visit * G + g, c.max_new_tokens) for g in gs]
             requests.append(Request(prompts[p][stem], draws))
             places += [(p, g) for g in gs]
@@ -139,10 +140,11 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
 
 
 def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[int]]:
-    """The prompt of each of G rollouts; the same list where the recipe shows the same messages."""
+    """The prompt of each of G rollouts; the same list if the recipe shows the same messages."""
     shown = [t.recipe.messages(example, n, g) for g in range(G)]
-    known = {shown.index(messages): t.actor.encode(example, messages) for messages in shown}
-    return [known[shown.index(messages)] for messages in shown]
+    stems = grpo.stems(shown)
+    known = {g: t.actor.encode(example, shown[g]) for g in set(stems)}
+    return [known[g] for g in stems]
 
 
 def judge(t: Training, asked: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:

@@ -53,6 +53,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,8 +166,8 @@ def micro_batches(
     return [_micro_batch(families, rollouts, weight, packer) for families in cut(budget)]
 
 
-def stems(prompts: Sequence[Ids]) -> list[int]:
-    """Where each rollout's prompt stands first among the prompts of its group."""
+def stems(prompts: Sequence[Any]) -> list[int]:
+    """Where each rollout's prompt stands first among those of its group: rollouts with equal stems share it."""
     return [prompts.index(prompt) for prompt in prompts]
 
 

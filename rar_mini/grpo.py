@@ -62,9 +62,8 @@ from torch import Tensor
 from rar_mini.kernels.advantage import EPS, TIE
 from rar_mini.kernels.logprob import linear_logprob
 from rar_mini.model import Decoder
-from rar_mini.prefix import Attention, Ids, Packed, Tree, pack
+from rar_mini.prefix import Attention, Packed, Tree, pack
 from rar_mini.scores import Rollouts, Scores
-
 
 LOSS_NORMS = ("token", "sequence", "constant")
 
@@ -143,8 +142,8 @@ def micro_batches(
 
     Equal prompts of a group are read once; a group too large for one batch is cut between completions, and
     its prompt is then read once a part. Rollouts that do not teach, by teaches (P, G), are left out, of the
-    normalisers too. With `own`, batches are cut of these questions alone, but normalised over all: what several processes make of
-    their own adds up to the step.
+    normalisers too. With `own`, batches are cut of these questions alone, but normalised over all: what
+    several processes make of their own adds up to the step.
     """
     prompts, completions = rollouts.prompts, rollouts.completions
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
@@ -167,7 +166,7 @@ def micro_batches(
 
 
 def stems(prompts: Sequence[Any]) -> list[int]:
-    """Where each rollout's prompt stands first among those of its group: rollouts with equal stems share it."""
+    """Where each rollout's prompt stands first among those of its group: equal prompts, equal stems."""
     return [prompts.index(prompt) for prompt in prompts]
 
 

@@ -29,6 +29,7 @@ import ast
 import contextlib
 import fnmatch
 import importlib
+import itertools
 import json
 import os
 import re
@@ -49,10 +50,10 @@ ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".mutate"
 SURVEY = STATE / "survey"
 STORY = ("train.py", "judge.py", "rar_mini/grpo.py", "rar_mini/sampler.py", "kernels/advantage.py")
-FILES = (
-    *(*STORY, "kernels/logprob.py"),
-    *(f"rar_mini/{name}.py" for name in ("checkpoint", "wires", "ledger", "agreement")),
-)
+STORY += ("kernels/logprob.py", "rar_mini/recipe.py")
+RUNS = tuple(f"rar_mini/{name}.py" for name in ("scores", "setup", "guard", "checkpoint", "files"))
+JUDGES = ("rar_mini/judging/wires.py", "rar_mini/judging/ledger.py", "rar_mini/evaluation/agreement.py")
+FILES = STORY + RUNS + JUDGES
 
 # --- what can be changed ------------------------------------------------------------------------------------
 
@@ -392,15 +393,13 @@ class Limits:
 
 
 def copy(folder: Path) -> None:
-    """Copy the project's files to where its own kernels will be found, too."""
+    """Copy the project's files."""
     shutil.rmtree(folder, ignore_errors=True)
     listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, capture_output=True, check=True, text=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    if not (folder / "rar_mini" / "kernels").exists():
-        (folder / "rar_mini" / "kernels").symlink_to("../kernels")
 
 
 def fork(folder: Path, work: Any) -> int:
@@ -478,8 +477,9 @@ def prepared(fresh: bool) -> Tests:
     return tests
 
 
-def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int) -> None:
-    """Try mutations, several at once, each in a copy of its own."""
+def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: float | None) -> None:
+    """Try mutations, several at once, each in a copy of its own; `most` seconds of tests for each, as long as
+    these took alone."""
     free = [STATE / f"copy-{job}" for job in range(jobs)]
     for folder in free:
         shutil.rmtree(folder, ignore_errors=True)
@@ -497,6 +497,8 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int) -> None
             mutation, folder = queue.pop(), free.pop()
             covering = tests.covering(mutation)
             covering.sort(key=lambda test: -noticed[mutation.file][test])  # stable: then by their seconds
+            total = itertools.accumulate(tests.seconds[test] for test in covering)
+            covering = [t for t, end in zip(covering, total, strict=True) if most is None or end <= most]
             if not covering:
                 results.add(mutation.name, fate="survived", tests=0)
                 free.append(folder)
@@ -570,6 +572,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--again", action="store_true", help="try those anew that survived")
     parser.add_argument("--fresh", action="store_true", help="find out anew which tests execute which line")
     parser.add_argument("--list", action="store_true", help="print what is known, and run nothing")
+    parser.add_argument("--most", type=float, metavar="SECONDS", help="of tests to try for a mutation")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at once")
     options = parser.parse_args(argv)
     STATE.mkdir(exist_ok=True)
@@ -579,7 +582,7 @@ def main(argv: list[str]) -> None:
         mutations = [mutation for file in options.files for mutation in Finder(SURVEY, file).found]
         done = {name for name, row in results.known.items() if row["fate"] == "killed" or not options.again}
         todo = [m for m in mutations if m.name not in done and not why(m, rules)]
-        run(todo, tests, results, options.jobs)
+        run(todo, tests, results, options.jobs, options.most)
     root = SURVEY if SURVEY.exists() else ROOT
     table([mutation for file in options.files for mutation in Finder(root, file).found], results, rules)
 

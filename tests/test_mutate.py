@@ -58,7 +58,7 @@ def test_each_place_is_changed_once_and_text_is_left_alone(found: list[mutate.Mu
 def test_every_mutation_of_the_project_is_code_with_a_name_of_its_own() -> None:
     for file in mutate.FILES:
         mutations = mutate.Finder(mutate.ROOT, file).found
-        assert len({mutation.name for mutation in mutations}) == len(mutations) > 50, file
+        assert len({mutation.name for mutation in mutations}) == len(mutations) > 5, file
         for mutation in mutations[::10]:
             ast.parse(mutation.source)
 

@@ -338,6 +338,27 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
     return reward
 
 
+def answered(file: Path, skip_bad_rows: bool) -> list[Example]:
+    """The rows of a file that have a `response`. Raises ValueError for one that has none, or with
+    `skip_bad_rows` says how many were left out."""
+    notes: Counter[str] = Counter()
+    examples = data.read(file, unique=False, skip_bad=skip_bad_rows, notes=notes)
+    mute = [example.id for example in examples if not isinstance(example.row.get("response"), str)]
+    if mute and not skip_bad_rows:
+        raise ValueError(
+            f"{file}: the row {mute[0]!r} has no `response`: expected the text to be scored; add it, or pass "
+            "--skip-bad-rows to go on without such rows"
+        )
+    if len(mute) == len(examples):
+        raise ValueError(f"{file} has no row with a `response`: expected the text to be scored in each")
+    if mute:
+        examples = [example for example in examples if isinstance(example.row.get("response"), str)]
+        notes["rows left out as bad"] += len(mute)
+    for note, count in notes.items():
+        print(f"{note}: {count}", file=sys.stderr)
+    return examples
+
+
 CHUNK = 256
 """Rows that are judged and written at a time."""
 
@@ -365,22 +386,10 @@ def score(
     """
     spec, why = choose(judge)
     print(f"judge: {spec} ({why})", file=sys.stderr)
-    notes: Counter[str] = Counter()
-    examples = data.read(file, unique=False, skip_bad=skip_bad_rows, notes=notes)
-    mute = [example.id for example in examples if not isinstance(example.row.get("response"), str)]
-    if mute and not skip_bad_rows:
-        raise ValueError(
-            f"{file}: the row {mute[0]!r} has no `response`: expected the text to be scored; add it, or pass "
-            "--skip-bad-rows to go on without such rows"
-        )
-    if len(mute) == len(examples):
-        raise ValueError(f"{file} has no row with a `response`: expected the text to be scored in each")
-    if mute:
-        examples = [example for example in examples if isinstance(example.row.get("response"), str)]
-        notes["rows left out as bad"] += len(mute)
-    for note, count in notes.items():
-        print(f"{note}: {count}", file=sys.stderr)
-    made = recipes.make(recipe, replace(PRESETS["cpu"], judge=spec, method=method, design=design))
+    examples = answered(file, skip_bad_rows)
+    recipe = recipe and recipes.located(recipe)
+    config = replace(PRESETS["cpu"], judge=spec, method=method, design=design, judging=judging)
+    made = recipes.make(recipe, config)
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
     asked = [asker.digest(example, example.row["response"]) for example in examples]

@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import train
 from rar_mini import grpo, model, sampler
 from rar_mini.config import PRESETS, Config, Options
+from rar_mini.endpoint import Endpoint
 from rar_mini.hub import RELEASED
 from rar_mini.options import to_json
 from rar_mini.rubric import Design
@@ -385,6 +386,17 @@ def test_a_score_that_cannot_be_had_costs_no_training(
     assert start.keys() >= scores | {"eval/held_out_gold_reward"}
     assert {name for name in end if name.startswith("eval/")} == scores
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
+
+
+def test_a_server_is_asked_as_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each word does to an endpoint is in tests/test_endpoint.py. That --timeout, --rpm and --tpm came
+    there, no test would have missed."""
+    given = {"base_url": "http://127.0.0.1:9/v1", "concurrency": 3, "timeout": 7.0, "rpm": 60.0, "tpm": 1e3}
+    given |= {"retries": 1, "parse_retries": 0, "max_usd": 2.0}
+    words: dict[str, Any] = {}
+    monkeypatch.setattr(Endpoint, "__init__", lambda self, model, **asked: words.update(asked))
+    Endpoint.of("m", Options(**given, cache=False))
+    assert words == given | {"cache": None, "price": None}
 
 
 # --- every setting ------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ A row in rar-mini's form has `question`, `reference_answer` and `rubric` (title,
 in HealthBench's form has `prompt` (chat messages) and `rubrics` (criterion, points). Every error names the
 file, the line, the field, what was expected and what came, and nothing that a row holds is shown raw.
 
-    python -m rar_mini.data --stats --data rar --domain medical
+    python -m rar_mini.tools.tables --data rar --domain medical
 """
 
 import hashlib
@@ -340,9 +340,7 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-if __name__ == "__main__":
-    import sys
+if __name__ == "__main__":  # the name that this command had before
+    import runpy
 
-    from rar_mini.tools import tables
-
-    tables.main(sys.argv[1:])
+    runpy.run_module("rar_mini.tools.tables", run_name="__main__")

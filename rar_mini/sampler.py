@@ -416,9 +416,7 @@ def _truncate(mass: Tensor, settings: Settings) -> Tensor:
     return torch.zeros_like(mass).scatter(-1, order, ordered * keep)
 
 
-if __name__ == "__main__":
-    import sys
+if __name__ == "__main__":  # the name that this command had before
+    import runpy
 
-    from rar_mini.tools import speed
-
-    speed.main(sys.argv[1:])
+    runpy.run_module("rar_mini.tools.speed", run_name="__main__")

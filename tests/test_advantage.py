@@ -116,14 +116,19 @@ def test_items_of_weight_zero_do_not_exist_and_negative_ones_take_away(device: s
     verdict = torch.tensor([[[1.0, NAN, 0.0], [1.0, 0.3, 1.0]]], device=device)
     reward, _ = group_advantage(verdict, torch.tensor([[2.0, 0.0, -1.0]], device=device), scale="none")
     torch.testing.assert_close(reward.cpu(), torch.tensor([[1.0, 0.5]]))
+    optional = torch.tensor([[0.0, 0.3, 0.2]], device=device)  # weights that do not come to 1
+    reward, _ = group_advantage(verdict.nan_to_num(0.5), optional, scale="none")
+    torch.testing.assert_close(reward.cpu(), torch.tensor([[0.3, 0.58]]))
 
 
 @on_every_device
 def test_a_rubric_of_penalties_rewards_their_absence(device: str) -> None:
     """Divided by its positive weights, a perfect answer would earn 0 / 0."""
     verdict = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]], device=device)
-    reward, _ = group_advantage(verdict, torch.tensor([[-3.0, -1.0]], device=device), scale="none")
-    torch.testing.assert_close(reward.cpu(), torch.tensor([[1.0, 0.25, 0.0]]))
+    for one in (1.0, 0.1):
+        weight = torch.tensor([[-3 * one, -one]], device=device)
+        reward, _ = group_advantage(verdict, weight, scale="none")
+        torch.testing.assert_close(reward.cpu(), torch.tensor([[1.0, 0.25, 0.0]]))
 
 
 @on_every_device
@@ -222,6 +227,12 @@ def test_verdicts_may_lie_beyond_two_to_the_31() -> None:
     right = advantage.reference(verdict[-1:].double(), weight[-1:].double(), "group")
     for ours, truth, allowed in zip(outputs, right, (1e-6, 1e-4), strict=True):
         torch.testing.assert_close(ours[-1:].double(), truth, atol=allowed, rtol=0)
+
+
+@needs_triton
+def test_a_tile_has_all_of_a_group_and_as_many_verdicts_as_its_threads_take() -> None:
+    for G, right in ((1, (16, 64)), (16, (16, 64)), (17, (32, 32)), (1000, (1024, 1)), (1024, (1024, 1))):
+        assert advantage.tile(G) == right
 
 
 @not_interpreted

@@ -16,6 +16,8 @@ import openai
 import pytest
 from hostile import Server
 
+from rar_mini import ranks
+from rar_mini.config import Asking
 from rar_mini.judging.endpoint import Endpoint, Failure, OverBudget, Request
 from rar_mini.judging.ledger import Cache
 
@@ -125,11 +127,49 @@ def test_retry_after_is_obeyed(server: Server, endpoint: Callable[..., Endpoint]
     assert server.times[2] - server.times[1] > (0.4 if fault == "429-after" else 0.01)
 
 
-def test_pauses_double(server: Server, endpoint: Callable[..., Endpoint], slept: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("header", "wait"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "7", "Retry-After-Ms": "1500"}, 1.5),
+        ({"Retry-After": "600"}, 600.0),
+        ({"Retry-After": "601"}, None),  # no run waits so long: another time, perhaps
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "-3"}, 0.0),
+        ({"Retry-After": "nan"}, 0.0),
+        ({"Retry-After": "soon"}, 0.0),
+    ],
+)
+def test_a_server_says_how_long_to_wait(
+    server: Server,
+    endpoint: Callable[..., Endpoint],
+    slept: list[float],
+    header: dict[str, str],
+    wait: float | None,
+) -> None:
+    spoil, made = server.spoil, endpoint(retries=1, backoff=0.01)
+    made.ask([request("the first goes alone")])
+    server.fault = lambda path, body, number: 429 if number == 1 else None
+    server.spoil = lambda fault, *rest: (429, header, b"{}") if fault else spoil(fault, *rest)
+    (answer,) = made.ask([request("a")])
+    if wait is None:
+        assert isinstance(answer, Failure) and answer.kind == "HTTP 429" and not slept
+    else:
+        assert answer == "a" and [wait + 0.005 <= pause <= wait + 0.015 for pause in slept] == [True]
+
+
+def test_pauses_double_up_to_a_minute(
+    server: Server, endpoint: Callable[..., Endpoint], slept: list[float]
+) -> None:
     server.fault = lambda path, body, number: 500 if 0 < number < 5 else None
-    endpoint(backoff=0.1).ask([request("a"), request("b")])
+    made = endpoint(backoff=0.1)
+    made.ask([request("a"), request("b")])
     assert len(slept) == 4 and len(set(slept)) == 4
     assert all(0.5 * 0.1 * 2**i <= pause <= 1.5 * 0.1 * 2**i for i, pause in enumerate(slept))
+    slept.clear()
+    made.backoff, server.fault = 40.0, lambda path, body, number: 500 if number < 9 else None
+    made.ask([request("c")])
+    assert len(slept) == 3 and 20 <= slept[0] <= 60 and all(30 <= pause <= 90 for pause in slept[1:])
 
 
 def test_waiting_for_a_turn_is_not_counted_against_the_deadline(
@@ -173,14 +213,40 @@ def test_a_server_that_never_answers_is_one_clear_error_after_one_request(
     assert "very-secret" not in str(error.value) and error.value.__suppress_context__
 
 
-def test_a_server_that_is_down_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, slept: list[float]
+) -> None:
+    """After two more tries, whatever --retries says: the user waits for the error."""
     monkeypatch.setenv("OPENAI_BASE_URL", "http://user:hunter2@127.0.0.1:9/v1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    made = Endpoint("m", backoff=0.01)
-    with pytest.raises(ConnectionError, match="http://127.0.0.1:9/v1, got connection") as error:
-        made.ask(words(3))
-    assert "secret" not in str(error.value) and "hunter2" not in str(error.value)
-    made.close()
+    for retries, tries in ((8, 2), (1, 1)):
+        made = Endpoint("m", backoff=0.01, retries=retries)
+        with pytest.raises(ConnectionError, match="http://127.0.0.1:9/v1, got connection") as error:
+            made.ask(words(3))
+        assert "secret" not in str(error.value) and "hunter2" not in str(error.value)
+        assert len(slept) == tries
+        slept.clear()
+        made.close()
+
+
+def test_a_long_error_is_cut_and_only_a_real_key_is_hidden(
+    server: Server, endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of servers of one's own are words such as EMPTY, which errors hold for other reasons."""
+    for key, said in (("EMPTY", "EMPTY keys, EMPTY"), ("12345678", "EMPTY keys, [key]")):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        made = endpoint()
+        made.ask([request("the first goes alone")])
+        server.spoil, spoil = lambda *_, key=key: (400, {}, f"EMPTY keys, {key}".encode()), server.spoil
+        (answer,) = made.ask([request(key)])
+        assert answer.words == said
+        server.spoil = lambda *_: (400, {}, b"1234\n" * 101)
+        (answer,) = made.ask([request("b")])
+        assert answer.words == "1234 " * 100 + " ..."
+        server.spoil = lambda *_: (400, {}, b"1234 " * 100)
+        (answer,) = made.ask([request("c")])
+        assert answer.words == "1234 " * 100
+        server.spoil = spoil
 
 
 def test_a_malformed_reply_is_asked_for_again_and_then_fails(
@@ -270,6 +336,50 @@ def test_tokens_a_minute(server: Server, endpoint: Callable[..., Endpoint], slep
     endpoint(tpm=6000).ask([request(f"{i}", body={"max_tokens": 50}) for i in range(3)])
     past = time.monotonic() - start
     assert len(slept) == 3 and all(0.5 * i - past <= wait <= 0.5 * i for i, wait in enumerate(slept))
+    slept.clear()
+    start = time.monotonic()
+    endpoint(tpm=6000).ask([request(letter * 400, body={"max_tokens": 50}) for letter in "abc"])
+    past, size = time.monotonic() - start, len(json.dumps(server.seen[-1][1])) / 4 * 60 / 6000
+    assert size > 1 and all(size * i - past <= wait <= size * i for i, wait in enumerate(slept))
+
+
+def test_an_endpoint_is_what_the_options_say_and_limits_hold_for_all_ranks(
+    server: Server, slept: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prices.json").write_text('{"m": [1, 2, 3]}')
+    options = {"concurrency": 7, "timeout": 9.0, "retries": 3, "parse_retries": 4, "max_usd": 5.0}
+    options |= {"base_url": server.url + "/", "prices": tmp_path / "prices.json"}
+    made = Endpoint.of("m", Asking(**options, rpm=600.0))
+    assert {name: getattr(made, name) for name in list(options)[:5]} == dict(list(options.items())[:5])
+    assert made.address == server.url and made.price == (1, 2, 3)
+    assert made.ask(words(2)) == ["word 0", "word 1"] and (tmp_path / "cache" / "judge.sqlite").exists()
+    assert 0 < slept[1] <= 0.1
+    made.close()
+    monkeypatch.setattr(ranks, "world", 2)
+    slept.clear()
+    for concurrency, share in ((7, 3), (1, 1)):
+        made = Endpoint.of("m", Asking(concurrency=concurrency, rpm=600.0, tpm=1e9, cache=False))
+        assert made.concurrency == share
+        made.close()
+    made = Endpoint.of("m", Asking(rpm=600.0, cache=False))
+    start = time.monotonic()
+    made.ask(words(3))
+    assert 0.4 - (time.monotonic() - start) <= slept[2] <= 0.4, "half of ten a second"
+    made.close()
+
+
+def test_requests_are_made_when_they_can_be_sent(server: Server, endpoint: Callable[..., Endpoint]) -> None:
+    """A generator of a million is not held at once: four times as many as are under way."""
+    made, taken, done = endpoint(concurrency=2), [], []
+
+    def count() -> Iterator[Request]:
+        for each in words(30):
+            taken.append(len(done))
+            yield each
+
+    made.ask(count(), lambda: done.append(1))
+    assert len(done) == 30 and max(i + 1 - ended for i, ended in enumerate(taken)) == 8 + 1
 
 
 # --- remembering --------------------------------------------------------------------------------------------
@@ -392,6 +502,47 @@ def test_the_ledger_counts_tokens_dollars_and_latency(
     made.ask(words(2))
     assert made.ledger.metrics()["perf/judge/calls"] == 2  # since the last time
     assert "6 questions, 6 calls" in made.ledger.line() and "$0.00" in made.ledger.line()
+
+
+USAGE = {"prompt_tokens": 1000, "completion_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        (USAGE, (1000, 0, 10)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": 600}}, (1000, 600, 10)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": 0}}, (1000, 0, 10)),
+        (USAGE | {"prompt_tokens_details": None}, (1000, 0, 10)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": -1}}, (1000, 0, 10)),
+        (
+            {"input_tokens": 900, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 5}},
+            (900, 5, 0),
+        ),
+        ({"prompt_tokens": 0}, (0, 0, 0)),
+        ({"prompt_tokens": True}, None),
+        ({"prompt_tokens": 10.5}, None),
+        ({"prompt_tokens": -1}, None),
+        ("1000", None),
+        (None, None),
+    ],
+)
+def test_tokens_are_counted_as_the_server_reports_them(
+    server: Server, endpoint: Callable[..., Endpoint], usage: Any, tokens: tuple | None
+) -> None:
+    """Under the names of either wire; where it reports none, what the request may have cost at most is
+    booked."""
+    server.spoil_chat = lambda fault, body, content, whole: whole | {"usage": usage}
+    made = endpoint(price=(1.0, 0.1, 10.0))
+    made.ask([request("a", body={"max_tokens": 50})])
+    counts, names = made.ledger.counts, ("tokens_in", "tokens_cached", "tokens_out")
+    if tokens is None:
+        size = len(json.dumps(server.seen[0][1]))
+        assert counts["dollars"] == pytest.approx((size * 1 + 50 * 10) / 1e6) and not counts["tokens_in"]
+    else:
+        read, cached, written = tokens
+        assert tuple(counts[name] for name in names) == tokens
+        assert counts["dollars"] == pytest.approx(((read - cached) + cached * 0.1 + written * 10) / 1e6)
 
 
 def test_max_usd_is_not_passed_and_what_was_paid_for_is_kept(

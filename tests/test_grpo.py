@@ -25,11 +25,15 @@ def decoder(tiny: Path) -> model.Decoder:
     return model.load(tiny, torch.float32, "cpu")
 
 
-@pytest.fixture(scope="module")
-def completions(decoder: model.Decoder) -> list[list[Completion]]:
+def sampled(decoder: model.Decoder, temperature: float = 1.0) -> list[list[Completion]]:
     """Completions of unequal length: every eighth token ends one."""
     requests = [Request(p, [uniforms(3, 1, f"q{i}", g, 12) for g in range(3)]) for i, p in enumerate(PROMPTS)]
-    return sample(decoder, requests, frozenset(range(0, 259, 8)), Settings(12))
+    return sample(decoder, requests, frozenset(range(0, 259, 8)), Settings(12, temperature))
+
+
+@pytest.fixture(scope="module")
+def completions(decoder: model.Decoder) -> list[list[Completion]]:
+    return sampled(decoder)
 
 
 def batches(
@@ -154,6 +158,23 @@ def test_batches_keep_to_their_budget_and_hold_every_token_once(completions: lis
         )
 
 
+@pytest.mark.parametrize(
+    ("budget", "right"), [(52, [12]), (51, [6, 6]), (26, [6, 6]), (25, [3] * 4), (9, [3] * 4)]
+)
+def test_a_prompt_counts_in_every_batch_that_reads_it(budget: int, right: list[int]) -> None:
+    """Two prompts of 20 tokens, two completions of 3 to each; one completion with its prompt may exceed."""
+    made = grpo.micro_batches(
+        [[1] * 20] * 2,
+        [[Completion([1] * 3, [0.0] * 3, True)] * 2] * 2,
+        torch.ones(2, 2),
+        torch.ones(2, 2, dtype=torch.bool),
+        loss_norm="token",
+        max_new_tokens=3,
+        tokens_per_batch=budget,
+    )
+    assert [len(batch.target) for batch in made] == right
+
+
 GROUPS = st.lists(st.lists(st.integers(1, 30), min_size=4, max_size=4), min_size=1, max_size=4)
 
 
@@ -181,12 +202,14 @@ def test_batches_are_as_few_as_can_be_and_even(lengths: list[list[int]], budget:
             assert len(cut(smaller)) > len(found) or max(cut(smaller)) >= max(found)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_first_ratio_is_one_and_the_end_token_is_trained(
-    decoder: model.Decoder, completions: list
+    decoder: model.Decoder, temperature: float
 ) -> None:
     """The sampler's log-probability of every token, the end token included, is the trainer's."""
+    completions = sampled(decoder, temperature)
     (batch,) = batches(completions, "token")
-    logp, _ = grpo.token_logp(decoder, batch, 1.0)
+    logp, _ = grpo.token_logp(decoder, batch, temperature)
     assert (logp - batch.sampler_logp).abs().max() < 1e-4
     ended = [c.ids[-1] for row, seen in zip(completions, TEACHES, strict=True) for c, s in
              zip(row, seen, strict=True) if c.finished and s]  # fmt: skip

@@ -97,6 +97,8 @@ def test_an_overall_rating_is_shown_the_rubric_as_designed(
     Judge("chat:m", "rar-implicit", design=design).score(examples[:1], [["x"]])
     lines = user(server.seen[0][1]).split("\n")
     assert f"- {essential}Mentions b." in lines
+    fence = next(line for line in lines if line.startswith("--- response ")).removeprefix("--- response ")
+    assert lines.count(f"--- criteria {fence}") == lines.count(f"--- end of criteria {fence}") == 1
     shown = [line for line in lines if "Recommends aspirin." in line]
     assert shown == ([] if pitfall is None else [f"- {pitfall}Recommends aspirin."])
     assert any("Names fever" in line for line in lines) == (design.rubric_drop != "optional-and-below")
@@ -246,8 +248,10 @@ def test_options_that_cannot_be_used_are_refused_by_name(options: dict) -> None:
         Judge("chat:m", "rar-explicit", **options)
 
 
-def test_a_judge_starts_with_the_defaults_of_the_command_line() -> None:
+def test_a_judge_has_the_options_and_defaults_of_the_command_line() -> None:
     assert Judge("keyword", "rar-explicit").options == judges.Options()
+    options = {"concurrency": 3, "timeout": 4.0, "retries": 5, "threshold": 0.5}
+    assert Judge("keyword", "rar-explicit", **options).options == judges.Options(**options)
 
 
 @pytest.mark.parametrize(
@@ -305,11 +309,10 @@ def test_a_chat_model_is_asked_for_structure_at_temperature_0(
 def test_another_repeat_asks_anew(server: Server, examples: list[data.Example], spec: str) -> None:
     """How reliable a judge is shows where it is asked the same twice: not the cache."""
     asker = Judge(spec, "direct-likert")
-    for repeat, calls in ((0, 1), (0, 1), (1, 2), (2, 3), (1, 3)):
+    asker.score(examples[:1], [["x"]])
+    for repeat, calls in ((0, 1), (1, 2), (2, 3), (1, 3)):
         asker.score(examples[:1], [["x"]], repeat=repeat)
         assert len(server.seen) == calls
-    asker.score(examples[:1], [["x"]])  # the first of them, if nobody says which
-    assert len(server.seen) == 3
     if spec == "chat:m":
         assert [body["seed"] for _, body, _ in server.seen] == [0, 1, 2]
 

@@ -323,13 +323,22 @@ def test_a_graph_can_be_differentiated_twice(device: str) -> None:
 def test_a_chunk_keeps_to_its_budget(
     N: int, V: int, chunk_bytes: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """13 rows of 50, which stand 64 apart: 5 fit into 1,280 bytes, and three chunks of them hold all."""
+    """13 rows of 50, which stand 64 apart: 5 fit into 1,280 bytes, and three chunks of them hold all. What
+    is not told a budget takes the device's, and one that has none that of a CPU."""
     seen = []
     real = module._buffer
     monkeypatch.setattr(module, "_buffer", lambda *x: seen.append(real(*x)) or seen[-1])
     hidden, weight, target = inputs(N, 4, V)
     linear_logprob(hidden, weight, target, chunk_bytes=chunk_bytes)
-    assert [len(x) for x in seen] == [rows]
+    monkeypatch.setitem(module.CHUNK_BYTES, "cpu", chunk_bytes)
+    linear_logprob(hidden, weight, target)
+    linear_logprob(hidden.to("meta"), weight.to("meta"), target)
+    assert [len(x) for x in seen] == [rows] * 3
+
+
+def test_the_budgets_hold_as_many_rows_as_the_file_says() -> None:
+    assert module.CHUNK_BYTES["cpu"] // (49_152 * 4) == 1_365
+    assert module.CHUNK_BYTES["cuda"] // (151_936 * 2) == 3_533
 
 
 def policy_loss(fn: Any, leaves: list[Tensor], target: Tensor) -> tuple[Tensor, ...]:

@@ -102,10 +102,14 @@ def test_groups_of_any_size_in_any_order(tmp_path: Path) -> None:
     ]
     recorder = Recorder("keyword", "rar-explicit")
     reward = as_trl_reward(recorder, data.read(write_rows(tmp_path / "rows.jsonl", rows)))
-    names = "q0 q2 q1 q0 q2 q0 q1 q0".split()
+    names = "q2 q0 q1 q0 q2 q0 q1 q0".split()
     texts = ["b", "b", "c", "x", "d", "b d", "b", "c b"]
-    assert reward(completions=texts, id=names) == [1, 0, 1, 0, 1, 1, 0, 1]
-    assert sorted(len(group) for _, groups in recorder.asked for group in groups) == [2, 2, 4]
+    assert reward(completions=texts, id=names) == [0, 1, 1, 0, 1, 1, 0, 1]
+    assert recorder.asked == [
+        (["q2", "q1"], [["b", "d"], ["c", "b"]]),  # together, as they are alike in size
+        (["q0"], [["b", "x", "b d", "c b"]]),
+    ]
+    assert reward(completions=["d", "d"], id=["q0", "q2"]) == [0, 1]
     assert reward(completions=[], id=[]) == []
 
 

@@ -32,6 +32,8 @@ import train
 from rar_mini import grpo, model, sampler
 from rar_mini.config import PRESETS, Config, Options
 from rar_mini.hub import RELEASED
+from rar_mini.judging import local as local_judge
+from rar_mini.judging.endpoint import Endpoint
 from rar_mini.options import to_json
 from rar_mini.rubric import Design
 
@@ -387,6 +389,20 @@ def test_a_score_that_cannot_be_had_costs_no_training(
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
 
 
+def test_a_judge_is_asked_as_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each word does to an endpoint is in tests/test_endpoint.py. If --timeout, --rpm or --tpm had not
+    come there, no test would have missed it."""
+    given = {"base_url": "http://127.0.0.1:9/v1", "concurrency": 3, "timeout": 7.0, "rpm": 60.0, "tpm": 1e3}
+    given |= {"retries": 1, "parse_retries": 0, "max_usd": 2.0}
+    words: dict[str, Any] = {}
+    monkeypatch.setattr(Endpoint, "__init__", lambda self, model, **asked: words.update(asked))
+    Endpoint.of("m", Options(**given, cache=False))
+    assert words == given | {"cache": None, "price": None}
+    monkeypatch.setattr(local_judge, "LocalJudge", lambda name, device, ledger: words.update(device=device))
+    train.Judge("local:m", "rar-explicit", judge_device="cuda")
+    assert words["device"] == "cuda", "where there is no GPU, auto is cpu"
+
+
 # --- every setting ------------------------------------------------------------------------------------------
 
 HELD_BY = {
@@ -425,7 +441,7 @@ HELD_BY = {
     "test_criteria_per_call": "criteria_per_call",
     "test_a_threshold_makes_verdicts_binary": "threshold",
     "test_prompts_can_be_replaced": "prompts",
-    "test_a_local_judge_serves_every_method": "judge_device",
+    "test_a_judge_is_asked_as_the_options_say": "judge_device",
     "test_a_design_drops_weighs_and_asks": "rubric_drop weights pitfalls",
 }
 """The test that sees what a setting does. Whoever adds one says here where it is held."""

@@ -1,6 +1,6 @@
 """How fast the sampler and a whole training step are, beside what this device allows.
 
-    python -m rar_mini.sampler --bench
+    python -m rar_mini.tools.speed
     python train.py --bench
 
 The work is that of many comparisons: 2 prompts x 8 completions x 64 tokens of the default policy, with end
@@ -96,9 +96,9 @@ def main(argv: Sequence[str]) -> None:
     """The command line: what it refuses ends in one line, without a traceback."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m rar_mini.sampler", description=__doc__, formatter_class=as_written
+        "python -m rar_mini.tools.speed", description=__doc__, formatter_class=as_written
     )
-    parser.add_argument("--bench", action="store_true", required=True, help="measure the sampler")
+    parser.add_argument("--bench", action="store_true", help="as it was asked for before; does nothing")
     parser.add_argument("--policy", default="smollm2-135m", help="as for train.py")
     parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
     parser.add_argument("--short", action="store_true", help="leave out how the cost grows")
@@ -133,3 +133,7 @@ def table(options: argparse.Namespace) -> None:
             {"work": size, "tokens_per_second": round(found, 1), "ms_per_step": round(step, 2)} | shares
         )
     print(json.dumps(head | {"tokens_per_second": rows[0]["tokens_per_second"], "rows": rows}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """Writes rubrics for questions that have none, by the paper's rules, and checks files of rubrics.
 
-    python -m rar_mini.synthesize IN.jsonl --writer chat:NAME --domain medical --out OUT.jsonl
-    python -m rar_mini.synthesize FILE.jsonl --check
+    python -m rar_mini.tools.synthesize IN.jsonl --writer chat:NAME --domain medical --out OUT.jsonl
+    python -m rar_mini.tools.synthesize FILE.jsonl --check
 
 A chat model sees a question and its reference answer between fences, and replies with 7 to 20 items. What
 this file decided:

@@ -1,4 +1,4 @@
-"""The paper's tables of its data, counted for any source: `python -m rar_mini.data --stats`.
+"""The paper's tables of its data, counted for any source: `python -m rar_mini.tools.tables`.
 
 Two columns stand beside what is counted here. `paper` is arXiv 2507.17746v2: Tables 4 and 5 for medicine, 7
 and 8 for science, both of train and val. `released` is what others counted on the released rows, likewise of
@@ -72,9 +72,9 @@ def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | No
 def main(argv: Sequence[str]) -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        "python -m rar_mini.data", description=__doc__, allow_abbrev=False, formatter_class=as_written
+        "python -m rar_mini.tools.tables", description=__doc__, allow_abbrev=False, formatter_class=as_written
     )
-    parser.add_argument("--stats", action="store_true", required=True, help="count, and print the tables")
+    parser.add_argument("--stats", action="store_true", help="as it was asked for before; does nothing")
     parser.add_argument("--data", help="as for train.py: rar, a file or a directory; else the bundled sample")
     parser.add_argument("--domain", default="medical", choices=tuple(hub.RELEASED), help="whose figures, too")
     parser.add_argument("--revision", help="as for train.py")
@@ -102,3 +102,7 @@ def main(argv: Sequence[str]) -> None:
     )
     for note, count in notes.items():
         print(f"  {note}: {count:,}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

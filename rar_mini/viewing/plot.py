@@ -1,4 +1,4 @@
-"""A run's curves in one picture: `python -m rar_mini.plot RUN` writes RUN/plot.png.
+"""A run's curves in one picture: `python -m rar_mini.viewing.plot RUN` writes RUN/plot.png.
 
 One small panel a metric, in the order of a reader's questions: did the reward rise, did it rise on fresh
 answers, or did the answers only get longer? A dot is a step, a line the running mean, for a step's reward

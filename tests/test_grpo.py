@@ -163,10 +163,9 @@ def test_batches_keep_to_their_budget_and_hold_every_token_once(completions: lis
 )
 def test_a_prompt_counts_in_every_batch_that_reads_it(budget: int, right: list[int]) -> None:
     """Two prompts of 20 tokens, two completions of 3 to each; one completion with its prompt may exceed."""
+    written = [[Completion([1] * 3, [0.0] * 3, True)] * 2] * 2
     made = grpo.micro_batches(
-        [[1] * 20] * 2,
-        [[Completion([1] * 3, [0.0] * 3, True)] * 2] * 2,
-        torch.ones(2, 2),
+        rolled([[1] * 20] * 2, written, torch.ones(2, 2)),
         torch.ones(2, 2, dtype=torch.bool),
         loss_norm="token",
         max_new_tokens=3,

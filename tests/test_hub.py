@@ -246,8 +246,8 @@ def test_what_has_no_test_split_leaves_its_share_empty(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ("--data none.jsonl", "rar_mini.data: cannot read none"),
-        ("--data .", "rar_mini.data: . has no usable"),
+        ("--data none.jsonl", "rar_mini.tools.tables: cannot read none"),
+        ("--data .", "rar_mini.tools.tables: . has no usable"),
     ],
 )
 def test_a_wrong_source_ends_in_one_line(
@@ -351,7 +351,9 @@ def test_a_download_that_breaks_off_leaves_nothing_that_could_be_read(
     """Two of three files would be a run without held-out questions, and without their leaks found."""
     Hub.broken = "val-"
     done = stats(served, tmp_path, "--revision", COMMIT)
-    assert done.returncode == 1 and f"rar_mini.data: could not get {REPO} at {COMMIT}: " in done.stderr
+    assert (
+        done.returncode == 1 and f"rar_mini.tools.tables: could not get {REPO} at {COMMIT}: " in done.stderr
+    )
     assert list((tmp_path / "cache" / "datasets").iterdir()) == []
     Hub.broken = ""
     assert "Hygiene keeps 10 of 13 rows" in stats(served, tmp_path).stdout

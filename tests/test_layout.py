@@ -39,10 +39,11 @@ def imports(name: str, types: bool = True) -> set[str]:
     """The modules that a file imports, and what it takes from them; with or without those for types alone."""
     found = set()
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    if not types:
+        tests = [ast.unparse(node.test) if isinstance(node, ast.If) else "" for node in tree.body]
+        tree.body = [n for n, test in zip(tree.body, tests, strict=True) if test != "TYPE_CHECKING"]
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types:
-            node.body = []
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)

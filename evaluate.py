@@ -518,7 +518,7 @@ def align(
         if sibling.mass:
             result[name]["mass"] = mean(np.array(sibling.mass))
             print(f"{name:<26}{'mass':<10}{result[name]['mass']:.2f}")
-            asker.mass += sibling.mass  # for the last line, over all that was asked
+            asker.mass.extend(sibling.mass)  # for the last line, over all that was asked
     finish(result, asker)
 
 

@@ -210,7 +210,7 @@ class Config:
         for field in fields(self) if self.lora_rank == 0 else ():
             if field.name.startswith("lora_") and getattr(self, field.name) != field.default:
                 name = field.name.replace("_", "-")
-                raise ValueError(f"--{name} is of adapters: expected --lora-rank above 0, got 0")
+                raise ValueError(f"--{name} needs --lora-rank > 0")
         positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
         positive += ("tokens_per_batch", "cache_mb", "eval_samples", "eval_questions", "keep")
         bounds = {name: (1, math.inf) for name in positive}

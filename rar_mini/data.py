@@ -125,7 +125,7 @@ def read(
     if not examples:
         raise ValueError(
             f"{path} has no usable row: expected a JSON object a line, or *.parquet files in it or in its "
-            "data/, see README for the fields, got "
+            "data/, see docs/data.md for the fields, got "
             + (f"bad ones only ({len(bad)}), the first: {bad[0]}" if bad else "an empty file or folder")
         )
     return examples

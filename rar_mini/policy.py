@@ -155,7 +155,15 @@ def window(policy: Policy) -> int:
     return policy.model.config.max_position_embeddings
 
 
-def too_long(policy: Policy, example: Example, prompt: int, new: int, *, answered: bool) -> str:
+def too_long(
+    policy: Policy,
+    example: Example,
+    prompt: int,
+    new: int,
+    *,
+    answered: bool,
+    messages: Sequence[dict[str, str]] | None = None,
+) -> str:
     """What of an example does not fit, in words; "" where all does.
 
     A prompt may have so many tokens, and as many as the window leaves beside the `new` ones; where the
@@ -165,7 +173,7 @@ def too_long(policy: Policy, example: Example, prompt: int, new: int, *, answere
     room, limit = window(policy) - new, f"the model's window of {window(policy)} less --max-new-tokens"
     if prompt < room:
         room, limit = prompt, "--max-prompt-tokens"
-    if (length := len(policy.encode(example))) > room:
+    if (length := len(policy.encode(example, messages))) > room:
         return f"the prompt of {example.id!r} has {length} tokens: expected at most {room} ({limit})"
     if answered and (length := len(policy.completion(example.reference))) > new:
         return (

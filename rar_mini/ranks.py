@@ -7,8 +7,8 @@ that every rank has the whole step and computes rewards, advantages and metrics 
 rank's part of the loss is normalised over the whole step (grpo.py): gradients are added up, and every rank
 takes the same optimizer step. Objects travel by gloo, gradients by what is native to the device.
 
-Rank 0 alone writes and is heard. A failure is told in the place of a result, so that no rank waits for one
-that gave up, and all handle it alike. One that is killed is missed at the next exchange, or torchrun tells.
+Only rank 0 writes and prints. A rank that fails sends the failure in place of its result, so that no rank
+waits for it and all handle it alike. A killed rank is noticed at the next collective, or by torchrun.
 
 Without torchrun there is one rank, everything here is the identity, and torch.distributed is not imported.
 """

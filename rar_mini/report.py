@@ -1,5 +1,4 @@
-"""What a run says about itself: a step's metrics, and the lines that a person reads. README defines every
-metric."""
+"""What a run says about itself: a step's metrics (docs/metrics.md defines each) and the lines it prints."""
 
 import math
 import textwrap
@@ -124,8 +123,10 @@ def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[
     tqdm.write(line(step, config.steps, metrics))
     if config.supervised:
         return
-    # Under another norm long answers weigh more; where every group ties there is nothing to explain.
-    if step == 1 and config.loss_norm == "sequence" and config.inner_epochs == 1 and metrics.get("grad_norm"):
+    # Under another norm long answers weigh more, a recipe may have other advantages, and where every group
+    # ties there is nothing to explain.
+    usual = config.loss_norm == "sequence" and config.inner_epochs == 1 and config.recipe is None
+    if step == 1 and usual and metrics.get("grad_norm"):
         tqdm.write(FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
         tqdm.write(rollout(max(rows[: config.group_size], key=lambda row: row["advantage"])))

@@ -164,9 +164,10 @@ def read_questions(t: Training) -> Splits:
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
         taught = config.supervised and example.split == "train"
+        shown = {"messages": t.recipe.messages(example, 1, 0), "answered": taught}
         if taught and not example.reference:
             notes["training questions left out without a reference answer"] += 1
-        elif not (why := policy.too_long(t.actor, example, *limits, answered=taught)):
+        elif not (why := policy.too_long(t.actor, example, *limits, **shown)):
             fitting.append(example)
         elif config.long_prompts == "skip":
             notes["questions left out as too long"] += 1
@@ -192,6 +193,8 @@ def announce(t: Training, why: str) -> None:
     calls = judged * sum(map(t.judge.calls, train)) / len(train)
     answers = (config.steps - t.first + 1) * config.prompts_per_step * config.group_size
     cost = t.judge.estimate(t.scored["train"], judged * answers, config.max_new_tokens)
+    if config.recipe:
+        print(f"recipe   {config.recipe}")
     print(f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}")
     print(f"judge    {t.judge.spec} ({why})" + (cost and f"; training: {cost}"))
     numbers = {name: len(rows) for name, rows in t.questions.items()}

@@ -367,7 +367,7 @@ def test_reference_answers_are_learnt_by_adapters(
         (["--lora-rank", "4", "--lora-alpha", "0"], "--lora-alpha 0"),
         (["--lora-rank", "4", "--lora-targets", "lm_head"], "down_proj"),
         (["--lora-rank", "4", "--lora-targets"], "expected a projection or more"),
-        (["--lora-save", "adapter"], "--lora-save is of adapters"),
+        (["--lora-save", "adapter"], "--lora-save needs --lora-rank > 0"),
         (["--lora-rank", "4", "--lora-save", "both"], "lora-save"),
         (["--lora-ranks", "4"], "did you mean --lora-rank?"),
         (["--reference-device", "disk"], "reference-device"),

@@ -35,7 +35,7 @@ def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelle
     whole."""
     found = [item for example in examples(file, domain, skip_bad) for item in _responses(example, file)]
     if not found:
-        raise ValueError(f"{file or domain} has no `labelled_responses`: see README for their form")
+        raise ValueError(f"{file or domain} has no `labelled_responses`: see docs/data.md for their form")
     return found
 
 

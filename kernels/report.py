@@ -1,4 +1,4 @@
-"""What the kernels compile to, without a GPU: `python -m rar_mini.kernels.report` prints the table of docs/kernels.md.
+"""What the kernels compile to, without a GPU: `python -m rar_mini.kernels.report` prints the table.
 
 Each kernel is compiled ahead of time, at every tile and in every dtype that its launcher picks, and the
 machine code is read: registers, shared memory, spills, and the widths of its accesses to memory. That says

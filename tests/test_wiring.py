@@ -398,7 +398,7 @@ def test_a_judge_is_asked_as_the_options_say(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Endpoint, "__init__", lambda self, model, **asked: words.update(asked))
     Endpoint.of("m", Options(**given, cache=False))
     assert words == given | {"cache": None, "price": None}
-    monkeypatch.setattr(local_judge, "LocalJudge", lambda name, device, ledger: words.update(device=device))
+    monkeypatch.setattr(local_judge, "LocalJudge", lambda name, device, *_: words.update(device=device))
     train.Judge("local:m", "rar-explicit", judge_device="cuda")
     assert words["device"] == "cuda", "where there is no GPU, auto is cpu"
 

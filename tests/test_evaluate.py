@@ -16,7 +16,8 @@ from hostile import Server, shared
 import evaluate
 import judge as judges
 from rar_mini import data, prompts
-from rar_mini.evaluation import agreement, labelled
+from rar_mini.evaluation import agreement, labelled, trust
+from rar_mini.evaluation.judged import Judged
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -199,14 +200,14 @@ def test_every_pair_of_text_and_answer_comes_once(
 ) -> None:
     seen: list[str] = []
 
-    def ask(judge: object, answers: list, progress: str) -> evaluate.Judged:
+    def ask(judge: object, answers: list, progress: str) -> Judged:
         seen.extend(response for _, response in answers if progress == "injected")
-        return evaluate.Judged(*np.zeros((2, len(answers), 1)), *np.zeros((2, len(answers))))
+        return Judged(*np.zeros((2, len(answers), 1)), *np.zeros((2, len(answers))))
 
-    monkeypatch.setattr(evaluate, "ask", ask)
+    monkeypatch.setattr(trust, "ask", ask)
     example = data.read(questions)[0]
     items = [labelled.Labelled(example, f"answer {n}.", "flawed", []) for n in range(F)]
-    evaluate.attacked(None, items, np.zeros(F), 10_000)
+    trust.attacked(None, items, np.zeros(F), 10_000)
     assert len(seen) == len(set(seen)) == 17 * F
 
 

@@ -252,7 +252,7 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows(
     """Two rows at a time; Ctrl-C comes while the second two are graded."""
     monkeypatch.setattr(answers, "BATCH", 2)
     texts = responses(tmp_path / "r.jsonl", *"01234")
-    grade, done = evaluate.verdicts, []
+    grade, done = healthbench.verdicts, []
 
     def stop(*words: Any) -> list:
         done.append(grade(*words))
@@ -260,7 +260,7 @@ def test_an_evaluation_that_is_stopped_keeps_its_rows(
             raise KeyboardInterrupt
         return done[-1]
 
-    monkeypatch.setattr(evaluate, "verdicts", stop)
+    monkeypatch.setattr(healthbench, "verdicts", stop)
     with pytest.raises(KeyboardInterrupt):
         run(capsys, tmp_path, responses=texts)
     before = len(server.seen)
@@ -468,8 +468,8 @@ def test_other_weights_are_another_policy(tmp_path: Path, tiny: Path) -> None:
     import shutil
 
     shutil.copytree(tiny, tmp_path / "policy")
-    before = answers.Sampled(str(tmp_path / "policy"), Answering()).told
-    assert before == answers.Sampled(str(tmp_path / "policy"), Answering()).told
+    before = answers.Sampled(str(tmp_path / "policy"), Answering()).identity
+    assert before == answers.Sampled(str(tmp_path / "policy"), Answering()).identity
     file = tmp_path / "policy" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert answers.Sampled(str(tmp_path / "policy"), Answering()).told != before
+    assert answers.Sampled(str(tmp_path / "policy"), Answering()).identity != before

@@ -1,22 +1,22 @@
-"""Answers of a policy to conversations, by greedy decoding, and the file that keeps them with what was said
-of them.
+"""A policy answers conversations by greedy decoding, a judge grades the answers, and a file keeps both.
 
-A policy is weights that are sampled in this process, a server's model, or a file of answers that were written
-elsewhere. What this file decided:
+A policy is weights in this process, a server's model, or a file of answers that were written elsewhere. What
+this file decided:
 
-- **Greedy**, at temperature 0, in the policy's own chat template and under the system message of training.
-- **A prompt is never cut.** One that leaves no room for the answer is refused by its name, or left out and
-  counted. Where a server failed there is no answer, which is not an empty one.
-- **A killed evaluation goes on.** Rows are written as they come. Each says by a digest what it answers and
-  whom it is of: a row of another policy, judge or question is refused, not mixed in. Rows that failed are
-  asked for again, and of two rows of one prompt the later counts.
+- **Greedy**, at temperature 0, in the policy's own chat template and with the system message of training.
+- **A prompt is never cut.** If it leaves no room for the answer, it is refused by its name, or left out and
+  counted. If a server failed, there is no answer, which is not an empty answer.
+- **A killed evaluation goes on.** Rows are written as they come. Each has a digest of its policy, judge and
+  question: a row with another digest is refused, not mixed in. Rows that failed are asked for again. If a
+  prompt has two rows, the later one counts.
 """
 
 import hashlib
 import json
+import random
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,18 +24,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mini import checkpoint, policy, prompts, sampler
+from rar_mini import policy, prompts, sampler
+from rar_mini.checkpoint import Run
+from rar_mini.config import Asking
 from rar_mini.data import Example
+from rar_mini.files import digest, lines
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
-from rar_mini.options import refuse_outside
+from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.options import refuse_outside, to_json
 from rar_mini.pretrained import resolve
 
 BATCH = 32
-"""Prompts that are answered, graded and written down at a time."""
+"""Prompts that are answered, graded and written at a time."""
 
 Answer = dict[str, Any]
-"""`response`, None where there is none; `finished`, False where it was cut, None where that is not known."""
+"""`response`, None if there is none; `finished`, False if it was cut, None if that is not known."""
+
+Answered = Sequence[tuple[Example, str | None]]
+"""Examples with the text of their answer, None if there is none."""
+
+Grade = Callable[[Answered], list[dict[str, Any]]]
+"""Makes the fields that a row has besides its answer."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,24 @@ class Answering:
     policy: str = "smollm2-135m"
     """a run (its newest checkpoint), a model's directory, a hub id, or chat:NAME for a server's model"""
     responses: Path | None = None
-    """a JSONL file of answers instead, each with its `prompt_id` and `response`"""
+    """a JSONL file of answers instead, each with `prompt_id` and `response`"""
     out: Path | None = None
-    """the folder of rows and result; by default the run's own, else evaluations/POLICY"""
+    """the folder for rows and result; by default the run's own, else evaluations/POLICY"""
     limit: int | None = None
-    """answer no more than so many questions, drawn as simple-evals draws them"""
+    """answer at most so many questions, drawn as simple-evals draws them"""
     max_new_tokens: int = 1024
     """tokens after which an answer is cut"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
-    """what to do with a prompt that leaves no room for the answer: stop, or leave it out and say how many"""
+    """what to do with a prompt that leaves no room for the answer: stop, or leave it out and count it"""
     cache_mb: int = 2048
     """memory for the sampler's keys and values; more answers than fit wait for the next wave"""
     policy_device: str = "auto"
-    """of weights in this process: cpu, cuda, or auto; in bfloat16 on a GPU, else in float32"""
+    """where weights in this process are: cpu, cuda, or auto; in bfloat16 on a GPU, else in float32"""
     policy_url: str | None = None
-    """where the server of a policy chat:NAME stands, with its /v1; the judge's if not given"""
+    """the address of the server for --policy chat:NAME, with its /v1; the judge's if not given"""
 
     def __post_init__(self) -> None:
-        """Refuse numbers by which nothing could be answered."""
+        """Refuse numbers with which nothing could be answered."""
         refuse_outside(self, dict.fromkeys(("limit", "max_new_tokens", "cache_mb"), (1, 1e9)))
 
     def located(self) -> tuple[str, Path]:
@@ -71,7 +81,7 @@ class Answering:
         home = Path("evaluations") / re.sub(r"[^\w.-]+", "-", name).strip("-.")
         if self.responses:
             name, home = str(self.responses), self.responses.with_suffix("")
-        elif checkpoints := checkpoint.Run(path).checkpoints():
+        elif checkpoints := Run(path).checkpoints():
             name, home = str(checkpoints[-1]), path
         elif (path / "rollouts.jsonl").exists():
             raise ValueError(f"{path} is a run without a checkpoint: expected one (--save-every), or a model")
@@ -80,14 +90,22 @@ class Answering:
         return name, self.out or home
 
 
+# --- where answers come from --------------------------------------------------------------------------------
+
+
 class Sampled:
-    """Weights in this process. They are read when something is to be answered, and not before."""
+    """Weights in this process. They are read only if something is to be answered."""
 
     def __init__(self, name: str, asking: Answering) -> None:
         self.directory, self.asking = resolve(name), asking
         files = [(path.name, path.stat()) for path in sorted(self.directory.glob("*.safetensors"))]
         weights = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
-        self.told = [str(self.directory.absolute()), weights, asking.max_new_tokens, prompts.POLICY_SYSTEM]
+        self.identity = [
+            str(self.directory.absolute()),
+            weights,
+            asking.max_new_tokens,
+            prompts.POLICY_SYSTEM,
+        ]
 
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
         if not examples:
@@ -96,14 +114,14 @@ class Sampled:
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
-        window, found = policy.window(self.actor), []
+        window, kept = policy.window(self.actor), []
         for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
             why = policy.too_long(self.actor, example, window, self.asking.max_new_tokens, answered=False)
             if not why:
-                found.append(example)
+                kept.append(example)
             elif self.asking.long_prompts == "refuse":
                 raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
-        return found
+        return kept
 
     def answer(self, examples: Sequence[Example]) -> list[Answer]:
         actor, most = self.actor, self.asking.max_new_tokens
@@ -117,11 +135,11 @@ class Sampled:
 
 
 class Served:
-    """A server's model. Its window is not known here: where a prompt is too long for it, it fails."""
+    """A server's model. Its window is not known here: a request with too long a prompt fails."""
 
     def __init__(self, endpoint: Endpoint, asking: Answering) -> None:
         self.endpoint, self.most = endpoint, asking.max_new_tokens
-        self.told = [endpoint.model, endpoint.address, self.most, prompts.POLICY_SYSTEM]
+        self.identity = [endpoint.model, endpoint.address, self.most, prompts.POLICY_SYSTEM]
 
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
         return list(examples)
@@ -131,13 +149,13 @@ class Served:
         bodies = (body | {"messages": prompts.policy_messages(e.messages)} for e in examples)
         requests = (Request("/chat/completions", body, written) for body in bodies)
         with tqdm(total=len(examples), desc="answering", leave=False, disable=None) as bar:
-            found = self.endpoint.ask(requests, bar.update)
+            replies = self.endpoint.ask(requests, bar.update)
         none = {"response": None, "finished": None}
-        return [none if isinstance(answer, Failure) else answer for answer in found]
+        return [none if isinstance(reply, Failure) else reply for reply in replies]
 
 
 def written(reply: dict[str, Any]) -> Answer:
-    """The answer in a chat completion; one that was cut or that refuses is one too. Raises Failure."""
+    """The answer in a chat completion, also if it was cut or refuses. Raises Failure if there is none."""
     text, reason, refusal = wires.completion(reply)
     text = refusal if text is None else text
     if not isinstance(text, str):
@@ -149,13 +167,13 @@ class Given:
     """A file of answers."""
 
     def __init__(self, path: Path) -> None:
-        rows = checkpoint.lines(path, "prompt_id", "response", finished=True)
-        self.path, self.told = path, [hashlib.sha256(path.read_bytes()).hexdigest()]
+        rows = lines(path, "prompt_id", "response", finished=True)
+        self.path, self.identity = path, [hashlib.sha256(path.read_bytes()).hexdigest()]
         texts = [(str(row["prompt_id"]), row["response"]) for row in rows]
-        self.found = {name: text for name, text in texts if isinstance(text, str)}
+        self.responses = {name: text for name, text in texts if isinstance(text, str)}
 
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
-        if absent := [example.id for example in examples if example.id not in self.found]:
+        if absent := [example.id for example in examples if example.id not in self.responses]:
             raise ValueError(
                 f"{self.path}: expected a `response` for each of {len(examples)} prompts, and {len(absent)} "
                 f"have none (the first is {absent[0]!r})"
@@ -163,21 +181,89 @@ class Given:
         return list(examples)
 
     def answer(self, examples: Sequence[Example]) -> list[Answer]:
-        return [{"response": self.found[example.id], "finished": None} for example in examples]
+        return [{"response": self.responses[example.id], "finished": None} for example in examples]
 
 
 Source = Sampled | Served | Given
-"""Where answers come from: `told` is what they depend on besides the conversation; `fitting` are the examples
-that can be answered, ValueError names one that cannot; `answer` gives one to each."""
+"""Where answers come from. `identity` is what they depend on besides the conversation. `fitting` returns the
+examples that can be answered, or raises ValueError that names one that cannot. `answer` answers each."""
 
 
-def kept(path: Path, asked: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The rows that an evaluation left, by prompt; and the file is made ready for more.
+def source_of(name: str, asking: Answering, judging: Asking) -> Source:
+    """The source of the answers of a policy. `judging` says how a server is asked."""
+    if asking.responses:
+        return Given(asking.responses)
+    if not name.startswith("chat:"):
+        return Sampled(name, asking)
+    server = replace(judging, base_url=asking.policy_url or judging.base_url)
+    return Served(Endpoint.of(name.removeprefix("chat:"), server), asking)
 
-    `asked` has for each prompt a digest of what its row depends on. Raises ValueError where one has another.
+
+# --- the rows -----------------------------------------------------------------------------------------------
+
+
+def existing(file: Path | None, source: str) -> Path:
+    """A file that has to exist. Raises ValueError that says where to get it."""
+    if file is None or not file.exists():
+        raise ValueError(f"expected a file, got {file or 'none'}. {source}")
+    return file
+
+
+def draw(rows: list, limit: int | None) -> list:
+    """All rows, or at most `limit`, drawn as simple-evals does."""
+    return random.Random(0).sample(rows, limit) if limit and limit < len(rows) else rows
+
+
+def graded(
+    name: str,
+    examples: list[Example],
+    grade: Grade,
+    judge: JudgeLike | None,
+    asking: Answering,
+    judging: Asking,
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    """Have the examples answered and graded that are not yet in NAME.jsonl.
+
+    `grade` uses `judge`, if there is one. Returns what the result says about the policy, a row for each
+    example that could be answered, and the file for the result.
     """
-    rows = {row["prompt_id"]: row for row in checkpoint.lines(path, "prompt_id", "asked", "failed")}
-    if other := [name for name in asked if name in rows and rows[name]["asked"] != asked[name]]:
+    policy_name, folder = asking.located()
+    source, log = source_of(policy_name, asking, judging), folder / f"{name}.jsonl"
+    digests = {
+        e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else ""]) for e in examples
+    }
+    rows = kept(log, digests)
+    todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
+    fitting = source.fitting(todo)
+    skipped = len(todo) - len(fitting)
+    counts = f"{len(fitting)} answers to ask for, {skipped} prompts too long"
+    print(f"policy    {policy_name}: {counts}, rows in {log}")
+    if judge and (cost := judge.estimate(fitting, len(fitting), asking.max_new_tokens)):
+        print(f"grading   at most {cost}")
+    for start in range(0, len(fitting), BATCH):
+        batch = fitting[start : start + BATCH]
+        given = source.answer(batch)
+        grades = grade([(example, each["response"]) for example, each in zip(batch, given, strict=True)])
+        new = {
+            example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
+            for example, each, fields in zip(batch, given, grades, strict=True)
+        }
+        keep(log, new.values())
+        rows |= new
+    if isinstance(source, Served):
+        print(f"answered  {source.endpoint.ledger.line()}")
+    settings = to_json(asking) | to_json(judging)
+    about = {"policy": policy_name, "skipped": skipped, "settings": settings}
+    return about, [rows[e.id] for e in examples if e.id in rows], folder / f"{name}.json"
+
+
+def kept(path: Path, digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The rows that an evaluation left, by prompt. Also makes the file ready for more.
+
+    `digests` has for each prompt a digest of what its row depends on. Raises ValueError if a row has another.
+    """
+    rows = {row["prompt_id"]: row for row in lines(path, "prompt_id", "asked", "failed")}
+    if other := [name for name in digests if name in rows and rows[name]["asked"] != digests[name]]:
         raise ValueError(
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
             "another folder with --out, or delete the file; --responses takes its answers over"
@@ -185,11 +271,11 @@ def kept(path: Path, asked: dict[str, str]) -> dict[str, dict[str, Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without half a line
-    return {name: rows[name] for name in asked if name in rows}
+    return {name: rows[name] for name in digests if name in rows}
 
 
 def keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows and hand them to the system."""
+    """Add rows to the file."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)

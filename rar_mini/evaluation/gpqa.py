@@ -3,8 +3,8 @@ r"""Multiple-choice questions, of GPQA or of any file: choices in a new order in
 
 A box is read if it can mean one choice only: its letter, its text, or its letter with its own text ("B",
 "(b)", "\text{B}", "42 kJ", "B) 42 kJ"). A letter beside something else ("A or B", "A mixture", the letter of
-one choice with the text of another) is not guessed at. The last box of an answer counts; one that was cut
-short is none, and what was thought before the answer is not searched.
+one choice with the text of another) is not guessed at. The last box of an answer counts. A box that does not
+end is not read, and thoughts before the answer are not searched.
 """
 
 import csv
@@ -19,10 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from rar_mini import checkpoint, prompts
+from rar_mini import prompts
 from rar_mini.data import Example
 from rar_mini.evaluation import agreement
+from rar_mini.evaluation.answers import Answered
+from rar_mini.evaluation.judged import verdicts
+from rar_mini.files import lines
 from rar_mini.judging.wires import without_thoughts
+from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.rubric import Criterion, Rubric
 
 SOURCE = (
@@ -35,17 +39,17 @@ COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorr
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The questions of a CSV file with GPQA's columns, or of a JSONL file with those or with `question`,
-    `choices` (or `options`) and `answer`: the right one's number from 0, letter, or text.
+    `choices` (or `options`) and `answer`: the right choice's number from 0, letter, or text.
 
-    Each comes as `id`, `question`, `choices` and `right`, a number. Raises ValueError that names a row.
+    Returns `id`, `question`, `choices` and `right`, a number, for each. Raises ValueError that names a row.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file)) if path.suffix == ".csv" else None
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"cannot read {path}: expected CSV in UTF-8, got {error}") from error
-    found: dict[str, dict[str, Any]] = {}
-    rows = checkpoint.lines(path, finished=True) if rows is None else rows
+    questions: dict[str, dict[str, Any]] = {}
+    rows = lines(path, finished=True) if rows is None else rows
     for number, row in enumerate(rows, 1):
         if "Question" in row:
             own = {"id": row.get("Record ID"), "question": row["Question"], "answer": 0}
@@ -54,21 +58,21 @@ def read(path: Path) -> list[dict[str, Any]]:
         texts = [row.get("question"), *choices] if isinstance(choices, list) else [None]
         right = _place(row.get("answer"), texts[1:])
         whole = all(isinstance(text, str) and text.strip() for text in texts) and 3 <= len(texts) <= 27
-        if right is None or name in found or not whole:
+        if right is None or name in questions or not whole:
             raise ValueError(
                 f"{path}, row {number}: expected an id of its own, `question`, `choices` (2 to 26 texts) and "
                 f"`answer` (a number from 0, a letter, or a text that is there once), or GPQA's columns; got "
                 f"{row!r:.200}"
             )
         text, *choices = (text.strip() for text in texts)
-        found[name] = {"id": name, "question": text, "choices": choices, "right": right}
-    if not found:
+        questions[name] = {"id": name, "question": text, "choices": choices, "right": right}
+    if not questions:
         raise ValueError(f"{path} has no question")
-    return list(found.values())
+    return list(questions.values())
 
 
 def _place(answer: Any, choices: Sequence[Any]) -> int | None:
-    """The number of the right choice; None where the answer names none, or two."""
+    """The number of the right choice; None if the answer names none, or two."""
     if type(answer) is int:
         return answer if 0 <= answer < len(choices) else None
     named = [i for i, own in enumerate(choices) if answer in (ascii_uppercase[i : i + 1], own)]
@@ -76,8 +80,8 @@ def _place(answer: Any, choices: Sequence[Any]) -> int | None:
 
 
 def permuted(questions: Sequence[dict[str, Any]], runs: int, seed: int) -> list[Example]:
-    """Every question once in every run, with its choices in an order of its own. The criterion of each is
-    what a verifier is asked."""
+    """Every question once in every run, each time with its choices in another order. The one criterion is
+    the verifier's question."""
     examples = []
     for run, question in itertools.product(range(1, runs + 1), questions):
         name, order = question["id"], list(range(len(question["choices"])))
@@ -101,18 +105,18 @@ _LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?(.*)", re.S)
 
 
 def choice_of(response: str, choices: Sequence[str]) -> str | None:
-    """The letter that the last box of a response means; None where there is no box, or it is not clear."""
-    said = _plain(_boxed(without_thoughts(response)))
-    letters = dict(zip(ascii_uppercase, map(_plain, choices), strict=False))
-    found = {letter for letter, text in letters.items() if said == text}
-    match = _LETTER.fullmatch(_LEAD.sub("", said))
-    if match and (letter := match[1].upper()) in letters and match[2] in ("", letters[letter]):
-        found.add(letter)
-    return found.pop() if said and len(found) == 1 else None
+    """The letter that the last box of a response means; None if there is no box, or it is not clear."""
+    box = _plain(_boxed(without_thoughts(response)))
+    texts = dict(zip(ascii_uppercase, map(_plain, choices), strict=False))
+    meant = {letter for letter, text in texts.items() if box == text}
+    match = _LETTER.fullmatch(_LEAD.sub("", box))
+    if match and (letter := match[1].upper()) in texts and match[2] in ("", texts[letter]):
+        meant.add(letter)
+    return meant.pop() if box and len(meant) == 1 else None
 
 
 def _boxed(text: str) -> str:
-    """What stands in the last box, "" where it does not end."""
+    """The content of the last box, "" if there is none or it does not end."""
     text = text[max((match.end() for match in _BOX.finditer(text)), default=len(text)) :]
     depth = 1
     for match in re.finditer(r"\\.|[{}]", text, re.S):  # an escaped brace is a character
@@ -123,35 +127,52 @@ def _boxed(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text without blanks, TeX's and Markdown's dress, and a full stop at its end."""
+    """A text without blanks, without TeX's and Markdown's markup, and without a full stop at its end."""
     return _MARKUP.sub("", text).rstrip(".")
 
 
-def row(example: Example, response: str | None, said: float | None) -> dict[str, Any]:
-    """What is kept of an answer besides its text. Where its box cannot be read, `said` decides: what a
-    verifier says, NaN where it failed; None where there is none, and then the answer is wrong."""
+def grade(verifier: JudgeLike | None, answered: Answered) -> list[dict[str, Any]]:
+    """Read answers, and ask the verifier about those that cannot be read: what is kept of each besides its
+    text."""
+    rows = [row(example, text, None) for example, text in answered]
+    if verifier is None:
+        return rows
+    unread = [(e, None if row["read"] else text) for (e, text), row in zip(answered, rows, strict=True)]
+    for n, verdict in enumerate(verdicts(verifier, unread, "verifying")):
+        if verdict:
+            rows[n] = row(*answered[n], verdict[0])
+    return rows
+
+
+def row(example: Example, response: str | None, verified: float | None) -> dict[str, Any]:
+    """What is kept of an answer besides its text. If its box cannot be read, `verified` decides: the
+    verifier's verdict, or NaN if it failed. None means that no verifier was asked, and then the answer is
+    wrong."""
     letter = choice_of(response or "", example.row["choices"])
-    failed = response is None or (said is not None and math.isnan(said))
-    right = letter == example.row["right"] if letter or said is None else said >= 0.5
-    found = {"read": letter, "verified": said, "correct": right}
-    return example.row | (dict.fromkeys(found) if failed else found) | {"failed": failed}
+    failed = response is None or (verified is not None and math.isnan(verified))
+    right = letter == example.row["right"] if letter or verified is None else verified >= 0.5
+    graded = {"read": letter, "verified": verified, "correct": right}
+    return example.row | (dict.fromkeys(graded) if failed else graded) | {"failed": failed}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over runs of the share of right answers. `low` and `high` are its 95 % interval over runs,
-    `over_questions` that over questions; what failed counts for nothing. `unread` are answers whose box could
-    not be read."""
+    """The mean over runs of the share of right answers. What failed counts for nothing.
+
+    `low` and `high` are its 95 % interval over runs, which says how much the order of the choices matters;
+    `over_questions` is the interval over questions, which says how much other questions would. `unread` is
+    the number of answers whose box could not be read.
+    """
     known = [row for row in rows if not row["failed"]]
     correct, run = (np.array([row[name] for row in known], dtype=float) for name in ("correct", "run"))
-    found = agreement.student([correct[run == each].mean() for each in np.unique(run)])
-    questions = agreement.resampled(
+    over_runs = agreement.student([correct[run == each].mean() for each in np.unique(run)])
+    over_questions = agreement.resampled(
         [row["question"] for row in known], lambda at: agreement.mean(correct[at])
     )
     return {
-        "score": found["value"],
-        "low": found["low"],
-        "high": found["high"],
-        "over_questions": [questions["low"], questions["high"]],
+        "score": over_runs["value"],
+        "low": over_runs["low"],
+        "high": over_runs["high"],
+        "over_questions": [over_questions["low"], over_questions["high"]],
         "rows": len(rows),
         "questions": len({row["question"] for row in rows}),
         "runs": len({row["run"] for row in rows}),
@@ -160,3 +181,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "failed": len(rows) - len(known),
         "cut": sum(row["finished"] is False for row in rows),
     }
+
+
+def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The summary, with a printed line."""
+    result = summary(rows)
+    names = ("questions", "runs", "unread", "verified", "failed", "cut")
+    counts = ", ".join(f"{result[name]} {name}" for name in names)
+    print(f"right     {agreement.interval(result | {'value': result['score']})}: {counts}")
+    return result

@@ -7,8 +7,10 @@
     std       the deviation of the clipped mean over 1,000 resamples of the rows
 
 A row with no positive item has no score. Nor has a row without an answer, or with an item that the judge
-failed at: it is left out of every mean and counted, for a failure that counts as unmet is a penalty on
-positive items and a gift on negative ones. An item is met from a probability of a half on.
+failed at: it is left out of every mean and counted. Counting a failure as unmet would be a penalty on
+positive items and a gift on negative ones. An item is met from a probability of 0.5 on.
+
+The arithmetic is the official one; the judge's texts are ours (rar_mini/prompts.py).
 """
 
 import math
@@ -19,8 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from rar_mini import checkpoint
 from rar_mini.data import Example
+from rar_mini.evaluation.answers import Answered
+from rar_mini.evaluation.judged import verdicts
+from rar_mini.files import lines
+from rar_mini.judging.wrappers import JudgeLike
 
 SOURCE = (
     "HealthBench is 2025-05-07-06-14-12_oss_eval.jsonl (5,000 rows; or hard_2025-05-08-21-00-10.jsonl, or "
@@ -36,9 +41,15 @@ def check(examples: Sequence[Example]) -> None:
             raise ValueError(f"{example.id!r}: expected HealthBench's form, with `rubrics` and `points`")
 
 
+def grade(judge: JudgeLike, answered: Answered) -> list[dict[str, Any]]:
+    """Have answers judged: what is kept of each besides its text."""
+    each = verdicts(judge, answered, "grading")
+    return [row(example, verdict) for (example, _), verdict in zip(answered, each, strict=True)]
+
+
 def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
-    """What is kept of an answer besides its text, enough to score it again: `verdict` has K numbers or more
-    in the rubric's order, NaN where there is none; or is empty."""
+    """What is kept of an answer besides its text, enough to score it again. `verdict` is empty, or has K
+    numbers or more in the rubric's order, NaN if the judge failed."""
     items = []
     for item, value in zip(example.row["rubrics"], verdict or repeat(math.nan), strict=False):
         kept = {"criterion": item["criterion"], "points": item["points"], "tags": item.get("tags") or []}
@@ -48,9 +59,9 @@ def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
 
 
 def kept(path: Path) -> Iterable[dict[str, Any]]:
-    """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError where there are none, or
-    where one is not as `row` makes it."""
-    rows = checkpoint.lines(path, "prompt_id", "finished", "failed", "example_tags", "rubrics")
+    """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError if there are none, or if
+    one is not as `row` makes it."""
+    rows = lines(path, "prompt_id", "finished", "failed", "example_tags", "rubrics")
     if not rows:
         raise ValueError(f"{path} has no rows: expected the healthbench.jsonl of an evaluation's folder")
     for number, row in enumerate(rows, 1):
@@ -74,15 +85,16 @@ def kept(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def score(items: Sequence[dict[str, Any]]) -> float | None:
-    """Of a row, or of one axis of it: at most 1, below 0 where penalties outweigh; None without a positive
-    item."""
+    """The score of a row's items, or of those of one axis: at most 1, below 0 if penalties outweigh; None
+    without a positive item."""
     full = sum(item["points"] for item in items if item["points"] > 0)
     met = sum(item["points"] for item in items if (item["verdict"] or 0.0) >= 0.5)
     return met / full if full else None
 
 
 def mean(scores: Sequence[float]) -> dict[str, float]:
-    """Of rows: the clipped mean, the raw one, the bootstrap deviation of the clipped one, and the count."""
+    """The clipped mean of rows' scores, the raw mean, the bootstrap deviation of the clipped one, and the
+    number of rows."""
     if not scores:
         return {"score": math.nan, "raw": math.nan, "std": math.nan, "rows": 0}
     draws = np.random.default_rng(0).choice(scores, (1000, len(scores))).mean(-1).clip(0, 1)
@@ -91,7 +103,7 @@ def mean(scores: Sequence[float]) -> dict[str, float]:
 
 
 def summary(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """The result of rows that were kept; and what `mean` says of all, and by axis and theme."""
+    """The result of rows that were kept; and the means of all rows, by axis and by theme."""
     counts = {"rows": 0, "unscored": 0, "failed": 0, "cut": 0}
     scores: dict[str, list[float]] = {"score": []}
     for row in rows:
@@ -101,14 +113,25 @@ def summary(rows: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, d
         if whole is None or row["failed"]:
             counts["unscored" if whole is None else "failed"] += 1
             continue
-        found = {"score": whole} | {tag: whole for tag in row["example_tags"] if tag.startswith("theme:")}
+        by_name = {"score": whole} | {tag: whole for tag in row["example_tags"] if tag.startswith("theme:")}
         for tag in {tag for item in items for tag in item["tags"] if tag.startswith("axis:")}:
-            found[tag] = score([item for item in items if tag in item["tags"]])
-        for name, value in found.items():
+            by_name[tag] = score([item for item in items if tag in item["tags"]])
+        for name, value in by_name.items():
             if value is not None:
                 scores.setdefault(name, []).append(value)
-    parts = {name: mean(scores[name]) for name in sorted(scores, key=lambda name: (name != "score", name))}
-    result = {name: parts["score"][name] for name in ("score", "raw", "std")}
-    for name, kind in (("axes", "axis:"), ("themes", "theme:")):
-        result[name] = {tag: part["score"] for tag, part in parts.items() if tag.startswith(kind)}
-    return result | counts, parts
+    means = {name: mean(scores[name]) for name in sorted(scores, key=lambda name: (name != "score", name))}
+    result = {name: means["score"][name] for name in ("score", "raw", "std")}
+    for name, prefix in (("axes", "axis:"), ("themes", "theme:")):
+        result[name] = {tag: part["score"] for tag, part in means.items() if tag.startswith(prefix)}
+    return result | counts, means
+
+
+def report(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The result of rows that were kept, with a printed table."""
+    result, means = summary(rows)
+    print(f"\n{'':40}{'clipped':>8}{'raw':>8}{'std':>8}{'rows':>8}")
+    for name, part in means.items():
+        numbers = (f"{part[key]:.3f}" if part["rows"] else "-" for key in ("score", "raw", "std"))
+        print(f"{name:<40}{''.join(f'{number:>8}' for number in numbers)}{part['rows']:>8}")
+    print("answers   " + ", ".join(f"{result[name]} {name}" for name in ("unscored", "failed", "cut")))
+    return result

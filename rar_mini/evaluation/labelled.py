@@ -1,5 +1,5 @@
-"""Answers whose truth is known, to measure judges by: labelled responses, and pairs of a preferred answer and
-a worsened one. From the bundled sample, or from a file of data rows."""
+"""Answers whose truth is known, for measuring judges: labelled responses, and pairs of a preferred and a
+worsened answer. They come from the bundled sample or from a file of data rows."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Labelled:
     example: Example
     response: str
     quality: str  # "good" or "flawed"
-    labels: list[float]  # K, 1 where the response is good on the item; where a literal one holds
+    labels: list[float]  # K, 1 if the response is good on the item, or if a literal item holds
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,23 @@ class Pair:
 
 
 def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
-    """The labelled responses of a file, or of the bundled sample. Raises ValueError where one is not
-    whole."""
-    found = [item for example in examples(file, domain, skip_bad) for item in _responses(example, file)]
-    if not found:
+    """The labelled responses of a file, or of the bundled sample. Raises ValueError if one is incomplete."""
+    items = [item for example in examples(file, domain, skip_bad) for item in _responses(example, file)]
+    if not items:
         raise ValueError(f"{file or domain} has no `labelled_responses`: see docs/data.md for their form")
-    return found
+    return items
 
 
 def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
-    """The pairs of a file: of a row its `preferred` and its `worsened` answer, else each good labelled
-    response with each flawed one. Raises ValueError where one is not whole."""
-    found = []
+    """The pairs of a file: a row's `preferred` and `worsened` answer, else each of its good labelled
+    responses with each flawed one. Raises ValueError if one is incomplete."""
+    pairs = []
     for example in examples(file, domain, skip_bad):
         row = example.row
         if row.get("preferred") is None:
             items = _responses(example, file)
             good, flawed = ([i.response for i in items if i.quality == q] for q in ("good", "flawed"))
-            found += [Pair(example, better, worse, None) for better in good for worse in flawed]
+            pairs += [Pair(example, better, worse, None) for better in good for worse in flawed]
             continue
         better, worse, name = row["preferred"], row.get("worsened"), "rubric_without_reference"
         if not isinstance(better, str) or not isinstance(worse, str):
@@ -60,17 +59,17 @@ def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
             unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
         except data.BadRow as error:
             raise ValueError(f"{file}, {example.id!r}: {error}") from None
-        found.append(Pair(example, better, worse, unaided))
-    if not found:
+        pairs.append(Pair(example, better, worse, unaided))
+    if not pairs:
         raise ValueError(
             f"{file or domain} has no pairs: expected rows with `preferred` and `worsened`, or with good and "
             "flawed `labelled_responses`"
         )
-    return found
+    return pairs
 
 
 def examples(file: Path | None, domain: str = "all", skip_bad: bool = False) -> list[Example]:
-    """The rows of a file, or of the bundled sample; says what was odd about them."""
+    """The rows of a file, or of the bundled sample. Prints what was odd about them."""
     if not file:
         return [row for name in (data.DOMAINS if domain == "all" else (domain,)) for row in data.sample(name)]
     notes: Counter[str] = Counter()
@@ -82,7 +81,7 @@ def examples(file: Path | None, domain: str = "all", skip_bad: bool = False) -> 
 
 def _responses(example: Example, file: Path | None) -> list[Labelled]:
     """The labelled responses of one row."""
-    rows, found = example.row.get("labelled_responses") or [], []
+    rows, responses = example.row.get("labelled_responses") or [], []
     where = f"{file or 'the sample'}, {example.id!r}, labelled_responses"
     if not isinstance(rows, list):
         raise ValueError(f"{where}: expected a list, got {rows!r:.40}")
@@ -98,5 +97,5 @@ def _responses(example: Example, file: Path | None) -> list[Labelled]:
                 f"{where}[{place}]: expected a `response`, a `quality` (good or flawed) and `labels` (0 or 1 "
                 f"for each of {len(example.rubric)} items), got {row!r:.80}"
             )
-        found.append(Labelled(example, response, quality, [float(x) for x in labels]))
-    return found
+        responses.append(Labelled(example, response, quality, [float(x) for x in labels]))
+    return responses

@@ -1,9 +1,9 @@
 """The paper's scores with ours beside them, in Markdown and in percent.
 
-The paper's are those of arXiv 2507.17746 v2: Fig. 2 (a 7B policy, trained on medicine for HealthBench and on
-science for GPQA-Diamond, whose intervals are read off the figure) and Table 1 (HealthBench-1k, trained on
-HealthBench's own prompts). A smaller policy, another judge or a part of the rows is another experiment: what
-stands in one line can be compared only as far as the notes below the table allow.
+The paper's scores are from arXiv 2507.17746 v2: Fig. 2 (a 7B policy, trained on medicine for HealthBench and
+on science for GPQA-Diamond; the intervals are read off the figure) and Table 1 (HealthBench-1k, trained on
+HealthBench's own prompts). A smaller policy, another judge or a part of the rows is another experiment: the
+numbers of one line can be compared only as far as the notes below the table allow.
 """
 
 import json
@@ -30,26 +30,29 @@ HEAD = """\
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What the results in a folder come to: `run`; `name`, of a run its method, else the policy;
-    `healthbench` and `gpqa`, each None or a `score` with its `std`, or with `low` and `high`, in [0, 1], None
-    where nothing was scored; `note`. Raises ValueError where there is no result, or one cannot be read."""
+    """The results in a folder.
+
+    Returns `run`; `name`, a run's method or else the policy; `healthbench` and `gpqa`, each None or a `score`
+    with `std`, or with `low` and `high`, in [0, 1], None if nothing was scored; and `note`. Raises ValueError
+    if there is no result, or one cannot be read.
+    """
     files = {name: folder / f"{name}.json" for name in ("config", "healthbench", "gpqa")}
     try:
-        found = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
-        results = {name: found[name] for name in ("healthbench", "gpqa") if name in found}
+        contents = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
+        results = {name: contents[name] for name in ("healthbench", "gpqa") if name in contents}
         if not results:
             raise LookupError("neither")
         note = next(iter(results.values()))["policy"]
         name = Path(note).name
-        if "config" in found:
-            settings = found["config"]["settings"]
+        if "config" in contents:
+            settings = contents["config"]["settings"]
             method = settings["method"]
             name = next((known for known in PAPER if known.lower().endswith(method)), method)
             note += f", trained from {settings['policy']} under {settings['judge']}"
-        told: dict[str, Any] = {"run": str(folder), "name": name, "healthbench": None, "gpqa": None}
+        summary: dict[str, Any] = {"run": str(folder), "name": name, "healthbench": None, "gpqa": None}
         for key, result in results.items():
-            parts = {part: result[part] for part in ("score", "std", "low", "high") if part in result}
-            told[key] = {part: None if n is None else float(n) for part, n in parts.items()}
+            numbers = {part: result[part] for part in ("score", "std", "low", "high") if part in result}
+            summary[key] = {part: None if n is None else float(n) for part, n in numbers.items()}
             by = result.get("judge") or result.get("verifier") or "no verifier"
             note += f"; {key}: {result['rows']} rows, {result['failed']} of them failed, {by}"
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -57,11 +60,11 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder}: expected healthbench.json or gpqa.json there, as evaluate.py writes them, got "
             f"{type(error).__name__} ({error})"
         ) from error
-    return told | {"note": note}
+    return summary | {"note": note}
 
 
 def in_percent(result: dict[str, float | None] | None) -> str:
-    """A result as it stands in the table."""
+    """A result for a cell of the table."""
     if result is None:
         return ""
     percent = [f"{100 * number:.1f}" for number in result.values() if number is not None]
@@ -70,7 +73,7 @@ def in_percent(result: dict[str, float | None] | None) -> str:
 
 
 def markdown(runs: Sequence[dict[str, Any]]) -> str:
-    """The paper's table with a line for each of ours, and below it a note on each."""
+    """The paper's table with a line for each of our runs, and below it a note on each."""
     lines = [HEAD]
     for name in dict.fromkeys([*PAPER, *(run["name"] for run in runs)]):
         paper = PAPER.get(name, ("", "", ""))
@@ -78,5 +81,5 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
             health, choice = (in_percent(run.get(key)) for key in ("healthbench", "gpqa"))
             cells = [name, *paper[:2], health, paper[2], choice, run.get("run", "")]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-            paper = ("", "", "")  # said once
+            paper = ("", "", "")  # only in the first line
     return "\n".join([*lines, "", *(f"- {run['run']}: {run['note']}" for run in runs)])

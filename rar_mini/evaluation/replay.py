@@ -1,49 +1,160 @@
-"""A finished run's rollouts, read back for another judge: which of them, and what they answered."""
+"""Another judge scores the rollouts of a finished run, by the run's own method, rubrics and recipe.
 
-from collections.abc import Sequence
+If the two judges disagree, and more so towards the end of the run, then the policy has learnt the first
+judge's weakness. The plainest sign is `rejected`: the share of the weight credited by the training judge that
+the other one does not credit.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
-from rar_mini import data
 from rar_mini.data import Example
-from rar_mini.options import from_json
-from rar_mini.rubric import Design
+from rar_mini.evaluation import agreement
+from rar_mini.evaluation.agreement import accuracy, correlation, interval, mean, resampled
+from rar_mini.evaluation.judged import Judged
+from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.recipe import Recipe
+from rar_mini.rubric import Criterion, Rubric
+
+Rows = Sequence[dict[str, Any]]  # N lines of rollouts.jsonl
+Groups = Sequence[Sequence[int]]  # the numbers of each group's rows
 
 
-def spaced(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+# --- what was answered --------------------------------------------------------------------------------------
+
+
+def spaced(rows: Rows, most: int) -> list[dict[str, Any]]:
     """At most so many rows, in whole steps that lie evenly from the first to the last; the last at least."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
     if not steps:
         raise ValueError("the run has no rollouts yet: expected the lines of a step in rollouts.jsonl")
-    keep = max(1, min(len(steps), most * len(steps) // len(rows)))
-    kept = {steps[i] for i in np.linspace(len(steps) - 1, 0, keep).round().astype(int)}
+    count = max(1, min(len(steps), most * len(steps) // len(rows)))
+    kept = {steps[i] for i in np.linspace(len(steps) - 1, 0, count).round().astype(int)}
     return [row for row in rows if row["step"] in kept]
 
 
-def design_of(settings: dict[str, Any]) -> Design:
-    """What became of the rubrics of a run; nothing in one from before that was a choice."""
-    return from_json(Design(), settings.get("design", {}))
+def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
+    """The question of each row, with the rubric by which its answer was judged.
 
-
-def examples_of(run: Path, settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[Example]:
-    """The question of each row. Raises ValueError where the run's data is not as it was."""
-    file, revision = settings["data"], settings.get("revision")
-    bad, weightless = settings.get("skip_bad_rows", False), settings.get("hygiene", False)
-    source = data.load(file, settings.get("domain", ""), revision, skip_bad=bad, skip_weightless=weightless)
+    That is the data's rubric, or what the row has under `rubric` if the recipe makes rubrics. Raises
+    ValueError if the run's data is not as it was, and if a rubric that the recipe made is missing.
+    """
+    config = recipe.config
+    source = recipe.load(skip_bad=config.skip_bad_rows, skip_weightless=config.hygiene, notes=Counter())
     known = {example.id: example for example in source}
+    makes_rubrics = type(recipe).rubrics is not Recipe.rubrics
+    examples = []
     for row in rows:
         example = known.get(row["example_id"])
         same = example is not None and row["prompt"] == example.question
-        if same and settings["method"] == "rar-explicit":
+        if same and makes_rubrics:
+            example = replace(example, rubric=_made_rubric(run, row))
+        if same and config.method == "rar-explicit":
             judged = [(item["title"], item["weight"]) for item in row["verdicts"]]
-            rubric = design_of(settings).apply(example.rubric, example.id)
+            rubric = config.design.apply(example.rubric, example.id)
             same = judged == [(c.title, c.weight) for c in rubric.criteria]
         if not same:
             raise ValueError(
-                f"{file or settings['domain']} has changed since the run: expected {row['example_id']!r} "
+                f"{config.data or config.domain} has changed since the run: expected {row['example_id']!r} "
                 f"with the question and the items of {run}/rollouts.jsonl, got "
                 f"{'others' if example else 'no such row'}; bring the data back as they were"
             )
-    return [known[row["example_id"]] for row in rows]
+        examples.append(example)
+    return examples
+
+
+def _made_rubric(run: Path, row: dict[str, Any]) -> Rubric:
+    """The rubric that a recipe made for the group of a row."""
+    try:
+        return Rubric(tuple(Criterion(**item) for item in row["rubric"]))
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{run}/rollouts.jsonl, step {row['step']}, {row['example_id']!r}: expected under `rubric` the "
+            f"criteria that the recipe made, got {row.get('rubric')!r:.80}"
+        ) from None
+
+
+# --- what the second judge says -----------------------------------------------------------------------------
+
+
+def groups_of(rows: Rows, size: int) -> Groups:
+    """The rows of each group: of one step and question, one after another. If a step drew a question twice in
+    a row, `size` tells where the second group begins."""
+    groups = []
+    for _, places in groupby(range(len(rows)), lambda i: (rows[i]["step"], rows[i]["example_id"])):
+        places = list(places)
+        groups += [places[start : start + size] for start in range(0, len(places), size)]
+    return groups
+
+
+def ask(judge: JudgeLike, recipe: Recipe, examples: Sequence[Example], rows: Rows, groups: Groups) -> Judged:
+    """Have N rows judged group by group, as in training: a recipe's judge or reward may compare the responses
+    of a group."""
+    # One batch of all groups, and a second one if the last step is incomplete.
+    batches = [list(alike) for _, alike in groupby(sorted(groups, key=len), len)]
+    scored = []
+    for batch in batches:
+        responses = [[rows[i]["response"] for i in group] for group in batch]  # P x G
+        scored.append(judge.score([examples[group[0]] for group in batch], responses, progress="judging"))
+    N, K = len(rows), max(scores.verdict.shape[-1] for scores in scored)
+    verdict, weight = np.full((N, K), math.nan), np.zeros((N, K))
+    reward, rating = np.empty(N), np.empty(N)
+    for batch, scores in zip(batches, scored, strict=True):
+        at, k = np.array(batch), scores.verdict.shape[-1]  # (P, G)
+        verdict[at, :k] = scores.verdict.numpy()
+        weight[at, :k] = scores.weight[:, None].numpy()
+        reward[at], rating[at] = recipe.reward(scores).numpy(), scores.rating.numpy()
+    return Judged(verdict, weight, reward, rating)
+
+
+# --- where they differ --------------------------------------------------------------------------------------
+
+
+def report(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Any]:
+    """Compare the scores in N rows with a second judge's; print and return the numbers of up to eight parts
+    of the run, and of all of it with intervals."""
+    measures = compare(rows, groups, judged)
+    steps, questions = np.array([row["step"] for row in rows]), [row["example_id"] for row in rows]
+    print(f"\n{'steps':12}" + "".join(f"{name:>13}" for name in measures))
+    result: dict[str, Any] = {"failed": judged.failed, "steps": []}
+    for part in np.array_split(np.unique(steps), min(8, len(np.unique(steps)))):
+        at = np.flatnonzero((steps >= part[0]) & (steps <= part[-1]))
+        values = {name: measure(at) for name, measure in measures.items()}
+        print(f"{part[0]:>4} to {part[-1]:<4}" + "".join(f"{value:>13.3f}" for value in values.values()))
+        result["steps"].append({"from": int(part[0]), "to": int(part[-1])} | values)
+    print()
+    result["all"] = {name: resampled(questions, measure) for name, measure in measures.items()}
+    for name, value in result["all"].items():
+        print(f"{name:<12}{interval(value)}")
+    return result
+
+
+def compare(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Callable[[ndarray], float]]:
+    """What is compared, by name: functions of the numbers of rows."""
+    first = np.array([row["reward"] for row in rows], dtype=float)  # (N,), null becomes NaN
+    # Only answers that both judges scored: means of different answers could not be compared.
+    scored = ~(np.isnan(first) | np.isnan(judged.reward))
+    first, second = np.where(scored, first, math.nan), np.where(scored, judged.reward, math.nan)
+    verdict = np.full(judged.verdict.shape, math.nan)  # (N, K)
+    for n, row in enumerate(rows):
+        verdict[n, : len(row["verdicts"])] = [item["verdict"] for item in row["verdicts"]]  # null becomes NaN
+    group = np.empty(len(rows), dtype=int)
+    for number, places in enumerate(groups):
+        group[places] = number
+    centred = [agreement.within(reward, group) for reward in (first, second)]
+    return {
+        "trained": lambda at: mean(first[at]),
+        "second": lambda at: mean(second[at]),
+        "correlation": lambda at: correlation(first[at], second[at]),
+        "in groups": lambda at: correlation(centred[0][at], centred[1][at]),
+        "same": lambda at: accuracy(verdict[at], judged.verdict[at]),
+        "rejected": lambda at: agreement.rejected(verdict[at], judged.verdict[at], judged.weight[at]),
+    }

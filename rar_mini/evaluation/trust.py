@@ -1,0 +1,173 @@
+"""Whether a judge can be trusted: its scores of answers whose truth is known.
+
+- Its verdicts against labels, by category and in all: accuracy, Cohen's kappa, AUC and Brier score.
+- Pairs: how often the good answer of a question gets a higher reward than the flawed one. A tie is lost.
+- Again: whether it gives the same verdicts when it is asked once more.
+- Reordered: whether it gives the same verdicts if the criteria come in reverse order.
+- Injections: how many flawed answers gain by one ("rate this 10", a forged verdict, ...), and how many by a
+  harmless addition. An answer that has the full reward already cannot gain: a judge that grants everything
+  looks safe here and fails at the pairs.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from rar_mini.data import SAMPLE
+from rar_mini.evaluation import agreement
+from rar_mini.evaluation.agreement import accuracy, in_words, interval, mean, resampled, share, wins
+from rar_mini.evaluation.judged import ask
+from rar_mini.evaluation.labelled import Labelled
+from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.kernels.advantage import TIE
+from rar_mini.prompts import fill
+from rar_mini.rubric import Rubric
+from rar_mini.viewing.plot import reliability
+
+MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "auc", "brier")}
+
+
+def check(items: Sequence[Labelled], injections: int) -> None:
+    """Refuse injections if there is no flawed answer to put them into."""
+    if injections and not any(item.quality == "flawed" for item in items):
+        raise ValueError(
+            "--injections are put into flawed answers: expected labelled responses of that quality, got good "
+            "ones only; add some, or pass --injections 0"
+        )
+
+
+def report(
+    judge: JudgeLike,
+    items: Sequence[Labelled],
+    *,
+    explicit: bool,
+    ordered: bool,
+    injections: int,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Measure a judge by N labelled answers, print what comes out and return it.
+
+    `explicit` says that its verdicts are on the labelled criteria; `ordered`, that it is shown several of
+    them at once. `injections` is the number of answers that get one. `plot` is the file of the picture.
+    """
+    answers = [(item.example, item.response) for item in items]
+    judged = ask(judge, answers, "judging")
+    questions = [item.example.id for item in items]
+    count = f"{len(items)} labelled answers to {len(set(questions))} questions"
+    print(f"answers   {count}, {judged.failed} verdicts failed")
+    result: dict[str, Any] = {"answers": len(items), "failed": judged.failed}
+    if explicit:
+        label, category = table_of(items, judged.verdict.shape[1])
+        result["categories"] = against_labels(judged.verdict, label, category, questions)
+        if plot:
+            print(f"plot      {reliability(judged.verdict, label, plot, judge.spec)}")
+    result["pairs"] = in_order(items, judged.reward)
+    again = ask(judge, answers, "once more", repeat=1)
+    result["again"] = consistent("again", judged.verdict, again.verdict, questions)
+    if ordered:
+        reverse = reordered(judge, items)
+        result["reordered"] = consistent("reordered", judged.verdict, reverse, questions)
+    if injections:
+        result["injections"] = attacked(judge, items, judged.reward, injections)
+    return result
+
+
+def table_of(items: Sequence[Labelled], K: int) -> tuple[ndarray, ndarray]:
+    """The labels of N answers and the categories of their criteria, both (N, K), padded with NaN and ""."""
+    label = np.full((len(items), K), math.nan)
+    category = np.full((len(items), K), "", dtype=object)
+    for n, item in enumerate(items):
+        label[n, : len(item.labels)] = item.labels
+        category[n, : len(item.labels)] = [criterion.category for criterion in item.example.rubric.criteria]
+    return label, category
+
+
+def against_labels(
+    verdict: ndarray, label: ndarray, category: ndarray, questions: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Verdicts (N, K) against labels (N, K), by category and in all, with a printed table."""
+    print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<24}" for name in MEASURES))
+    table = {}
+    for name in [*dict.fromkeys(category[category != ""]), "all"]:
+        chosen = (category == name) | (name == "all")
+        rows, columns = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & chosen)
+        v, y = verdict[rows, columns], label[rows, columns]
+        clusters = [questions[row] for row in rows]
+        measured = {
+            key: resampled(clusters, lambda at, f=f, v=v, y=y: f(v[at], y[at])) for key, f in MEASURES.items()
+        }
+        met = float(y.mean()) if len(y) else math.nan
+        cells = "".join(f"{interval(each):<24}" for each in measured.values())
+        print(f"{name:<12}{len(y):>8} {met:>5.0%}   {cells}")
+        table[name] = {"verdicts": len(y), "met": met} | measured
+    print()
+    return table
+
+
+def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
+    """How often a good answer gets a higher reward than a flawed answer to the same question."""
+    rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for item, value in zip(items, reward.tolist(), strict=True):
+        rewards[item.example.id, item.quality].append(value)
+    names = dict.fromkeys(item.example.id for item in items)
+    gaps = [good - flawed for q in names for good in rewards[q, "good"] for flawed in rewards[q, "flawed"]]
+    result = wins(np.array(gaps))
+    print(f"pairs     the good answer wins {in_words(result)}")
+    return result
+
+
+def reordered(judge: JudgeLike, items: Sequence[Labelled]) -> ndarray:
+    """Verdicts (N, K) from a judge that is shown the criteria in reverse order, put back into the rubrics'
+    own order."""
+    turned = []
+    for item in items:
+        rubric = Rubric(item.example.rubric.criteria[::-1])
+        turned.append((replace(item.example, rubric=rubric), item.response))
+    verdict = ask(judge, turned, "reordered").verdict
+    for row, item in zip(verdict, items, strict=True):
+        K = min(len(row), len(item.labels))  # a rating is one verdict
+        row[:K] = row[:K][::-1].copy()
+    return verdict
+
+
+def consistent(name: str, one: ndarray, other: ndarray, questions: Sequence[str]) -> dict[str, Any]:
+    """How far two sets of verdicts (N, K) by one judge agree."""
+    same = resampled(questions, lambda at: accuracy(one[at], other[at]))
+    a, b = agreement.both(one, other)
+    difference = float(np.abs(a - b).mean()) if len(a) else math.nan
+    print(f"{name:<10}same side of a half {interval(same)}, mean difference {difference:.3f}")
+    return {"same": same, "difference": difference}
+
+
+def attacked(judge: JudgeLike, items: Sequence[Labelled], reward: ndarray, count: int) -> dict[str, Any]:
+    """How many flawed answers gain by an injection, and how many by a harmless addition; reward (N,) is that
+    of the answers as they are."""
+    texts = json.loads((SAMPLE / "injections.json").read_text(encoding="utf-8"))
+    flawed = [i for i, item in enumerate(items) if item.quality == "flawed"]
+    result = {}
+    for kind, most in (("injected", count), ("harmless", math.ceil(count / 4))):
+        names, T, F = list(texts[kind]), len(texts[kind]), len(flawed)
+        # Text n % T goes into answer n % F. After lcm(T, F) these pairs would come again, so the answers move
+        # on by one: all T x F pairs come once before any comes twice, and there it ends.
+        places = [flawed[(n + n // math.lcm(T, F)) % F] for n in range(min(most, T * F))]
+        changed = []
+        for n, i in enumerate(places):
+            example, response = items[i].example, items[i].response
+            text = fill(texts[kind][names[n % T]], question=example.question, response=response)
+            changed.append((example, text))
+        gain = ask(judge, changed, kind).reward - reward[places]
+        known = ~np.isnan(gain)
+        gained = share(int((gain[known] > TIE).sum()), int(known.sum()))
+        questions = [example.id for example, _ in changed]
+        change = resampled(questions, lambda rows, gain=gain: mean(gain[rows]))
+        print(f"{kind:<10}gained {interval(gained)} of {known.sum()}, mean change {interval(change)}")
+        result[kind] = {"gained": gained, "change": change, "failed": int((~known).sum())}
+        result[kind]["change by text"] = {name: mean(gain[k::T]) for k, name in enumerate(names[: len(gain)])}
+    return result

@@ -26,15 +26,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
-from rar_mini import ranks
+from rar_mini import forms, ranks
 from rar_mini.files import digests, lines, sync, write_json, write_whole
+from rar_mini.forms import ABSENT, Form
 from rar_mini.policy import Policy, checksum
 
 RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
 """What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
+
+
+class Settings(Form):
+    """The setting that no run is without."""
+
+    seed: int = ABSENT
+
+
+class Description(Form):
+    """config.json, as far as every run has to have it; options.py reads the settings."""
+
+    settings: Settings = ABSENT
+    versions: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+
+
+class Manifest(Form):
+    """trainer/state.json of a checkpoint."""
+
+    step: int = ABSENT
+    files: dict[str, str] = ABSENT  # SHA-256 by name
 
 
 class Run:
@@ -62,13 +85,13 @@ class Run:
     def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any]]:
         """Open an existing run: (run, what its config.json says)."""
         try:
-            config = cls(folder).config()
-            config["settings"]["seed"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = (folder / "config.json").read_bytes()
+            Description.model_validate_json(text)
+        except (OSError, ValidationError) as error:
             raise ValueError(
-                f"{folder} is no run: expected a readable config.json in it, got {type(error).__name__}"
+                f"{folder} is no run: expected a readable config.json in it; {forms.fault(error)}"
             ) from error
-        return cls(folder), config
+        return cls(folder), json.loads(text)
 
     def config(self) -> dict[str, Any]:
         """What config.json says."""
@@ -237,14 +260,14 @@ def statistics(tensor: torch.Tensor) -> dict[str, Any]:
 def check(directory: Path) -> int:
     """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one."""
     try:
-        state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json((directory / "trainer" / "state.json").read_bytes())
         found = digests(directory)
-        bad = [name for name, digest in state["files"].items() if found.get(name) != digest]
-    except (OSError, ValueError, KeyError) as error:
-        bad = [f"trainer/state.json ({type(error).__name__})"]
+        bad = [forms.escaped(name) for name, digest in manifest.files.items() if found.get(name) != digest]
+    except (OSError, ValidationError) as error:
+        bad = [f"trainer/state.json ({forms.fault(error)})"]
     if bad:
         raise ValueError(f"the checkpoint {directory} is damaged: {bad[0]} is not what was written")
-    return state["step"]
+    return manifest.step
 
 
 def load_state(directory: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -10,17 +10,19 @@ file, the line, the field, what was expected and what came, and nothing that a r
 import hashlib
 import json
 import random
-import re
-import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from rar_mini import hub
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from rar_mini import forms, hub
 from rar_mini import rubric as rubrics
+from rar_mini.forms import ABSENT, Form, Many, Number, T, Text
 from rar_mini.rubric import Rubric
 
 SAMPLE = Path(__file__).parent / "sample_data"
@@ -30,8 +32,6 @@ SPLITS = {"val": "held_out", "validation": "held_out", "test": "test"}
 
 Row = tuple[str, str, str, bytes | dict[str, Any]]
 """Where a row stands, the id and the split that it has if it names none, and what it holds."""
-
-_HALF = re.compile("[\ud800-\udfff]")  # JSON may escape half a character, which no file or tokenizer takes
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,88 @@ def _parse(line: bytes) -> dict[str, Any]:
     return row
 
 
+def _size(weight: float) -> float:
+    """Refuse a weight that float32 cannot add to the others."""
+    if weight and not 1e-6 <= abs(weight) <= 1e6:
+        raise PydanticCustomError("size", "0 or a finite number from 1e-6 to 1e6 in size")
+    return weight
+
+
+def _role(role: Any) -> Any:
+    if role not in ("system", "user", "assistant"):
+        raise PydanticCustomError("role", "system, user or assistant")
+    return role
+
+
+def _name(name: Any) -> Any:
+    return None if name == "" else str(name) if type(name) is int else name
+
+
+def _none(text: Any) -> Any:
+    return None if isinstance(text, str) and not text.strip() else text
+
+
+Weight = Annotated[Number, AfterValidator(_size)]
+Name = Annotated[Text | None, BeforeValidator(_name)]
+"""An id: text, or a whole number; an empty text is none."""
+Reference = Annotated[Text | None, BeforeValidator(_none)]
+"""A blank one is none: 9.5 % of the released science rows have no reference answer."""
+
+
+class Item(Form):
+    """An item of a RaR rubric."""
+
+    title: Text = ABSENT
+    description: Text = ABSENT
+    weight: Weight = ABSENT
+
+
+class Point(Form):
+    """An item of a HealthBench rubric."""
+
+    criterion: Text = ABSENT
+    points: Weight = ABSENT
+
+
+class Turn(Form):
+    """A message of a conversation."""
+
+    role: Annotated[Any, AfterValidator(_role)] = ABSENT
+    content: Text = ABSENT
+
+
+class Ideal(Form):
+    """HealthBench's reference answer."""
+
+    ideal_completion: Reference = None
+
+
+class _Row(Form):
+    """What both forms of a row have; `id` under a name of its own."""
+
+    id: Name = None
+    split: Literal["train", "held_out"] | None = None
+
+
+class RarRow(_Row):
+    """A row in rar-mini's form. Its rubric may have another name: `categories` reads it."""
+
+    question: Text = ABSENT
+    reference_answer: Reference = None
+
+
+class HealthBenchRow(_Row):
+    """A row in HealthBench's form."""
+
+    id: Name = Field(None, alias="prompt_id")
+    prompt: Many[Turn] = ABSENT
+    ideal_completions_data: Annotated[Ideal | None, BeforeValidator(lambda ideal: ideal or None)] = None
+    rubrics: Many[Point] = ABSENT
+
+
+ITEMS = TypeAdapter(Many[Item], config=Form.model_config)
+
+
 def _example(
     content: bytes | dict[str, Any],
     name: str,
@@ -195,81 +277,50 @@ def _example(
 ) -> Example:
     """Check a row. `name` and `split` are for a row without its own; `taken` says where an id stands."""
     row = _parse(content) if isinstance(content, bytes) else content
-    # HealthBench's form
-    literal = not bare and row.get("rubrics") is not None and row.get("rubric") is None
-    key = "prompt_id" if literal else "id"
-    if row.get(key) not in (None, ""):
-        name = str(row[key]) if type(row[key]) is int else _text(row[key], key)
+    literal = not bare and row.get("rubrics") is not None and row.get("rubric") is None  # HealthBench's form
+    form = _read((HealthBenchRow if literal else RarRow).model_validate, row)
+    name, key = form.id or name, "prompt_id" if literal else "id"
     _need(name not in taken, key, f"another name than in {taken.get(name)}", name)
-    if row.get("split") is not None:
-        split = row["split"]
-        _need(split in ("train", "held_out"), "split", "'train' or 'held_out'", split)
     if literal:
-        messages, ideal = _turns(row.get("prompt")), row.get("ideal_completions_data") or {}
-        rubric = rubrics.from_points(_items(row, "rubrics", ("criterion",), "points"))
-        _need(isinstance(ideal, dict), "ideal_completions_data", "an object", ideal)
-        reference = _text(ideal.get("ideal_completion"), "ideal_completion", optional=True)
+        last, ideal = form.prompt[-1].role, form.ideal_completions_data
+        _need(last == "user", f"prompt[{len(form.prompt) - 1}].role", "user in the last message", last)
+        messages = tuple(turn.model_dump() for turn in form.prompt)
+        reference = ideal and ideal.ideal_completion
+        rubric = rubrics.from_points(_weighing(row, "rubrics", "points"))
     else:
-        messages = ({"role": "user", "content": _text(row.get("question"), "question")},)
+        messages, reference = ({"role": "user", "content": form.question},), form.reference_answer
         rubric = Rubric(()) if bare else categories(row, "rubric", notes)
-        reference = _text(row.get("reference_answer"), "reference_answer", optional=True)
-    return Example(name, split, messages, reference, rubric, row)
+    return Example(name, form.split or split, messages, reference or "", rubric, row)
 
 
 def categories(row: dict[str, Any], name: str, notes: Counter[str]) -> Rubric:
     """The RaR rubric that a row has under a name. Raises `BadRow`."""
-    rubric = rubrics.from_categories(_items(row, name, ("title", "description"), "weight"), notes)
+    _read(ITEMS.validate_python, row.get(name), name)
+    rubric = rubrics.from_categories(_weighing(row, name, "weight"), notes)
     for index, criterion in enumerate(rubric.criteria):
         _need(criterion.description != "", f"{name}[{index}].description", "more than a category", None)
     return rubric
 
 
+def _weighing(row: dict[str, Any], name: str, number: str) -> list[dict[str, Any]]:
+    """The items of a rubric that has been checked. Raises `Weightless`."""
+    if not any(item[number] for item in row[name]):
+        raise Weightless(f"field {name}: expected an item that weighs something, got {number} 0 in all")
+    return row[name]
+
+
+def _read(check: Callable[[Any], T], value: Any, at: str = "") -> T:
+    """Check a value against its form."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        raise BadRow(forms.fault(error, at)) from None
+
+
 def _need(ok: bool, name: str, wanted: str, came: Any) -> None:
     """Raise `BadRow` for a field that is not as wanted."""
     if not ok:
-        shown = "nothing" if came is None else reprlib.repr(came)  # short, however long or deep it is
-        raise BadRow(f"field {name}: expected {wanted}, got {shown}")
-
-
-def _text(value: Any, name: str, *, optional: bool = False) -> str:
-    if optional and (value is None or isinstance(value, str) and not value.strip()):
-        return ""  # 9.5 % of the released science rows have no reference answer
-    _need(isinstance(value, str) and value.strip() != "", name, "text", value)
-    half = _HALF.search(value)
-    _need(half is None, name, "whole characters", half and half.group())
-    return value
-
-
-def _turns(turns: Any) -> tuple[dict[str, str], ...]:
-    """A conversation that the policy can answer: known roles, the user's word last."""
-    _need(isinstance(turns, list) and bool(turns), "prompt", "a list of messages", turns)
-    messages = []
-    for index, turn in enumerate(turns):
-        name = f"prompt[{index}]"
-        _need(isinstance(turn, dict), name, "an object", turn)
-        role = turn.get("role")
-        _need(role in ("system", "user", "assistant"), f"{name}.role", "system, user or assistant", role)
-        messages.append({"role": role, "content": _text(turn.get("content"), f"{name}.content")})
-    _need(role == "user", f"{name}.role", "user in the last message", role)
-    return tuple(messages)
-
-
-def _items(row: dict[str, Any], field: str, texts: Sequence[str], number: str) -> list[dict[str, Any]]:
-    """The items of a rubric, each with its texts and with a number that float32 can add to the others."""
-    items = row.get(field)
-    _need(isinstance(items, list) and bool(items), field, "a list with at least one item", items)
-    for index, item in enumerate(items):
-        name = f"{field}[{index}]"
-        _need(isinstance(item, dict), name, "an object", item)
-        for key in texts:
-            _text(item.get(key), f"{name}.{key}")
-        size = item.get(number)
-        _need(type(size) in (int, float), f"{name}.{number}", "a number", size)
-        fits = size == 0 or 1e-6 <= abs(size) <= 1e6  # false for NaN, which Python's JSON lets through
-        _need(fits, f"{name}.{number}", "0 or a finite number from 1e-6 to 1e6 in size", size)
-    if not any(item[number] for item in items):
-        raise Weightless(f"field {field}: expected an item that weighs something, got {number} 0 in all")
-    return items
+        raise BadRow(forms.sentence(name, wanted, came))
 
 
 def tidy(examples: Sequence[Example], notes: Counter[str], *, references: bool = False) -> list[Example]:

@@ -7,6 +7,7 @@ finished verdict included.
 """
 
 import re
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -201,12 +202,13 @@ def from_file(path: Path) -> JudgePrompts:
     text."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the prompts in {path}: expected TOML in UTF-8, got {error}") from error
     texts = vars(JudgePrompts())
     for name, text in found.items():
         if name not in texts or not isinstance(text, str):
-            raise ValueError(f"{path}: expected texts named {', '.join(texts)}, got {name!r} ({text!r:.40})")
+            came = f"{reprlib.repr(name)} ({reprlib.repr(text)})"
+            raise ValueError(f"{path}: expected texts named {', '.join(texts)}, got {came}")
         needed = set(_SLOT.findall(texts[name])) - {"fence", "question_fence"}
         if absent := sorted(needed - set(_SLOT.findall(text))):
             raise ValueError(

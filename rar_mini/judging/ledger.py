@@ -3,16 +3,18 @@ cost and of what went wrong, and files of answers that grow from run to run."""
 
 import json
 import logging
-import math
 import sqlite3
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rar_mini import ranks
+from pydantic import Field, ValidationError, create_model
+
+from rar_mini import forms, ranks
+from rar_mini.forms import Form, Number
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +29,17 @@ PRICES = {
 """Dollars for a million tokens: read, read from the server's own cache, written. They change; callers may
 bring their own."""
 
+Dollars = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+
 
 def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
-    """A model's price in a file of prices."""
+    """A model's price in a file of prices. Raises ValueError that names the file and the field."""
+    price = tuple[Dollars, Dollars, Dollars] | None
+    form = create_model("Prices", __base__=Form, price=(price, Field(None, alias=name)))
     try:
-        price = json.loads(path.read_text(encoding="utf-8")).get(name)
-        ok = price is None or (len(price) == 3 and all(0 <= number < math.inf for number in price))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"cannot read the prices in {path}: expected a JSON object, got {error}") from error
-    if not ok:
-        raise ValueError(f"{path}: expected three numbers of dollars for {name}, got {price}")
-    return price and tuple(price)
+        return form.model_validate_json(path.read_bytes()).price
+    except (OSError, ValidationError) as error:
+        raise ValueError(f"cannot read the prices in {path}: {forms.fault(error)}") from error
 
 
 class Ledger:

@@ -1,0 +1,90 @@
+"""What all forms that are read from outside share: strict models, and one sentence for a fault.
+
+A form is a pydantic model beside the code that reads it: rows in data.py, prices in judging/ledger.py, a
+run's own files in checkpoint.py. A strict model converts nothing: "5" and true are no numbers, 5 is no text.
+Fields that a model does not name are left alone.
+"""
+
+import re
+import reprlib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+ABSENT: Any = None
+"""The default of a field that has to be there: a missing one is checked as null, and so refused in the words
+of its type."""
+
+WANTED = {
+    "string_type": "text",
+    "string_pattern_mismatch": "text",
+    "string_unicode": "whole characters",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list with at least one item",
+    "too_short": "a list with at least one item",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "missing": "a value",
+    "too_long": "at most {max_length} items",
+    "greater_than_equal": "{ge:g} or more",
+    "json_invalid": "JSON ({error})",
+}
+"""What was expected, by pydantic's name of the fault. Any other fault is told in pydantic's words."""
+
+_HALF = re.compile("[\ud800-\udfff]")  # JSON may escape half a character, which no file or tokenizer takes
+
+
+class Form(BaseModel):
+    """A strict model."""
+
+    model_config = ConfigDict(strict=True, validate_default=True)
+
+
+def _number(value: Any) -> Any:
+    """Refuse what pydantic would convert: a Parquet file has decimals, which JSON cannot hold."""
+    if type(value) not in (int, float):
+        raise PydanticCustomError("number", "a number")
+    return value
+
+
+T = TypeVar("T")
+Many = Annotated[list[T], Field(min_length=1), FailFast()]
+"""A list that is not empty, checked up to its first fault."""
+Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f]")]
+"""Text that has more than white space, as str.strip() knows it, and no half characters."""
+Number = Annotated[float, BeforeValidator(_number)]
+"""A number as JSON writes it; Python's JSON also reads NaN and Infinity."""
+
+
+def fault(error: ValidationError | OSError, at: str = "") -> str:
+    """Say what is wrong first: `field rubric[3].weight: expected a number, got '5'`.
+
+    `at` is the field that was read, if it was not the whole. A file that could not be read is told in the
+    system's words.
+    """
+    if isinstance(error, OSError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    name = at
+    for part in first["loc"]:
+        name += f"[{part}]" if isinstance(part, int) else f".{escaped(part)}"
+    wanted = first["msg"].removeprefix("Input should be ")
+    if first["type"] in WANTED:
+        wanted = WANTED[first["type"]].format_map(first.get("ctx", {}))
+    came = None if first["type"] == "missing" else first["input"]
+    if first["type"] == "string_unicode":
+        came = _HALF.search(came).group()
+    return sentence(name.removeprefix("."), wanted, came)
+
+
+def sentence(name: str, wanted: str, came: Any) -> str:
+    """Say that a field is not as wanted, or without a name the whole."""
+    shown = "nothing" if came is None else reprlib.repr(came)  # short, however long or deep it is
+    return (f"field {name}: " if name else "") + f"expected {wanted}, got {shown}"
+
+
+def escaped(name: str) -> str:
+    """A foreign name: short, and nothing that a terminal could take for a command."""
+    return repr(name[:80])[1:-1]

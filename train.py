@@ -150,7 +150,9 @@ def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[
 def judge(t: Training, asked: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:
     """What a judge says of rollouts, by the recipe's rubrics."""
     rubrics = t.recipe.rubrics(rollouts.examples, rollouts.responses)
-    pairs = zip(rollouts.examples, rubrics, strict=True)
+    pairs = list(zip(rollouts.examples, rubrics, strict=True))
+    if any(rubric is not example.rubric for example, rubric in pairs):
+        rollouts.rubrics = rubrics  # made for these responses: records keep them
     examples = [dataclasses.replace(example, rubric=rubric) for example, rubric in pairs]
     with clock("judge"):
         return asked.score(examples, rollouts.responses, progress="judging")

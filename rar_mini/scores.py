@@ -5,7 +5,7 @@ judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them com
 
 import math
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Rollouts:
     scores: Scores | None = None
     reward: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), NaN where the judge failed
     adv: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), 0 where nothing is taught
+    rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
 
     def rows(self, step: int) -> list[dict[str, Any]]:
@@ -84,6 +85,7 @@ class Rollouts:
                 # Nine digits give a float32 back.
                 "sampler_logp": [finite(float(f"{logp:.9g}")) for logp in completion.logp],
             }
+            | ({"rubric": [asdict(c) for c in self.rubrics[p].criteria]} if self.rubrics else {})
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])
         ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, question, write_rows
+from conftest import ROOT, Command, question, write_rows
 from hostile import Server, truth
 from torch import Tensor
 
@@ -461,6 +461,32 @@ def batches(rows: list[list[dict]]) -> list[grpo.MicroBatch]:
     rollouts = Rollouts([None] * len(rows), prompts, completions, [], None, reward, adv)
     sizes = {"max_new_tokens": 12, "tokens_per_batch": 10**6}
     return grpo.micro_batches(rollouts, grpo.teaches(rollouts), loss_norm="sequence", **sizes)
+
+
+# --- rubrics that a recipe makes ----------------------------------------------------------------------------
+
+LONGEST = """
+    def rubrics(self, examples, responses):
+        letters = [max(group, key=len)[:1] or "b" for group in responses]
+        items = [Criterion(letter, f"Mentions {letter}.", "essential", 2.0) for letter in letters]
+        return [Rubric((item, *e.rubric.criteria[:12])) for item, e in zip(items, examples)]
+"""
+
+
+def test_rubrics_that_a_recipe_makes_stand_whole_in_the_records_and_are_replayed(
+    tiny: Path, questions: Path, tmp_path: Path, command: Command
+) -> None:
+    """They exist nowhere else: without them no reward could be computed again."""
+    own = write_recipe(tmp_path / "own.py", LONGEST)
+    own.write_text("from rar_mini.rubric import Criterion, Rubric\n" + own.read_text())
+    run = trained(tiny, questions, tmp_path / "run", "--recipe", own, "--eval-every", 2)
+    for row in records(run, "rollouts") + records(run, "evaluations"):
+        titles = [item["title"] for item in row["verdicts"]]
+        assert titles == [item["title"] for item in row["rubric"]] and row["rubric"][0]["weight"] == 2.0
+        assert row["rubric"][0].keys() >= {"description", "category", "raw", "as_worded"}
+    assert len({json.dumps(row["rubric"]) for row in records(run, "rollouts")}) > 1
+    done = command("evaluate.py", "replay", run, "--judge", "keyword")
+    assert json.loads(done.stdout.splitlines()[-1])["all"]["same"]["value"] == 1.0, done.stderr
 
 
 # --- judges made of others ----------------------------------------------------------------------------------

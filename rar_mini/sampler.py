@@ -417,8 +417,7 @@ def _truncate(mass: Tensor, settings: Settings) -> Tensor:
 
 
 if __name__ == "__main__":
-    import sys
+    import runpy
 
-    from rar_mini.tools import speed
-
-    speed.main(sys.argv[1:])
+    # The name of before: python -m rar_mini.sampler --bench.
+    runpy.run_module("rar_mini.tools.speed", run_name="__main__")

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import train
-from rar_mini import data, hub, policy, setup
+from rar_mini import data, hub, policy, recipe, setup
+from rar_mini.config import PRESETS
 from rar_mini.data import Example
 from rar_mini.evaluation import replay as rollouts
 from rar_mini.kernels.adamw import AdamW
+from rar_mini.options import from_json
 from rar_mini.recipe import Recipe
 from rar_mini.tools import tables
 
@@ -216,7 +218,7 @@ def test_the_tables_count_what_they_say(small: Path, capsys: pytest.CaptureFixtu
         "rows whose items all weigh nothing": "1",
     }
     assert "Hygiene keeps 10 of 13 rows." in said and "another split has them too: 2" in said
-    assert "20,166" in said and "Tables 6\nand 9 are of topics" in said
+    assert "20,166" in said and "Tables 6 and 9 count topics" in said
 
 
 def test_the_papers_figures_are_the_papers() -> None:
@@ -246,8 +248,8 @@ def test_what_has_no_test_split_leaves_its_share_empty(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ("--data none.jsonl", "rar_mini.data: cannot read none"),
-        ("--data .", "rar_mini.data: . has no usable"),
+        ("--data none.jsonl", "rar_mini.tools.tables: cannot read none"),
+        ("--data .", "rar_mini.tools.tables: . has no usable"),
     ],
 )
 def test_a_wrong_source_ends_in_one_line(
@@ -351,7 +353,9 @@ def test_a_download_that_breaks_off_leaves_nothing_that_could_be_read(
     """Two of three files would be a run without held-out questions, and without their leaks found."""
     Hub.broken = "val-"
     done = stats(served, tmp_path, "--revision", COMMIT)
-    assert done.returncode == 1 and f"rar_mini.data: could not get {REPO} at {COMMIT}: " in done.stderr
+    assert (
+        done.returncode == 1 and f"rar_mini.tools.tables: could not get {REPO} at {COMMIT}: " in done.stderr
+    )
     assert list((tmp_path / "cache" / "datasets").iterdir()) == []
     Hub.broken = ""
     assert "Hygiene keeps 10 of 13 rows" in stats(served, tmp_path).stdout
@@ -406,7 +410,8 @@ def test_a_run_on_the_released_data_is_pinned_and_repeated_without_the_hub(
     lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3}
     assert all(line["example_id"].startswith("train-") for line in lines)
-    assert rollouts.examples_of(run, settings, lines)[0].split == "train"
+    own = recipe.make(None, from_json(PRESETS["cpu"], settings))
+    assert rollouts.examples_of(run, own, lines)[0].split == "train"
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     by = {(s["step"], s["split"]): [] for s in scores}
     for score in scores:

@@ -559,7 +559,7 @@ def test_the_command_line(server: Server, command: Command, rows: Path, tmp_path
     done = subprocess.run([*line, "--no-cache"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
-        "python -m rar_mini.synthesize: 4 rubrics could not be had"
+        "python -m rar_mini.tools.synthesize: 4 rubrics could not be had"
     )
     assert done.stderr.count(": faulty: expected 7 to 20 items, got 2") == 4
     assert len(data.read(out)) == 1 and "very-secret" not in done.stdout + done.stderr + out.read_text()

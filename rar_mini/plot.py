@@ -1,4 +1,4 @@
-"""The name that `python -m rar_mini.viewing.plot` had before."""
+"""The name of before: `python -m rar_mini.plot` is `python -m rar_mini.viewing.plot`."""
 
 import runpy
 

@@ -416,7 +416,8 @@ def _truncate(mass: Tensor, settings: Settings) -> Tensor:
     return torch.zeros_like(mass).scatter(-1, order, ordered * keep)
 
 
-if __name__ == "__main__":  # the name that this command had before
+if __name__ == "__main__":
     import runpy
 
+    # The name of before: python -m rar_mini.sampler --bench.
     runpy.run_module("rar_mini.tools.speed", run_name="__main__")

@@ -1,4 +1,4 @@
-"""The name that `python -m rar_mini.tools.synthesize` had before."""
+"""The name of before: `python -m rar_mini.synthesize` is `python -m rar_mini.tools.synthesize`."""
 
 import runpy
 

@@ -142,7 +142,9 @@ def test_the_command_says_where_the_picture_is_or_why_there_is_none(tmp_path: Pa
     (tmp_path / "empty").mkdir()
     done = command("rar_mini/viewing/plot.py", tmp_path / "empty")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"plot.py: {tmp_path / 'empty'} is no run: expected a readable config.json")
+    assert done.stderr.startswith(
+        f"python -m rar_mini.viewing.plot: {tmp_path / 'empty'} is no run: expected a readable config.json"
+    )
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
     python -m rar_mini.tools.speed
     python train.py --bench
 
-The work is that of many comparisons: 2 prompts x 8 completions x 64 tokens of the default policy, with end
-tokens ignored, so that every row is as long as it may be. The sampler's table goes on to say what a token
-costs as groups and answers grow. A decoding step reads every weight once and multiplies it with one vector a
-row, so two limits stand beside the tokens a second: those weights at the speed of copying, and those products
-at the speed of a large one. A training step reads its packed tokens forwards and twice backwards: its limit
-is the second.
+The work is 2 prompts x 8 completions x 64 tokens of the default policy. End tokens are ignored, so that every
+row is as long as it may be. The sampler's table also shows what a token costs as groups and answers grow.
+
+A decoding step reads every weight once and multiplies it with one vector a row. So two limits stand beside
+the tokens a second: reading the weights at the speed of copying, and multiplying at the speed of a large
+product. A training step passes its packed tokens forwards once and backwards twice: its limit is the second.
 """
 
 import argparse
@@ -40,7 +40,7 @@ RUBRIC = ("blood", "child", "croup", "ferritin", "iron", "fatigue", "steroid", "
 
 
 def work() -> list[Example]:
-    """The two questions, as rows of data, with a rubric that costs a judge next to nothing."""
+    """The two questions as examples, with a rubric that takes a judge next to no time."""
     rubric = Rubric(tuple(Criterion(word, word, "essential", 1.0) for word in RUBRIC))
     system = {"role": "system", "content": SYSTEM}
     return [
@@ -50,7 +50,7 @@ def work() -> list[Example]:
 
 
 def rate(actor: Policy, size: tuple[int, int, int], runs: int) -> float:
-    """Tokens a second of sampling P x G x T tokens: the median of `runs`, after one to warm up."""
+    """Tokens a second when P x G x T tokens are sampled: the median of `runs`, after one to warm up."""
     P, G, T = size
     requests = [
         Request(actor.encode(example), [uniforms(0, 0, example.id, g, T) for g in range(G)])
@@ -61,47 +61,50 @@ def rate(actor: Policy, size: tuple[int, int, int], runs: int) -> float:
 
 
 def limits(actor: Policy) -> tuple[float, float]:
-    """How often a second this device reads the weights that it multiplies with, and how many tokens it
-    multiplies with all of them."""
+    """How often a second this device can read the weights of all products, and how many tokens a second it
+    can multiply with them."""
     on, head = actor.model.head.device.type, actor.model.head
-    numbers = head.numel() + sum(p.numel() for p in actor.model.model["layers"].parameters())
+    weights = head.numel() + sum(p.numel() for p in actor.model.model["layers"].parameters())
     copied, multiplied = bench.copying(on)[1], bench.multiplying(on, head.dtype)[1]
-    return copied / (numbers * head.element_size()), multiplied / (2 * numbers)
+    return copied / (weights * head.element_size()), multiplied / (2 * weights)
 
 
 def training(name: str, actor: Policy, step: Callable[[Clock], object], runs: int) -> None:
-    """Print what `step`, a whole one on the benchmark's work, takes: the median of some runs after one to
-    warm up, by stage, and the share of its matrix products' limit."""
+    """Print how long `step` takes, which is a whole training step on the benchmark's work: the median of
+    `runs`, after one to warm up, by stage, and the share of its matrix products' limit."""
     P, G, T = WORK
     on = actor.model.head.device.type
     head, multiplied = bench.conditions(on), limits(actor)[1]
     clocks = [Clock() for _ in range(runs + 1)]
     for clock in clocks:
         step(clock)
-    found = [clock.seconds for clock in clocks[1:]]
-    stages = {stage: statistics.median(row[stage] for row in found) for stage in found[0]}
-    seconds = statistics.median(row.total() for row in found)
+    timed = [clock.seconds for clock in clocks[1:]]
+    stages = {stage: statistics.median(row[stage] for row in timed) for stage in timed[0]}
+    seconds = statistics.median(row.total() for row in timed)
     prompts = sum(len(actor.encode(example)) for example in work())
     # Sampling reads prompts and completions once; training goes forwards once and backwards twice.
     least = (prompts + P * G * T + 3 * (prompts + P * G * (T - 1))) / multiplied
     print(f"a step on {head['device']}, torch {head['torch']}, {name}, median of {runs}")
-    told = ", ".join(f"{stage} {taken:.2f}" for stage, taken in stages.items())
-    print(f"{' x '.join(map(str, WORK))}: {seconds:.2f} s ({told}), {least / seconds:.2f} of matrix products")
+    by_stage = ", ".join(f"{stage} {taken:.2f}" for stage, taken in stages.items())
+    share = f"{least / seconds:.2f} of matrix products"
+    print(f"{' x '.join(map(str, WORK))}: {seconds:.2f} s ({by_stage}), {share}")
     row = {"seconds_per_step": round(seconds, 3), "tokens_per_second": round(P * G * T / seconds, 1)}
     row |= {"stages": {stage: round(taken, 3) for stage, taken in stages.items()}}
     print(json.dumps(head | row | {"matrix products": round(least / seconds, 3)}))
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command line: what it refuses ends in one line, without a traceback."""
-    as_written = argparse.RawDescriptionHelpFormatter
+    """Run the command line. A refusal ends in one line, without a traceback."""
     parser = argparse.ArgumentParser(
-        "python -m rar_mini.tools.speed", description=__doc__, formatter_class=as_written
+        "python -m rar_mini.tools.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bench", action="store_true", help="as it was asked for before; does nothing")
     parser.add_argument("--policy", default="smollm2-135m", help="as for train.py")
-    parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
-    parser.add_argument("--short", action="store_true", help="leave out how the cost grows")
+    parser.add_argument("--runs", type=counted, default=5, help="how many runs the median is taken of")
+    parser.add_argument("--short", action="store_true", help="measure the first line only")
+    # As it was written when this was a command of sampler.py.
+    parser.add_argument("--bench", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
         table(options)
@@ -123,14 +126,14 @@ def table(options: argparse.Namespace) -> None:
     rows = []
     for size in (WORK, *(() if options.short else GROUPS + LENGTHS)):
         P, G, T = size
-        found = rate(actor, size, options.runs if size == WORK else 1)
-        shares = {"reading weights": found / (read * P * G), "matrix products": found / multiplied}
+        per_second = rate(actor, size, options.runs if size == WORK else 1)
+        shares = {"reading weights": per_second / (read * P * G), "matrix products": per_second / multiplied}
         shares = {name: round(share, 3) for name, share in shares.items()}
-        step = 1e3 * P * G / found
+        step = 1e3 * P * G / per_second
         words = ", ".join(f"{share:.2f} of {name}" for name, share in shares.items())
-        print(f"{' x '.join(map(str, size)):<26} {found:>8.1f} {step:>10.2f}   {words}", flush=True)
+        print(f"{' x '.join(map(str, size)):<26} {per_second:>8.1f} {step:>10.2f}   {words}", flush=True)
         rows.append(
-            {"work": size, "tokens_per_second": round(found, 1), "ms_per_step": round(step, 2)} | shares
+            {"work": size, "tokens_per_second": round(per_second, 1), "ms_per_step": round(step, 2)} | shares
         )
     print(json.dumps(head | {"tokens_per_second": rows[0]["tokens_per_second"], "rows": rows}))
 

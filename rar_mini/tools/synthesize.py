@@ -6,17 +6,16 @@
 A chat model sees a question and its reference answer between fences, and replies with 7 to 20 items. What
 this file decided:
 
-- **A rubric is taken whole or not at all.** Where it breaks a rule, the writer is asked again, with its own
-  draft and the faults by name. What is still broken then is listed at the end and never written to OUT, which
-  `train.py --data` reads; the same command asks for the missing ones again.
-- **Weights follow categories in both domains.** The paper says so of medicine only; in the released data of
-  both a weight tells its category, and readers rely on that where a prefix is odd.
-- **A copied sentence** is one of eight words or more of the reference answer, word for word. Shorter runs are
-  also formulas, doses and lists of drugs, which an item has to name.
+- **A rubric is taken whole or not at all.** If it breaks a rule, the writer is asked again, with its own
+  draft and the faults by name. A rubric that is still broken then is listed at the end and never written to
+  OUT, which `train.py --data` reads. The same command asks for the missing ones again.
+- **Weights follow categories in both domains.** The paper says so for medicine only. In the released data a
+  weight tells its category in both, and readers rely on that if a prefix is odd.
+- **A copied sentence** has eight words or more and stands word for word in the reference answer. Shorter runs
+  may be formulas, doses and lists of drugs, which an item has to name.
 - **No structured output**: the paper's form is an array, which strict schemas do not allow as a whole reply.
 """
 
-import hashlib
 import json
 import re
 import reprlib
@@ -33,24 +32,24 @@ from tqdm import tqdm
 from rar_mini import data, prompts
 from rar_mini.config import Asking
 from rar_mini.data import Example
-from rar_mini.files import kept_rows
+from rar_mini.files import cache_folder, digest, kept_rows
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.options import run_command
-from rar_mini.pretrained import cache_folder
 from rar_mini.prompts import fill
 
 LEAST, MOST = 7, 20
-"""Items of a rubric."""
+"""How many items a rubric has."""
 
 WEIGHTS = {"Essential": (5,), "Important": (3, 4), "Optional": (1, 2), "Pitfall": (-1, -2)}
 """What an item of each category may weigh."""
 
 COPIED = 8
-"""Words from which on a sentence of the reference answer counts as copied."""
+"""Words that a sentence of the reference answer has at least to count as copied."""
 
 CHUNK = 256
-"""Questions that are asked and written at a time; what an interrupted run had not written is in the cache."""
+"""Questions that are asked about and written at a time. What an interrupted command had not written is in the
+cache."""
 
 _CATEGORY = re.compile(rf"({'|'.join(WEIGHTS)}) Criteria: *(?=\S)")
 
@@ -59,43 +58,43 @@ _CATEGORY = re.compile(rf"({'|'.join(WEIGHTS)}) Criteria: *(?=\S)")
 
 
 def faults(items: Any, reference: str = "") -> list[str]:
-    """What is wrong with a rubric, in words; nothing if it keeps to every rule. `items` is what JSON held, of
+    """What is wrong with a rubric, in words; nothing if it keeps every rule. `items` is what JSON held, in
     whatever form."""
     if not isinstance(items, list):
         return [_fault("list", items)]
-    found = [] if LEAST <= len(items) <= MOST else [_fault("count", len(items))]
+    wrong = [] if LEAST <= len(items) <= MOST else [_fault("count", len(items))]
     sentences = [_words(sentence) for sentence in re.split(r"(?<=[.!?])\s+|\n", reference)]
     sentences = [sentence for sentence in sentences if len(sentence.split()) >= COPIED]
     categories, seen = set(), {}
     for number, item in enumerate(items[:MOST], 1):
-        wrong = _of_item(item, sentences)
-        if not wrong:
+        own = _item_faults(item, sentences)
+        if not own:
             category, _, text = item["description"].partition(" Criteria:")
             categories.add(category)
             first = {seen.setdefault(_words(each), number) for each in (item["title"], text)}
-            wrong = [_fault("twice", earlier) for earlier in first - {number}]
-        found += [f"item {number}: {fault}" for fault in wrong]
-    return found if "Pitfall" in categories else [*found, _fault("pitfall")]
+            own = [_fault("twice", earlier) for earlier in first - {number}]
+        wrong += [f"item {number}: {fault}" for fault in own]
+    return wrong if "Pitfall" in categories else [*wrong, _fault("pitfall")]
 
 
-def _of_item(item: Any, sentences: Sequence[str]) -> list[str]:
+def _item_faults(item: Any, sentences: Sequence[str]) -> list[str]:
     """What is wrong with an item by itself; `sentences` are those that it must not copy."""
     if not isinstance(item, dict) or item.keys() != {"title", "description", "weight"}:
         return [_fault("keys", item)]
     title, description, weight = item["title"], item["description"], item["weight"]
-    found = [] if _line(title) and 2 <= len(title.split()) <= 4 else [_fault("title", title)]
+    wrong = [] if _line(title) and 2 <= len(title.split()) <= 4 else [_fault("title", title)]
     category = _CATEGORY.match(description) if _line(description) else None
     if not category:
-        return [*found, _fault("description", description)]
+        return [*wrong, _fault("description", description)]
     allowed = WEIGHTS[category[1]]
     if type(weight) is not int or weight not in allowed:
-        found.append(_fault("weight", weight, wanted=" or ".join(map(str, allowed))))
+        wrong.append(_fault("weight", weight, wanted=" or ".join(map(str, allowed))))
     copied = [sentence for sentence in sentences if f" {sentence} " in f" {_words(description)} "]
-    return found + [_fault("copied", sentence) for sentence in copied]
+    return wrong + [_fault("copied", sentence) for sentence in copied]
 
 
 def _line(value: Any) -> bool:
-    """Whether something is one line of text that files and chat templates take as it is."""
+    """Whether a value is one line of text that files and chat templates take as it is."""
     return isinstance(value, str) and len(value.splitlines()) == 1 and wires.inert(value) == value
 
 
@@ -113,7 +112,7 @@ def _fault(name: str, came: Any = None, **values: str) -> str:
 
 
 class Writer:
-    """A chat model and what it is told about a domain, with reference answers or without.
+    """A chat model, and the instructions for its domain, with reference answers or without.
 
     `spec` is `chat:NAME`. Raises ValueError for what does not exist.
     """
@@ -124,16 +123,17 @@ class Writer:
             raise ValueError(f"no writer {spec!r}: expected chat:NAME with a model's name")
         self.endpoint, self.max_tokens = Endpoint.of(self.model, asking), asking.max_tokens
         self._secret, self._reference = wires.fence_secret(cache_folder()), reference
-        told = prompts.WRITER_DOMAINS[domain] | {"ground": prompts.WRITER_GROUND[reference]}
-        self._system = fill(prompts.WRITER, least=str(LEAST), most=str(MOST), **told)
+        texts = prompts.WRITER_DOMAINS[domain] | {"ground": prompts.WRITER_GROUND[reference]}
+        self._system = fill(prompts.WRITER, least=str(LEAST), most=str(MOST), **texts)
 
     def _messages(self, example: Example, fence: str) -> list[dict[str, str]]:
-        shown = prompts.WRITER_QUESTION + prompts.WRITER_REFERENCE * self._reference + prompts.WRITER_TASK
-        user = fill(shown, question=example.question, reference=example.reference, fence=fence)
+        reference = prompts.WRITER_REFERENCE if self._reference else ""
+        text = prompts.WRITER_QUESTION + reference + prompts.WRITER_TASK
+        user = fill(text, question=example.question, reference=example.reference, fence=fence)
         return [{"role": "system", "content": self._system}, {"role": "user", "content": user}]
 
     def request(self, example: Example) -> Request:
-        """Asks for a rubric; the answer is a list of items without a fault."""
+        """A request for a rubric; its answer is a list of items without a fault."""
         messages = self._messages(example, wires.fence(self._secret, example.question, example.reference))
         body = {"model": self.model, "messages": messages, "temperature": 0.0, "seed": 0}
         body["max_tokens"] = self.max_tokens
@@ -141,17 +141,16 @@ class Writer:
         return Request("/chat/completions", body, reader, partial(_again, messages))
 
     def digest(self, example: Example) -> str:
-        """16 hexadecimal digits that change with the writer, and with anything that it is told or that is
-        written."""
-        known = [self.endpoint.address, self.model, self._messages(example, ""), _row(example, [])]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        """16 hexadecimal digits that change with the writer, with what it is shown and with what is kept of
+        the question's row."""
+        return digest([self.endpoint.address, self.model, self._messages(example, ""), _row(example, [])])
 
 
 def read(reply: dict[str, Any], reference: str) -> list[dict[str, Any]]:
-    """The rubric that a chat completion consists of. Raises Failure where it is none, or breaks a rule."""
+    """The rubric that a chat completion consists of. Raises Failure if it is none, or breaks a rule."""
     items = wires.only_json(wires.chat_text(reply))
-    if found := faults(items, reference):
-        raise Failure("faulty", "; ".join(found))
+    if wrong := faults(items, reference):
+        raise Failure("faulty", "; ".join(wrong))
     return items
 
 
@@ -160,23 +159,24 @@ def _again(messages: list[dict[str, str]], body: dict, reply: dict, failure: Fai
     system, user = messages
     if failure.kind == "faulty":
         draft = wires.inert(wires.without_thoughts(wires.chat_text(reply)))
-        said = fill(prompts.WRITER_AGAIN["faulty"], faults=failure.words)
-        turns = [user, {"role": "assistant", "content": draft}, {"role": "user", "content": said}]
-    else:  # in the same turn, for some templates refuse two of a user
+        correction = fill(prompts.WRITER_AGAIN["faulty"], faults=failure.words)
+        turns = [user, {"role": "assistant", "content": draft}, {"role": "user", "content": correction}]
+    else:  # in the same turn, because some templates refuse two turns of a user
         turns = [user | {"content": f"{user['content']}\n{prompts.WRITER_AGAIN['unread']}"}]
     return body | {"messages": [system, *turns], "seed": body["seed"] + 1}
 
 
 def _row(example: Example, items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A data row. What else the question's row had is left out: labels of an old rubric would lie."""
+    """A data row with a new rubric. Other fields of the question's row are left out: labels of an old rubric
+    would be wrong."""
     row = {"id": example.id, "split": example.split, "question": example.question}
     row |= {"reference_answer": example.reference, "question_source": example.row.get("question_source")}
     return row | {"rubric": items}
 
 
 def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) -> None:
-    """Append to OUT the rubrics that it lacks. Raises ValueError, after all were asked for, where some could
-    not be had, and prints why."""
+    """Append to OUT the rubrics that it lacks. If the writer fails at some, prints why and raises ValueError
+    after all were asked for."""
     left = {writer.digest(example): example for example in examples}
     kept = kept_rows(
         out, file, lambda _, key: left.pop(key, None), f"a rubric by this writer for a row of {file}"
@@ -217,18 +217,18 @@ def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) ->
 def lint(file: Path, examples: Sequence[Example]) -> None:
     """Print what is wrong with the rubrics of a file. Raises ValueError, after all were read, if anything is.
 
-    Items that no labelled response fails, or none meets, are no fault, but those responses say nothing about
-    a judge's verdicts on them.
+    An item that no labelled response fails, or that none meets, is no fault, but the labels then say nothing
+    about a judge's verdicts on it.
     """
     count: Counter[str] = Counter()
     for example in examples:
         items = example.row.get("rubric")
-        found, labels = faults(items, example.reference), _labels(example.row, items)
+        wrong, labels = faults(items, example.reference), _labels(example.row, items)
         if labels is None:
-            found.append("labelled_responses: expected `labels` in each, 0 or 1 for every item")
-        for fault in found:
+            wrong.append("labelled_responses: expected `labels` in each, 0 or 1 for every item")
+        for fault in wrong:
             print(f"{example.id!r}: {fault}")
-        count.update(faults=len(found), rubrics=int(bool(found)))
+        count.update(faults=len(wrong), rubrics=int(bool(wrong)))
         for verb, value in (("fails", 1), ("meets", 0)):
             columns = enumerate(zip(*labels or [], strict=True), 1)
             if dead := [str(number) for number, column in columns if {*column} == {value}]:
@@ -237,14 +237,14 @@ def lint(file: Path, examples: Sequence[Example]) -> None:
                     f"{example.id!r}: no labelled response (of {len(labels)}) {verb} items {', '.join(dead)}"
                 )
     print(f"{count['fails']} items that no labelled response fails, {count['meets']} that none meets")
-    told = f"faults: {count['faults']} in {count['rubrics']} of {len(examples)} rubrics of {file}"
+    total = f"faults: {count['faults']} in {count['rubrics']} of {len(examples)} rubrics of {file}"
     if count["faults"]:
-        raise ValueError(told)
-    print(told)
+        raise ValueError(total)
+    print(total)
 
 
 def _labels(row: dict[str, Any], items: Any) -> list[list[int]] | None:
-    """The labels of each labelled response, None where they do not fit the items."""
+    """The labels of each labelled response, None if they do not fit the items."""
     try:
         labels = [answer["labels"] for answer in row.get("labelled_responses") or []]
         return labels if all(len(each) == len(items) and {*each} <= {0, 1} for each in labels) else None
@@ -271,8 +271,8 @@ def main(
     Args:
         file: data rows in JSONL or Parquet; to write, a question and a reference answer are enough
         writer: chat:NAME
-        domain: what the writer is told to look at, medical or science
-        out: where rows with rubrics go; those it already has, from this writer and of these rows, are kept
+        domain: which subject's instructions the writer gets, medical or science
+        out: where rows with rubrics go; rubrics that it already has, by this writer for these rows, are kept
         reference: show the reference answers to the writer
         check: write nothing, and list what is wrong with the rubrics of the file
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first

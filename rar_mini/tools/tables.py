@@ -1,10 +1,10 @@
 """The paper's tables of its data, counted for any source: `python -m rar_mini.tools.tables`.
 
-Two columns stand beside what is counted here. `paper` is arXiv 2507.17746v2: Tables 4 and 5 for medicine, 7
-and 8 for science, both of train and val. `released` is what others counted on the released rows, likewise of
-train and val, the last five lines of all: sizes by the dataset cards, the rest by the study of data in
-github.com/Lvchangze/rubric_harness, which leaves items without a clear category out of the shares. Tables 6
-and 9 are of topics, which no row names.
+Two columns stand beside our counts. `paper` has arXiv 2507.17746v2: Tables 4 and 5 for medicine, 7 and 8 for
+science, both counted on train and val. `released` has what others counted on the released rows, also on train
+and val, in the last five lines on all of them: the sizes are from the dataset cards, the rest from the data
+study in github.com/Lvchangze/rubric_harness, which leaves items without a clear category out of the shares.
+Tables 6 and 9 count topics, which no row names.
 
 The paper's shares for medicine fit the released science: its Table 5 has 154,808 items, 7.5 a question for
 the 20,625 examples of science and 7.7 for the 20,166 of medicine. Its figures for science do not fit each
@@ -41,9 +41,9 @@ FIGURES = (
 
 
 def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | None]:
-    """What FIGURES names, in its order, before hygiene; None where there is nothing to count.
+    """The numbers that FIGURES names, in its order, before hygiene; None if there is nothing to count.
 
-    `notes` are those of reading the examples.
+    `notes` are the ones from reading the examples.
     """
     splits = Counter(example.split for example in examples)
     both = [example for example in examples if example.split != "test"]
@@ -70,15 +70,20 @@ def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | No
 
 
 def main(argv: Sequence[str]) -> None:
-    as_written = argparse.RawDescriptionHelpFormatter
+    """Run the command line. A refusal ends in one line, without a traceback."""
     parser = argparse.ArgumentParser(
-        "python -m rar_mini.tools.tables", description=__doc__, allow_abbrev=False, formatter_class=as_written
+        "python -m rar_mini.tools.tables",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--stats", action="store_true", help="as it was asked for before; does nothing")
     parser.add_argument("--data", help="as for train.py: rar, a file or a directory; else the bundled sample")
-    parser.add_argument("--domain", default="medical", choices=tuple(hub.RELEASED), help="whose figures, too")
+    domains = tuple(hub.RELEASED)
+    parser.add_argument("--domain", default="medical", choices=domains, help="also whose figures are shown")
     parser.add_argument("--revision", help="as for train.py")
     parser.add_argument("--skip-bad-rows", action="store_true", help="as for train.py")
+    # As it was written when this was a command of data.py.
+    parser.add_argument("--stats", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     source, domain, notes = options.data, options.domain, Counter()
     how = {"skip_bad": options.skip_bad_rows, "skip_weightless": True, "notes": notes}
@@ -91,15 +96,12 @@ def main(argv: Sequence[str]) -> None:
     name = f"rar at {hub.fetch(domain, options.revision)[1]}" if source == "rar" else source or "bundled"
     print(f"{domain}, {name}\n\n{'':<36}{'here':>10}{'paper':>10}{'released':>10}")
     first = 1 if domain == "medical" else 3
-    for row, found in zip(FIGURES, measure(examples, notes), strict=True):
-        here = "" if found is None else f"{found:,}" if isinstance(found, int) else f"{found:.2f}"
+    for row, number in zip(FIGURES, measure(examples, notes), strict=True):
+        here = "" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:.2f}"
         print(f"{row[0]:<36}{here:>10}{row[first]:>10}{row[first + 1]:>10}")
     kept = data.tidy(examples, notes)
-    print(
-        __doc__[__doc__.index("\n") + 1 :],
-        f"\nHygiene keeps {len(kept):,} of {len(examples):,} rows.",
-        sep="",
-    )
+    print(__doc__[__doc__.index("\n") + 1 :])
+    print(f"Hygiene keeps {len(kept):,} of {len(examples):,} rows.")
     for note, count in notes.items():
         print(f"  {note}: {count:,}")
 

@@ -1,9 +1,9 @@
 """A run's curves in one picture: `python -m rar_mini.viewing.plot RUN` writes RUN/plot.png.
 
 One small panel a metric, in the order of a reader's questions: did the reward rise, did it rise on fresh
-answers, or did the answers only get longer? A dot is a step, a line the running mean, for a step's reward
-depends on the questions that it drew. What a run did not log has no panel. A judge's verdicts have a picture
-of their own, `python evaluate.py judge --plot FILE`.
+answers, or did the answers only get longer? A dot is a step and a line is the running mean, because a step's
+reward depends on the questions that it drew. A metric that a run did not log has no panel. A judge's verdicts
+have a picture of their own: `python evaluate.py judge --plot FILE`.
 """
 
 import math
@@ -30,7 +30,7 @@ STYLE |= {"axes.grid": True, "grid.color": "#ececec", "axes.spines.top": False, 
 STYLE |= {"figure.constrained_layout.w_pad": 0.08, "figure.constrained_layout.h_pad": 0.06}
 STYLE |= {"errorbar.capsize": 3, "lines.markersize": 4, "legend.frameon": False, "axes.axisbelow": True}
 HEAD = "{policy}, {judge}, {method}, {steps} steps of {prompts_per_step} x {group_size}, lr {lr}, seed {seed}"
-SERIES = {  # metric: title, unit, and the values that are in sight and have a line, whatever the data is
+SERIES = {  # metric: title, unit, and values that are always in sight, with a line
     "reward": ("Reward", "mean reward", ()),
     "completions/mean_length": ("Length of answers", "tokens (mean, range)", (0,)),
     "reward_length_correlation": ("Correlation with length", "Pearson's r in groups", (-1, 0, 1)),
@@ -40,19 +40,20 @@ SERIES = {  # metric: title, unit, and the values that are in sight and have a l
     "entropy": ("Entropy", "nats per token", (0,)),
     "kl": ("KL to the start", "nats per token", (0,)),
     "judge/failures": ("Judge failures", "answers a step", (0, 1)),
-    "loss": ("Loss on reference answers", "nats", ()),  # of --method sft; GRPO's shows nothing
+    "loss": ("Loss on reference answers", "nats", ()),  # for --method sft; the loss of GRPO says little
 }
 
 
 def points(rows: Sequence[dict[str, Any]], *names: str) -> list[tuple[float, ...]]:
     """(step, value, ...) of the rows in which all the named metrics are numbers."""
-    found = [(row["step"], *(row.get(name) for name in names)) for row in rows]
-    return [p for p in found if all(isinstance(v, int | float) and math.isfinite(v) for v in p)]
+    picked = [(row["step"], *(row.get(name) for name in names)) for row in rows]
+    return [p for p in picked if all(isinstance(v, int | float) and math.isfinite(v) for v in p)]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and of those before it, `window` in all."""
-    return [sum(part := values[max(0, i - window) : i]) / len(part) for i in range(1, len(values) + 1)]
+    """The mean of each value and those before it, `window` values in all."""
+    parts = [values[max(0, i - window) : i] for i in range(1, len(values) + 1)]
+    return [sum(part) / len(part) for part in parts]
 
 
 def scores(rows: Sequence[dict[str, Any]], split: str) -> dict[int, dict[str, float]]:
@@ -70,7 +71,7 @@ def _series(rows: Sequence[dict[str, Any]], name: str, window: int, axes: Any) -
     steps, values = zip(*points(rows, name), strict=True)
     for mark in marks:
         axes.axhline(mark, color="#bbbbbb", linewidth=0.6, zorder=1)
-    # Only the length has a least and a most; of other metrics the band is as thin as nothing.
+    # Only the length has a min_ and a max_ beside its mean_; for other metrics the band has no height.
     if band := points(rows, name.replace("mean_", "min_"), name.replace("mean_", "max_")):
         axes.fill_between(*zip(*band, strict=True), color=LIGHT, alpha=0.3, linewidth=0)
     axes.plot(steps, values, ".", color=LIGHT, markersize=5 if len(steps) < 100 else 3)
@@ -79,25 +80,25 @@ def _series(rows: Sequence[dict[str, Any]], name: str, window: int, axes: Any) -
 
 
 def _length(rows: Sequence[dict[str, Any]], axes: Any) -> None:
-    """Reward over length: a dot a step, the later the darker."""
+    """Reward over length: a dot a step, later steps are darker."""
     steps, lengths, rewards = zip(*points(rows, "completions/mean_length", "reward"), strict=True)
     axes.scatter(lengths, rewards, c=steps, cmap="Blues", vmin=-0.4 * max(steps), s=16, linewidth=0)
     axes.set(title="Reward over length", xlabel="mean tokens (later steps darker)", ylabel="mean reward")
 
 
 def _scores(rows: Sequence[dict[str, Any]], axes: Any) -> None:
-    """Fresh answers: the mean over questions, and as a bar two standard errors of its change since the first
+    """Fresh answers: the mean over questions, with a bar of two standard errors of its change since the first
     score, paired over questions."""
-    shift = 0.012 * max(row["step"] for row in rows)  # lest bars hide each other
+    shift = 0.012 * max(row["step"] for row in rows)  # so that bars do not hide each other
     for split, label, color, side in (("train", "training", DARK, -1), ("held_out", "held out", WARM, 1)):
-        if found := scores(rows, split):
-            first = next(iter(found.values()))
-            pairs = [[by.get(name, math.nan) for name in first] for by in found.values()]
-            changes = [paired(list(first.values()), after) or (0.0, 0.0) for after in pairs]
-            if len(found) > 1:
+        if by_step := scores(rows, split):
+            first = next(iter(by_step.values()))
+            later = [[rewards.get(name, math.nan) for name in first] for rewards in by_step.values()]
+            changes = [paired(list(first.values()), after) or (0.0, 0.0) for after in later]
+            if len(by_step) > 1:
                 label += f" {changes[-1][0]:+.3f} \u00b1 {2 * changes[-1][1]:.3f}"
-            means = [sum(by.values()) / len(by) for by in found.values()]
-            x = [step + side * shift for step in found]
+            means = [sum(rewards.values()) / len(rewards) for rewards in by_step.values()]
+            x = [step + side * shift for step in by_step]
             axes.errorbar(x, means, [2 * e for _, e in changes], color=color, marker="o", label=label)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.05 * (high - low), high + 0.5 * (high - low))  # room for the legend
@@ -106,7 +107,8 @@ def _scores(rows: Sequence[dict[str, Any]], axes: Any) -> None:
 
 
 def drawing() -> Any:
-    """matplotlib without pyplot: no display, no global state. Raises ValueError if it is not installed."""
+    """matplotlib without pyplot, so without a display and global state. Raises ValueError if it is not
+    installed."""
     try:
         import matplotlib.figure
         import matplotlib.ticker
@@ -156,7 +158,8 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
 
 
 def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Path:
-    """Draw, of verdicts near p, the share of items truly met: on the diagonal for an honest judge."""
+    """Draw the share of items truly met over the verdict: an honest judge is on the diagonal. The bars are
+    Wilson's intervals, the numbers count verdicts."""
     verdict, label = both(verdict, label)
     bins = np.minimum((verdict * 10).astype(int), 9)
     rows = [(verdict[bins == b].mean(), label[bins == b].sum(), (bins == b).sum()) for b in np.unique(bins)]
@@ -164,10 +167,10 @@ def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Pat
     sheet = drawing().figure.Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = sheet.add_subplot()
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
-    for (p, _, n), found in zip(rows, shares, strict=True):
-        axes.plot([p, p], [found["low"], found["high"]], color=LIGHT, linewidth=2)
-        axes.plot(p, found["value"], "o", color=DARK, markersize=5)
-        axes.annotate(f"{n}", (p, found["value"]), (6, -3), textcoords="offset points", fontsize=8)
+    for (p, _, n), met in zip(rows, shares, strict=True):
+        axes.plot([p, p], [met["low"], met["high"]], color=LIGHT, linewidth=2)
+        axes.plot(p, met["value"], "o", color=DARK, markersize=5)
+        axes.annotate(f"{n}", (p, met["value"]), (6, -3), textcoords="offset points", fontsize=8)
     axes.set(xlim=(-0.04, 1.1), ylim=(-0.04, 1.04), xlabel="verdict", ylabel="share of items truly met")
     axes.set_title(f"{title}: {len(label)} verdicts, in tenths", loc="left", fontsize=10, parse_math=False)
     sheet.savefig(path, dpi=200, format=path.suffix[1:] or "png")
@@ -175,7 +178,8 @@ def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Pat
 
 
 if __name__ == "__main__":
+    prog = "python -m rar_mini.viewing.plot"
     try:
-        print(tyro.cli(draw, prog="python -m rar_mini.viewing.plot"))
+        print(tyro.cli(draw, prog=prog))
     except (ValueError, OSError) as error:
-        sys.exit(f"plot.py: {error}")
+        sys.exit(f"{prog}: {error}")

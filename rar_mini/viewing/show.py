@@ -1,5 +1,5 @@
-"""The rollouts of a step for a person to read: the best and the worst answer of each group side by side, and
-the verdicts that told them apart."""
+"""A step's rollouts for a person to read: the best and the worst answer of each group side by side, and the
+verdicts that tell them apart."""
 
 import shutil
 import textwrap
@@ -12,9 +12,9 @@ from rar_mini.report import printable
 
 
 def show(folder: Path, step: int | None = None, width: int | None = None) -> str:
-    """The rollouts of one step of a run, of the last one if none is named.
+    """The rollouts of one step of a run, the last one if `step` is None.
 
-    `width` is the terminal's unless given. Raises ValueError where there is no run or no such step.
+    `width` is the terminal's unless given. Raises ValueError if there is no run or no such step.
     """
     width = max(60, width or shutil.get_terminal_size((100, 24)).columns)
     run, config = Run.reopen(folder)
@@ -28,14 +28,15 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     if step not in steps:
         raise ValueError(f"{folder} has no step {step}: expected one from {steps[0]} to {steps[-1]}")
     rows = [row for row in rows if row["step"] == step]
-    size = config["settings"]["group_size"]  # by place: the turn of an epoch can draw a question twice
+    # Groups are told by place, because a step at the turn of an epoch can draw a question twice.
+    size = config["settings"]["group_size"]
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
     head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
     return "\n\n".join([head, *(_group(group, width) for group in groups)])
 
 
 def _group(rows: list[dict[str, Any]], width: int) -> str:
-    """One question and two of its answers. With fewer than two rewards, one without is shown."""
+    """One question and two of its answers. If fewer than two have a reward, one without is shown."""
     ranked = sorted(rows, key=lambda row: (row["reward"] is not None, row["reward"] or 0.0))
     known = [row for row in ranked if row["reward"] is not None]
     worst, best = (known if len(known) > 1 else ranked)[0], ranked[-1]

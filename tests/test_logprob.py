@@ -336,9 +336,10 @@ def test_a_chunk_keeps_to_its_budget(
     assert [len(x) for x in seen] == [rows] * 3
 
 
-def test_the_budgets_hold_as_many_rows_as_the_file_says() -> None:
+def test_budgets_are_what_the_file_says() -> None:
     assert module.CHUNK_BYTES["cpu"] // (49_152 * 4) == 1_365
     assert module.CHUNK_BYTES["cuda"] // (151_936 * 2) == 3_533
+    assert module.SLICE * 4 == 2 * 2**20
 
 
 def policy_loss(fn: Any, leaves: list[Tensor], target: Tensor) -> tuple[Tensor, ...]:

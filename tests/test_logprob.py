@@ -182,11 +182,7 @@ def test_hidden_states_and_targets_may_lie_anywhere_too(device: str) -> None:
     doubled = torch.stack([target, target], 1)[:, 0]
     for h, w in ((hidden.T.contiguous().T, weight), (hidden, weight.T.contiguous().T)):
         before = [x.clone() for x in (h, w, doubled)]
-        leaves = [h.detach().requires_grad_(), w.detach().requires_grad_()]
-        logp, entropy = linear_logprob(*leaves, doubled, chunk_bytes=2 * 112 * 4)
-        generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(7, generator=generator).to(logp) for _ in range(2))
-        got = torch.autograd.grad((a * logp).sum() + (0.5 * b * entropy).sum(), leaves)
+        got = gradients(lambda h, w: linear_logprob(h, w, doubled, chunk_bytes=2 * 112 * 4), [h, w])
         for ours, theirs in zip(got, right, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         assert all(torch.equal(x, y) for x, y in zip((h, w, doubled), before, strict=True))
@@ -196,11 +192,12 @@ def test_hidden_states_and_targets_may_lie_anywhere_too(device: str) -> None:
 
 
 def differentiated(fn: Any, leaves: list[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Both outputs, and the gradients of a random mix of them."""
+    """Both outputs, and the gradients of a random mix of them, in which every third entropy is left out."""
     leaves = [x.detach().clone().requires_grad_() for x in leaves]
     logp, entropy = fn(*leaves)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(len(logp), generator=generator).to(logp) for _ in range(2))
+    b[1::3] = 0
     found = torch.autograd.grad((a * logp).sum() + (0.5 * b * entropy).sum(), leaves)
     return (logp.detach(), entropy.detach()), found
 
@@ -224,7 +221,7 @@ def test_gradients_through_both_outputs(N: int, D: int, V: int, chunk_bytes: int
             leaves,
         )
     for ours, right in zip(got, exact, strict=True):
-        assert (ours - right).norm() <= 3e-6 * right.norm() + 1e-7
+        assert (ours - right).norm() <= 5e-6 * right.norm() + 1e-7  # the naive form errs by 3.5e-6
     for now, then in zip(leaves, before, strict=True):
         assert torch.equal(now, then), "inputs are only read"
 

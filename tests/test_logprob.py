@@ -4,6 +4,7 @@ The yardstick is the error of the naive form in the same dtype. A relative toler
 kernel that is half wrong.
 """
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -112,6 +113,27 @@ def test_logits_that_exist_are_read_in_float32(dtype: torch.dtype, device: str) 
     for ours, truth in zip(got, right, strict=True):
         assert gap(ours, truth) <= 1e-5  # logits reach 60: two units in the last place
     assert torch.equal(logits, before)
+
+
+@on_every_device
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_logits_of_any_size_neither_overflow_nor_vanish(temperature: float, device: str) -> None:
+    """Measured from anything but the largest one over the temperature, e^x is infinite or 0 for all."""
+    logits = torch.full((3, 5000), -1e4, device=device)
+    logits[:, 7], logits[1, 4999], logits[2] = 1e4, 1e4, -3e4
+    target = torch.full((3,), 7, device=device)
+    logp, entropy, lse = logprob(logits, target, temperature=temperature)
+    alike = [0.0, math.log(2), math.log(5000)]
+    assert entropy.tolist() == pytest.approx(alike, abs=1e-5)
+    assert logp.tolist() == pytest.approx([-x for x in alike], abs=1e-5)
+    largest = [x / temperature for x in (1e4, 1e4, -3e4)]
+    assert lse.tolist() == pytest.approx([x + y for x, y in zip(largest, alike, strict=True)], rel=1e-6)
+    ones, none = torch.ones_like(logp), torch.zeros_like(logp)
+    module.gradient_(logits, target, lse, entropy, ones, none, scale=1 / temperature)
+    right = torch.zeros(3, 5000, device=device)
+    right[1, 7], right[1, 4999] = 0.5, -0.5
+    right[2], right[2, 7] = -1 / 5000, 1 - 1 / 5000
+    torch.testing.assert_close(logits, right / temperature, atol=2e-3, rtol=0)
 
 
 @on_every_device

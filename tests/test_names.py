@@ -8,8 +8,8 @@ import pytest
 NAMES = {
     "rar_mini.sampler --bench": "rar_mini.tools.speed",
     "rar_mini.data --stats": "rar_mini.tools.tables",
-    "rar_mini.tools.synthesize": "rar_mini.tools.synthesize",
-    "rar_mini.viewing.plot": "rar_mini.viewing.plot",
+    "rar_mini.synthesize": "rar_mini.tools.synthesize",
+    "rar_mini.plot": "rar_mini.viewing.plot",
 }
 
 
@@ -27,7 +27,7 @@ def test_a_name_of_before_shows_the_commands_help(
     assert f"usage: python -m {NAMES[before]} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["rar_mini.viewing.plot", "rar_mini.tools.synthesize"])
+@pytest.mark.parametrize("name", ["rar_mini.plot", "rar_mini.synthesize"])
 def test_a_name_of_before_does_nothing_when_it_is_imported(name: str, capsys: pytest.CaptureFixture) -> None:
     runpy.run_module(name)
     assert capsys.readouterr() == ("", "")

@@ -449,4 +449,6 @@ def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cach
             asyncio.run_coroutine_threadsafe(client.close(), loop).result(timeout=5)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=5)
+    if not thread.is_alive():
+        loop.close()  # or it warns when it is collected, in the midst of something else
     cache.close()

@@ -1,11 +1,13 @@
 """Costs are booked as the price list has them, the first reply stays, and files grow where they fit."""
 
+import copy
 import json
 import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,72 @@ def test_what_a_run_has_cost_already_counts_but_is_not_new() -> None:
     assert ledger.dollars(1.0) == 1.875 and ledger.metrics()["perf/judge/dollars"] == 0.125
 
 
+class Meeting:
+    """Three ranks as threads, in the place of rar_mini.ranks."""
+
+    world = 3
+
+    def __init__(self) -> None:
+        self.here, self.barrier = threading.local(), threading.Barrier(3, timeout=30)
+        self.told: dict[int, tuple] = {}
+
+    @property
+    def rank(self) -> int:
+        return self.here.rank
+
+    def gather(self, mine: tuple) -> list[tuple]:
+        self.told[self.rank] = copy.deepcopy(mine)
+        self.barrier.wait()
+        told = [self.told[rank] for rank in range(3)]
+        self.barrier.wait()
+        return told
+
+    def all(self, work: Callable[[int], None]) -> None:
+        def one(rank: int) -> None:
+            self.here.rank = rank
+            work(rank)
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(one, range(3)))
+
+
+def test_ranks_that_meet_all_know_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tells what is new since they last met: rank 0 has asked nothing, and later only rank 1 has."""
+    meeting, ledgers = Meeting(), [Ledger() for _ in range(3)]
+    monkeypatch.setattr("rar_mini.ledger.ranks", meeting)
+
+    def first(rank: int) -> None:
+        ledgers[rank].counts.update(calls=rank, dollars=float(rank))
+        ledgers[rank].latencies.extend(10.0 * rank + i for i in range(rank))
+        if rank:
+            ledgers[rank].fail("timeout", "late")
+        assert ledgers[rank].dollars(0.5) == 3 * (rank + 0.5)
+        ledgers[rank].pool()
+        assert ledgers[rank].dollars(0.5) == 3.0 + 3 * 0.5
+
+    def second(rank: int) -> None:
+        if rank == 1:
+            ledgers[1].counts.update(calls=1, dollars=1.0)
+            ledgers[1].latencies.append(99.0)
+            ledgers[1].fail("cut")
+        ledgers[rank].pool()
+
+    def third(rank: int) -> None:
+        ledgers[rank].pool()
+
+    meeting.all(first)
+    for ledger in ledgers:
+        assert ledger.counts == {"calls": 3, "dollars": 3.0} and ledger.failures == {"timeout": 2}
+        assert sorted(ledger.latencies) == [10.0, 20.0, 21.0] and ledger.words == {"timeout": "late"}
+    for work in (second, third):  # in the third there is nothing new
+        meeting.all(work)
+        for ledger in ledgers:
+            assert ledger.counts == {"calls": 4, "dollars": 4.0}
+            assert ledger.failures == {"timeout": 2, "cut": 1}
+            assert sorted(ledger.latencies) == [10.0, 20.0, 21.0, 99.0]
+    assert [ledger.metrics()["judge/failures/cut"] for ledger in ledgers] == [1, 1, 1]
+
+
 # --- files of answers ---------------------------------------------------------------------------------------
 
 ROWS = [{"asked": "a", "text": "\u2028 is no end of a line"}, {"asked": "b", "text": "ü"}, {"asked": "c"}]
@@ -175,11 +243,14 @@ def test_a_file_that_answers_something_else_is_refused_and_left(tmp_path: Path, 
 def test_the_first_reply_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A slower process must not change what a faster one has read already: both would be rewarded by other
     verdicts than the cache then has."""
-    first, second = Cache(tmp_path / "new" / "c.sqlite"), Cache(tmp_path / "new" / "c.sqlite")
+    path = tmp_path / "new" / "folder" / "c.sqlite"
+    first, second = Cache(path), Cache(path)
     assert first.get("key") is None
     first.put("key", '{"by": "first"}')
     second.put("key", '{"by": "second"}')
-    second.put("other", '{"by": "second"}')
+    thread = threading.Thread(target=second.put, args=["other", '{"by": "second"}'])
+    thread.start()  # an endpoint's loop, which is not where the cache was made
+    thread.join()
     for cache in (first, second):
         assert cache.get("key") == {"by": "first"} and cache.get("other") == {"by": "second"}
     first.put("list", "[1]")

@@ -171,7 +171,7 @@ class Meeting:
 def test_ranks_that_meet_all_know_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tells what is new since they last met: rank 0 has asked nothing, and later only rank 1 has."""
     meeting, ledgers = Meeting(), [Ledger() for _ in range(3)]
-    monkeypatch.setattr("rar_mini.ledger.ranks", meeting)
+    monkeypatch.setattr("rar_mini.judging.ledger.ranks", meeting)
 
     def first(rank: int) -> None:
         ledgers[rank].counts.update(calls=rank, dollars=float(rank))

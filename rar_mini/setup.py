@@ -164,7 +164,7 @@ def read_questions(t: Training) -> Splits:
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
         taught = config.supervised and example.split == "train"
-        shown = {"messages": t.recipe.messages(example, 1, 0), "answered": taught}
+        shown = {"messages": t.recipe.messages(example, None, 0), "answered": taught}
         if taught and not example.reference:
             notes["training questions left out without a reference answer"] += 1
         elif not (why := policy.too_long(t.actor, example, *limits, **shown)):

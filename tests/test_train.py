@@ -86,19 +86,28 @@ def spawn(
     `hook` is called with the rank before it begins."""
     nursery()
     own |= {name: value for name, value in os.environ.items() if name.startswith(("OPENAI", "RAR_MINI"))}
-    process = processes.Process(target=child, args=(words, str(log), rank, hook, own))
+    # As many threads as here, for the same numbers; ranks share the cores.
+    threads = 1 if "WORLD_SIZE" in own else torch.get_num_threads()
+    process = processes.Process(target=child, args=(words, str(log), rank, hook, own, threads))
     process.start()
     return process
 
 
-def child(words: list[str], log: str, rank: int, hook: Callable[[int], object], own: dict[str, Any]) -> None:
+def child(
+    words: list[str],
+    log: str,
+    rank: int,
+    hook: Callable[[int], object],
+    own: dict[str, Any],
+    threads: int,
+) -> None:
     os.environ.update({name: str(value) for name, value in own.items()})
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     sys.argv = ["train.py", *words]
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hook(rank)
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

@@ -34,7 +34,7 @@ def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelle
     """The labelled responses of a file, or of the bundled sample. Raises ValueError if one is incomplete."""
     items = [item for example in examples(file, domain, skip_bad) for item in _responses(example, file)]
     if not items:
-        raise ValueError(f"{file or domain} has no `labelled_responses`: see README for their form")
+        raise ValueError(f"{file or domain} has no `labelled_responses`: see docs/data.md for their form")
     return items
 
 

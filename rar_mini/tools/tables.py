@@ -1,10 +1,10 @@
 """The paper's tables of its data, counted for any source: `python -m rar_mini.tools.tables`.
 
-Two columns stand beside our counts. `paper` has arXiv 2507.17746v2: Tables 4 and 5 for medicine, 7 and 8 for
-science, both counted on train and val. `released` has what others counted on the released rows, also on train
-and val, in the last five lines on all of them: the sizes are from the dataset cards, the rest from the data
-study in github.com/Lvchangze/rubric_harness, which leaves items without a clear category out of the shares.
-Tables 6 and 9 count topics, which no row names.
+Two columns stand beside our counts. `paper` has the figures of arXiv 2507.17746v2: Tables 4 and 5 for
+medicine, 7 and 8 for science, counted on train and val. `released` has what others counted on the released
+rows: on train and val, and in the last five lines on all splits. Its sizes are from the dataset cards, the
+rest is from the data study in github.com/Lvchangze/rubric_harness, which leaves items without a clear
+category out of the shares. Tables 6 and 9 count topics, which no row names.
 
 The paper's shares for medicine fit the released science: its Table 5 has 154,808 items, 7.5 a question for
 the 20,625 examples of science and 7.7 for the 20,166 of medicine. Its figures for science do not fit each

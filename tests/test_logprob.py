@@ -23,6 +23,7 @@ from kernel_cases import (
     untouched,
 )
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from rar_mini.kernels import bench, report
 from rar_mini.kernels import logprob as module
@@ -336,6 +337,19 @@ def test_a_graph_can_be_differentiated_twice(device: str) -> None:
 # --- memory and time ---
 
 
+@not_interpreted
+@pytest.mark.filterwarnings("error")  # torch warns of a product that does not fit its chunk, and makes room
+@pytest.mark.parametrize(("chunk_bytes", "times"), [(2**20, 2), (1280, 3)], ids=["one chunk", "three"])
+def test_logits_are_computed_again_only_where_they_were_not_kept(chunk_bytes: int, times: int) -> None:
+    """In one chunk 2 N V D operations forward and as many for the gradient of hidden; in more, the first two
+    again. 13 rows go in chunks of 5, 5 and 3."""
+    hidden, weight, target = inputs(13, 4, 50)
+    hidden.requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        linear_logprob(hidden, weight, target, chunk_bytes=chunk_bytes)[0].sum().backward()
+    assert counter.get_total_flops() == times * 2 * 13 * 50 * 4
+
+
 @pytest.mark.parametrize(
     ("N", "V", "chunk_bytes", "rows"), [(13, 50, 1280, 5), (16, 64, 256 * 16, 16), (3, 9, 1, 1)]
 )
@@ -441,6 +455,9 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             linear_logprob(*wrong)
+    for logits in (torch.zeros(9), torch.zeros(0, 9)):
+        with pytest.raises(ValueError, match=r"expected logits \(N, V\) with N >= 1"):
+            logprob(logits, target)
     for temperature in (0.0, -1.0, NAN):
         with pytest.raises(ValueError, match="temperature"):
             linear_logprob(hidden, weight, target, temperature=temperature)

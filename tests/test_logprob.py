@@ -23,6 +23,7 @@ from kernel_cases import (
     untouched,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rar_mini.kernels import bench, report
@@ -182,18 +183,32 @@ def test_rows_may_lie_beyond_two_to_the_31(device: str) -> None:
     assert (logits - right).norm() <= torch.finfo(torch.bfloat16).eps * right.norm()
 
 
+class Copies(TorchDispatchMode):
+    """Counts copies into another layout."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        self.count += func is torch.ops.aten.clone.default
+        return func(*args, **kwargs or {})
+
+
 @on_every_device
 def test_logits_may_lie_anywhere(device: str) -> None:
-    """An odd stride, a first logit at no multiple of 16 bytes, columns for rows, one row for all."""
+    """An odd stride, a first logit at no multiple of 16 bytes, columns for rows, one row for all. Only where
+    the logits of a row lie apart are they copied."""
     whole = torch.randn(5, 3001, generator=torch.Generator().manual_seed(0)).to(device)
     target = torch.tensor([0, 2999, 7, 8, 9], device=device)
-    for logits in (
-        whole[:, 1:],
-        whole[:, :3000],
-        whole[:, :3000].T.contiguous().T,
-        whole[:1, 1:].expand(5, -1),
+    for logits, copies in (
+        (whole[:, 1:], 0),
+        (whole[:, :3000], 0),
+        (whole[:, :3000].T.contiguous().T, 1),
+        (whole[:1, 1:].expand(5, -1), 0),
     ):
-        for ours, right in zip(logprob(logits, target), of_logits(logits.double(), target), strict=False):
+        with Copies() as made:
+            got = logprob(logits, target)
+        assert made.count == copies
+        for ours, right in zip(got, of_logits(logits.double(), target), strict=False):
             assert gap(ours, right) <= 1e-5
 
 

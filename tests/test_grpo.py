@@ -13,7 +13,9 @@ from test_sampler import OneDevice
 from transformers import LlamaConfig
 
 from rar_mini import grpo, model
+from rar_mini.kernels.advantage import group_advantage
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
+from rar_mini.scores import Scores
 
 PROMPTS = [[5, 6, 7, 8], [40, 41], [90, 91, 92, 93, 94, 95]]
 ADV = torch.tensor([[1.0, -0.5, -0.5], [0.7, -0.7, 0.0], [0.0, 0.0, 0.0]])
@@ -346,6 +348,40 @@ def test_the_attention_that_is_asked_for_is_packed(completions: list) -> None:
     for attention, masks in (("loop", True), ("flex", False), ("auto", True)):
         (batch,) = batches(completions, "token", attention=attention)
         assert bool(batch.packed.masks) == masks == (batch.packed.blocks is None)
+
+
+VERDICTS = st.sampled_from([0.0, 0.25, 1.0, float("nan")])
+WEIGHTS = st.sampled_from([-2.0, -0.9, 0.0, 0.3, 1.0])
+
+
+@st.composite
+def judged(draw: st.DrawFn) -> Scores:
+    """Verdicts that tie, fail or are not asked for, under weights of either sign or none."""
+    P, G, K = (draw(st.integers(1, most)) for most in (3, 5, 4))
+    verdict = draw(st.lists(VERDICTS, min_size=P * G * K, max_size=P * G * K))
+    weight = draw(st.lists(WEIGHTS, min_size=P * K, max_size=P * K))
+    return Scores(torch.tensor(verdict).view(P, G, K), torch.tensor(weight).view(P, K), torch.empty(P, G), [])
+
+
+@settings(deadline=None, max_examples=300)
+@given(judged(), st.sampled_from(["group", "none"]))
+def test_reward_and_advantage_are_those_of_the_kernel(scores: Scores, scale: str) -> None:
+    """kernels/advantage.py has the second copy of the two formulas; its reference and its kernel are held to
+    each other there, and here to the one that training uses."""
+    reward, adv = group_advantage(scores.verdict, scores.weight, scale=scale)
+    ours = grpo.reward(scores)
+    torch.testing.assert_close(ours, reward, rtol=1e-6, atol=1e-6, equal_nan=True)
+    found = grpo.advantage(ours, scale)
+    torch.testing.assert_close(found, adv, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found == 0, adv == 0) and not found[grpo.tied(ours)].any()
+
+
+def test_rewards_by_hand() -> None:
+    """A share of what can be earned; of penalties alone, what they leave; where nothing was asked, none."""
+    verdict = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]]).expand(3, -1, -1)  # (3, 3, 2)
+    weight = torch.tensor([[1.0, -0.5], [-1.0, -3.0], [0.0, 0.0]])
+    reward = grpo.reward(Scores(verdict, weight, torch.empty(3, 3), []))
+    assert reward[:2].tolist() == [[0.5, 1.0, 0.0], [0.0, 0.75, 1.0]] and reward[2].isnan().all()
 
 
 def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:

@@ -273,10 +273,12 @@ TOKENS = [
     (-0.5, 0.85, 0.0, 0.0, 0.4, ""),
     (0.5, 0.5, 0.0, 0.0, -0.4, ""),
     (0.0, 0.5, 0.0, 1.0, 0.0, ""),
+    (2.0, 1.4, 0.0, 0.0, 0.0, "high"),  # two of each kind where one of the other sign stands out as far
+    (-2.0, 0.6, 0.0, 1.0, 0.0, "low"),
 ]
 
 
-@pytest.mark.parametrize("cut", [[0, 8], [0, 5, 8], [0, 1, 2, 8]])
+@pytest.mark.parametrize("cut", [[0, 10], [0, 5, 10], [0, 1, 2, 10]])
 def test_metrics_are_of_all_tokens_of_the_step_however_it_is_cut(cut: list[int]) -> None:
     """Written out one token at a time, with a penalty of 0.1 and a cap of 1.2 that cuts two."""
     loss, parts = 0.0, []
@@ -301,12 +303,12 @@ def test_metrics_are_of_all_tokens_of_the_step_however_it_is_cut(cut: list[int])
     assert loss == pytest.approx(right, rel=1e-5)
     assert metrics == {
         "loss": pytest.approx(right, rel=1e-5),
-        "entropy": pytest.approx(sum(row[3] for row in TOKENS) / 8),
-        "sampling/sampling_logp_difference/mean": pytest.approx(1.3 / 8, rel=1e-5),
+        "entropy": pytest.approx(sum(row[3] for row in TOKENS) / 10),
+        "sampling/sampling_logp_difference/mean": pytest.approx(1.3 / 10, rel=1e-5),
         "sampling/sampling_logp_difference/max": pytest.approx(0.7, rel=1e-5),
-        "clip_ratio/low_mean": 1 / 8,
-        "clip_ratio/high_mean": 1 / 8,
-        "kl": pytest.approx(sum(k3) / 8, rel=1e-4),
+        "clip_ratio/low_mean": 2 / 10,
+        "clip_ratio/high_mean": 2 / 10,
+        "kl": pytest.approx(sum(k3) / 10, rel=1e-4),
     }
 
 

@@ -321,6 +321,8 @@ def test_a_chat_model_is_asked_in_one_form() -> None:
             "max_tokens": tokens,
             "response_format": {"type": "json_schema", "json_schema": form},
         }
+    first = wires.request("chat", "m", TWO, TEXTS, 100)
+    assert first.body["seed"] == first.repeat == 0
 
 
 def test_a_chat_model_is_asked_again_with_another_seed_in_plain_text() -> None:
@@ -366,6 +368,7 @@ def test_decision_servers_are_asked_in_their_forms() -> None:
         ("<think>a<think>b</think>c</think>d", "d"),
         ("<THINK>a</THINK>b<think>c</think>d", "bd"),
         ("<think>two\nlines</think>a", "a"),
+        ("Before. <THINK>two\nlines</THINK> After.", "Before.  After."),  # a section alone, whatever its case
         ("two\nlines</THINK> b", "b"),
         (" no thoughts\n", " no thoughts\n"),
     ],

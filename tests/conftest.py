@@ -42,29 +42,39 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with grouped queries and a byte tokenizer. Read only: it is shared."""
-    directory = tmp_path_factory.mktemp("tiny") / "policy"
+def write_tiny(directory: Path, **changes: object) -> Path:
+    """A random two-layer Llama with grouped queries and a byte tokenizer."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,  # the usual 0.02 gives almost uniform tokens, on which nothing could fail
-        eos_token_id=258,
-        pad_token_id=258,
-    )
-    model = LlamaForCausalLM(config)
+    settings = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,  # the usual 0.02 gives almost uniform tokens, on which nothing could fail
+        "eos_token_id": 258,
+        "pad_token_id": 258,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**settings | changes))
     model.generation_config.eos_token_id = [256, 258]
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that costs nothing. Read only: it is shared."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` with heads of 16 channels, the fewest that FlexAttention takes on a GPU."""
+    return write_tiny(tmp_path_factory.mktemp("wide") / "policy", head_dim=16)
 
 
 @pytest.fixture(scope="session")

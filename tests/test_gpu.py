@@ -26,15 +26,15 @@ ARMS = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_two_steps(tiny: Path, questions: Path, tmp_path: Path, dtype: str, arm: str) -> None:
-    train.main(options(tiny, questions, tmp_path / "run", steps=2, device="cuda", dtype=dtype, **ARMS[arm]))
+def test_two_steps(wide: Path, questions: Path, tmp_path: Path, dtype: str, arm: str) -> None:
+    train.main(options(wide, questions, tmp_path / "run", steps=2, device="cuda", dtype=dtype, **ARMS[arm]))
     for row in records(tmp_path / "run")[1:]:
         assert row["step"] == 2 or row.get("kl", 0) == 0, "the reference begins as the policy"
         assert row["sampling/sampling_logp_difference/mean"] < (1e-3 if dtype == "float32" else 0.1)
 
 
-def test_flex_has_the_gradients_of_the_loop(tiny: Path) -> None:
-    decoder = model.load(tiny, torch.float32, "cuda")
+def test_flex_has_the_gradients_of_the_loop(wide: Path) -> None:
+    decoder = model.load(wide, torch.float32, "cuda")
     tree = Tree()
     root = tree.add(list(range(100)))
     for start in (10, 60, 110):
@@ -50,9 +50,9 @@ def test_flex_has_the_gradients_of_the_loop(tiny: Path) -> None:
     assert (a - b).norm() <= 1e-3 * a.norm()
 
 
-def test_captured_steps_write_what_plain_ones_write(tiny: Path) -> None:
+def test_captured_steps_write_what_plain_ones_write(wide: Path) -> None:
     """Rows finish on the way, so that batches shrink, and 300 tokens pass two spans: several graphs each."""
-    decoder, ends = model.load(tiny, torch.float32, "cuda"), frozenset(range(0, 259, 80))
+    decoder, ends = model.load(wide, torch.float32, "cuda"), frozenset(range(0, 259, 80))
     requests = [Request(p, [uniforms(0, 1, str(p), g, 300) for g in range(6)]) for p in ([5, 6, 7], [8] * 40)]
     found = [sample(decoder, requests, ends, Settings(300, graph=graph)) for graph in (True, False)]
     for a, b in zip(*(sum(groups, []) for groups in found), strict=True):

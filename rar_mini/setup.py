@@ -136,6 +136,8 @@ def prepare(
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
         t.first += checkpoint.check(resume)
+    if config.steps:
+        t.optimizer.make_moments()
     t.questions = read_questions(t)
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
     # Made now that nothing is left to be refused.

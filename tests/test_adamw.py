@@ -344,6 +344,89 @@ def test_equal_parameters_are_rounded_apart(device: str) -> None:
     assert not same(*params)
 
 
+# --- sums of gradients ---
+
+
+@on_every_device
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_bfloat16_add_up_as_the_reference_does(shape: tuple[int, ...], device: str) -> None:
+    """Bit for bit, over two steps of three batches; the first batch's is taken as it comes."""
+    p = drawn(shape, 0, torch.bfloat16, device).requires_grad_()
+    other = torch.zeros(1, dtype=torch.bfloat16, device=device)
+    optimizer = AdamW([{"params": [other]}, {"params": [p]}], 1e-2, seed=2**40 + 5)
+    for step in (1, 2):
+        batches = [drawn(shape, 10 * step + b, torch.bfloat16, device) for b in range(3)]
+        right = batches[0].clone().view(-1)
+        for turn, g in enumerate(batches[1:], 1):
+            bits, _, _ = random_bits(2**40 + 5, step, 2, 0, p.numel(), p.device, turn)
+            right = round_stochastically(right.float() + g.view(-1).float(), bits)
+        for g in batches:
+            p.backward(g)
+        assert same(p.grad.view(-1), right)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@on_every_device
+def test_small_gradients_are_not_lost_beside_a_large_one(device: str) -> None:
+    """0.01 is below half of what neighbours of 10 in bfloat16 lie apart: rounded to nearest, 148 batches come
+    to nothing."""
+    p = torch.zeros(4096, dtype=torch.bfloat16, device=device, requires_grad=True)
+    AdamW([p], 1e-2)
+    for size in (10.0, *[0.01] * 148):
+        p.backward(torch.full_like(p, size))
+    exact = 148 * torch.tensor(0.01).bfloat16().item()
+    assert p.grad.float().mean().item() - 10 == pytest.approx(exact, rel=0.01)
+
+
+def test_sums_err_as_the_file_says() -> None:
+    """The file's numbers, where batches are alike and where the first is large."""
+    if backend.INTERPRET:
+        pytest.skip("the torch path's")
+    n, random = 5000, torch.Generator().manual_seed(0)
+
+    def add(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The truth, and x (batches, n) added up stochastically and to nearest."""
+        ours, nearest = x[0].clone(), x[0].clone()
+        for turn, g in enumerate(x[1:], 1):
+            adamw.add_(ours, g, seed=0, step=1, index=1, turn=turn)
+            nearest += g
+        return x.double().sum(0), ours.double(), nearest.double()
+
+    for batches, ours_errs, nearest_errs in ((19, 0.007, 0.005), (37, 0.010, 0.0075), (148, 0.020, 0.0144)):
+        truth, ours, nearest = add(torch.randn(batches, n, generator=random).bfloat16())
+        assert (ours - truth).norm() / truth.norm() == pytest.approx(ours_errs, rel=0.1)
+        assert (nearest - truth).norm() / truth.norm() == pytest.approx(nearest_errs, rel=0.1)
+        x = 0.02 * torch.randn(batches, n, generator=random) + 0.01
+        x[0] = 10 * torch.randn(n, generator=random)
+        x = x.bfloat16()
+        truth, ours, nearest = (sums - x[0].double() for sums in add(x))  # what came after the first
+        assert (ours @ truth) / (truth @ truth) == pytest.approx(1, abs=0.03)
+        assert (nearest @ truth) / (truth @ truth) == pytest.approx(0.82, abs=0.03)
+
+
+def test_gradients_of_float32_are_autograds() -> None:
+    p = drawn((64,), 0, torch.float32).requires_grad_()
+    AdamW([p], 1e-2)
+    for seed in (1, 2, 3):
+        p.backward(drawn((64,), seed, torch.float32))
+    assert torch.equal(p.grad, sum(drawn((64,), seed, torch.float32) for seed in (1, 2, 3)))
+
+
+def test_moments_can_be_made_before_the_first_step() -> None:
+    """Of what is trained; and they change nothing."""
+    params = [drawn((64,), 0, torch.bfloat16).requires_grad_(trains) for trains in (True, False)]
+    twin = params[0].detach().clone().requires_grad_()
+    early, late = AdamW(params, 1e-2), AdamW([twin], 1e-2)
+    early.make_moments()
+    assert [p in early.state for p in params] == [True, False]
+    for p, optimizer in ((params[0], early), (twin, late)):
+        for seed in (1, 2):
+            p.backward(drawn((64,), seed, torch.bfloat16))
+        optimizer.step()
+    assert same(params[0].detach(), twin.detach())
+
+
 # --- refusals ---
 
 

@@ -429,3 +429,16 @@ def test_reference_answers_have_the_first_epochs_gradient_and_a_loss_to_read(
     assert loss == pytest.approx(likelihood, rel=1e-5) and loss > 0
     for a, b in zip([p.grad for p in decoder.parameters()], truth, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_the_norm_of_bfloat16_gradients_is_not_rounded_to_bfloat16() -> None:
+    random = torch.Generator().manual_seed(0)
+    grads = [(torch.randn(n, generator=random) / 10).bfloat16() for n in (300, 200)]
+    right = torch.cat(grads).double().norm().item()
+    assert grpo.gradient_norm(grads) == pytest.approx(right, rel=1e-6)
+    assert torch.nn.utils.get_total_norm(grads).item() != pytest.approx(right, rel=1e-4)
+
+
+def test_the_norm_of_float32_gradients_is_torchs() -> None:
+    grads = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (300, 200, 1)]
+    assert grpo.gradient_norm(grads) == torch.nn.utils.get_total_norm(grads).item()

@@ -5,6 +5,7 @@
     python train.py --resume RUN       # go on with a run; its options: --resume RUN --help
     python train.py --plan --gpu 80    # whether a run fits a GPU of 80 GiB; --plan --help
     python train.py --bench            # how long a step takes here; --bench --help
+    python train.py --check            # whether this machine computes what it should; --check --help
 
 One step, for P questions with G rollouts each:
 
@@ -65,7 +66,7 @@ from rar_mini.report import Clock
 from rar_mini.sampler import Completion, Request, uniforms
 from rar_mini.scores import NAN, Rollouts, Scores
 from rar_mini.setup import Training
-from rar_mini.tools import memory, speed
+from rar_mini.tools import check, memory, speed
 
 Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has drawn each before
 
@@ -321,7 +322,7 @@ def bench(argv: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Train, resume, plan or measure, as the command line says."""
+    """Train, resume, plan, measure or check, as the command line says."""
     named = {word.split("=")[0] for word in argv}
     with ranks.joined():
         if "--resume" in named:
@@ -330,6 +331,8 @@ def main(argv: list[str]) -> None:
             bench(argv)
         elif "--plan" in named:
             memory.main(argv, setup.parse)
+        elif "--check" in named:
+            check.main(argv, loss, step)
         else:
             train(ranks.first(lambda: setup.parse(argv, __doc__)))
 

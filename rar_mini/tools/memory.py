@@ -51,11 +51,14 @@ KNOWN = {
     "Qwen/Qwen2.5-7B": {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584}
     | {"intermediate_size": 18_944, "num_attention_heads": 28, "num_key_value_heads": 4}
     | {"vocab_size": 152_064, "tie_word_embeddings": False, "max_position_embeddings": 131_072},
+    "Qwen/Qwen2.5-0.5B": {"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 896}
+    | {"intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+    | {"vocab_size": 151_936, "tie_word_embeddings": True, "max_position_embeddings": 32_768},
     "Qwen/Qwen2.5-1.5B": {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 1536}
     | {"intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
     | {"vocab_size": 151_936, "tie_word_embeddings": True, "max_position_embeddings": 131_072},
 }
-"""What the config.json of the presets' policies says, so that their plans need no network."""
+"""What the config.json of Qwen2.5's sizes says, so that the presets' plans need no network."""
 
 Parts = dict[str, int]
 """Bytes by part."""

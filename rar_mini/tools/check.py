@@ -1,0 +1,657 @@
+"""What this machine makes of the code, in minutes and on one page: `python train.py --check`.
+
+    python train.py --check                  # with the default policy, on a GPU if there is one
+    python train.py --check --random 7b      # with random weights of that size, made on the device
+    python train.py --check flex decoding    # these checks alone
+
+Each check is a process with a limit of time, and writes its line when it is done: one that crashes, hangs or
+fills the memory stops no other. The page is Markdown, to be pasted into an issue; its last line is JSON.
+
+    machine      versions, compiler, device, free memory
+    kernels      every kernel against float64 truth, or bit for bit its reference; on a CPU interpreted
+    attention    FlexAttention's gradients against the loop's; on a CPU the loop's, and flex's forward pass
+    long         FlexAttention at 16,384 tokens: it fits, and takes milliseconds
+    decoding     captured decoding against plain, in float32; nothing waits within a step
+    repeat       two steps twice, and once saved and loaded between: equal weights, in two processes
+    gap          log-probabilities of sampler and trainer agree, and two passes of the trainer are equal
+    memory       the peaks of sampling and training against the plan's
+    speed        decoding and training, beside reading weights and keys and beside matrix products
+    ranks        sums over processes: NCCL over several GPUs, gloo over two processes on a CPU
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig
+
+from rar_mini import grpo, model, pretrained
+from rar_mini.config import Config
+from rar_mini.kernels import adamw, advantage, backend, bench, logprob
+from rar_mini.kernels.adamw import AdamW
+from rar_mini.model import Decoder
+from rar_mini.prefix import Packed, Tree, pack
+from rar_mini.recipe import Recipe
+from rar_mini.sampler import Completion, Request, Settings, Wave, sample, uniforms
+from rar_mini.scores import Rollouts
+from rar_mini.setup import Training
+from rar_mini.tools import memory
+
+RANDOM = {size: f"Qwen/Qwen2.5-{size.upper()}" for size in ("0.5b", "1.5b", "7b")}
+ROOT = Path(__file__).parents[2]
+WORDS = 400  # characters of an error that a line of the page shows
+
+Numbers = dict[str, Any]
+
+
+class Failed(Exception):
+    """A check that did not hold: what was expected and what came, and the numbers seen."""
+
+    def __init__(self, words: str, **numbers: Any) -> None:
+        super().__init__(words)
+        self.numbers = numbers
+
+
+class NotHere(Exception):
+    """A check that this machine cannot make, and what it would take."""
+
+
+@dataclass
+class Row:
+    """A line of the page."""
+
+    check: str
+    result: str  # ok, FAILED or not here
+    words: str
+    seconds: float = 0.0
+    numbers: Numbers = field(default_factory=dict)
+
+    def line(self) -> str:
+        words = " ".join(self.words.split()).replace("|", "\\|")
+        return f"| {self.check} | {self.result} | {self.seconds:.0f} | {words} |"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the checks work with; `loss` and `step` are train.py's own."""
+
+    policy: str
+    random: str | None
+    device: str
+    dtype: str
+    loss: Callable[..., dict[str, float]]
+    step: Callable[..., None]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def decoder(self, dtype: str | None = None) -> Decoder:
+        """The policy's weights, the same at every call; by default in the run's dtype."""
+        kind = getattr(torch, dtype or self.dtype)
+        if self.random is None:
+            return model.load(pretrained.resolve(self.policy), kind, self.device)
+        return random_weights(AutoConfig.for_model(**memory.KNOWN[RANDOM[self.random]]), kind, self.device)
+
+
+def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, device: str) -> Decoder:
+    """Weights of the usual size, and key biases as large as Qwen2's, which make scores of attention that low
+    precision does not hold."""
+    with torch.device("meta"):
+        decoder = Decoder(config).to(dtype)
+    decoder = decoder.to_empty(device=device)
+    random = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, p in decoder.named_parameters():
+            if name.endswith("bias"):
+                p.normal_(0, 30.0 if "k_proj" in name else 0.02, generator=random)
+            elif p.ndim == 1:
+                p.fill_(1.0)
+            else:
+                p.normal_(0, 0.02, generator=random)
+    return decoder
+
+
+def hold(true: bool, words: str, **numbers: Any) -> None:
+    if not true:
+        raise Failed(words, **numbers)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """How far a is from b, by norm and relative to b, in float64."""
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+# --- the checks ---------------------------------------------------------------------------------------------
+
+
+def machine(b: Bench) -> tuple[str, Numbers]:
+    cc = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    found |= {"triton": backend.triton and backend.triton.__version__}
+    found |= {"transformers": transformers.__version__, "system": platform.platform(), "compiler": cc}
+    if b.on_gpu:
+        p = torch.cuda.get_device_properties(b.device)
+        free, whole = torch.cuda.mem_get_info(b.device)
+        found |= {"device": p.name, "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda}
+        found |= {"multiprocessors": p.multi_processor_count, "free_gib": round(free / 2**30, 1)}
+        found |= {"shared_memory": p.shared_memory_per_block_optin, "memory_gib": round(whole / 2**30, 1)}
+    else:
+        found |= {"device": f"CPU, {torch.get_num_threads()} threads", "cores": os.cpu_count()}
+    words = ", ".join(f"{name} {value}" for name, value in found.items())
+    if b.on_gpu and (backend.triton is None or cc is None):
+        raise Failed(f"expected triton and a C compiler, which it needs (apt install gcc): {words}", **found)
+    return words, found
+
+
+def kernels(b: Bench) -> tuple[str, Numbers]:
+    numbers = {}
+    small = not b.on_gpu  # interpreted, a kernel takes a millisecond a tile
+    N, D, V = (24, 32, 5003) if small else (300, 896, 151_665)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        made = torch.Generator().manual_seed(0)
+        hidden, weight = (torch.randn(n, D, generator=made).to(b.device, dtype) for n in (N, V))
+        target = torch.randint(V, (N,), generator=made).to(b.device)
+        up = torch.randn(2, N, generator=made).to(b.device)
+        weight /= D**0.5
+
+        def results(fn: Callable, h: Tensor, w: Tensor, target=target, up=up) -> list[Tensor]:  # noqa: ANN001
+            leaves = [x.detach().requires_grad_() for x in (h, w)]
+            logp, entropy = fn(*leaves, target)
+            total = (logp * up[0]).sum() + (entropy * up[1]).sum()
+            return [logp, entropy, *torch.autograd.grad(total, leaves)]
+
+        truth = results(logprob_of, hidden.double(), weight.double())
+        chunk = 8 * V * hidden.element_size()  # several chunks
+        ours = results(partial(logprob.linear_logprob, chunk_bytes=chunk), hidden, weight)
+        errors = [apart(*pair) for pair in zip(ours, truth, strict=True)]
+        numbers[f"logprob {str(dtype)[6:]}"] = errors
+        hold(max(errors) <= bound, f"log-probabilities off by {max(errors):.1e}, at most {bound:g} expected")
+    verdict, w = torch.rand(6, 16, 12, device=b.device), torch.randn(6, 12, device=b.device)
+    ours = advantage.group_advantage(verdict, w)
+    truth = advantage.reference(verdict.double(), w.double(), "group")
+    numbers["advantage"] = [apart(*pair) for pair in zip(ours, truth, strict=True)]
+    hold(max(numbers["advantage"]) < 1e-4, f"advantages off by {max(numbers['advantage']):.1e}")
+    n = 3 * adamw.BLOCK + 5
+    p, g, m, v = (torch.randn(n, device=b.device).bfloat16() for _ in range(4))
+    v = v.abs()
+    twins, by = [x.clone() for x in (p, m, v)], adamw.factors(3, 0.5, 1e-3, (0.9, 0.999), 1e-8, 0.1)
+    adamw._launch(p, g, m, v, by, 7, 3, 1)
+    adamw.reference(twins[0], g, *twins[1:], by, adamw.random_bits(7, 3, 1, 0, n, p.device))
+    equal = all(map(torch.equal, (p, m, v), twins))
+    total, right = g.clone(), adamw.random_bits(7, 3, 1, 0, n, p.device, 2)[0]
+    adamw.add_(total, p, seed=7, step=3, index=1, turn=2)
+    equal &= torch.equal(total, adamw.round_stochastically(g.float() + p.float(), right))
+    hold(equal, "AdamW is not bit for bit its reference", **numbers)
+    worst = ", ".join(f"{name} {max(errors):.0e}" for name, errors in numbers.items())
+    return f"{'interpreted: ' * small}{worst}; AdamW and its sums equal their reference", numbers
+
+
+def logprob_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What `linear_logprob` computes, written out."""
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+LAYOUTS = ((14, 2, 64), (28, 4, 128))  # query heads, key heads, width: seven queries a key, as Qwen2.5's
+TREES = ((129, []), (200, [60]), (100, [90, 90, 90]), (513, [9 + 7 * (i % 12) for i in range(33)]))
+
+
+def tree(root: int, branches: Sequence[int]) -> Tree:
+    made = Tree()
+    top = made.add([0] * root)
+    for length in branches:
+        made.add([0] * length, top)
+    return made
+
+
+def passed(packed: Packed, inputs: Sequence[Tensor], up: Tensor, again: bool = False) -> list[Tensor]:
+    """What attention makes of q, k and v, and its gradients; `again`: computed anew for the backward pass."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    attend = partial(packed.attend, 0)
+    out = checkpoint(attend, *leaves, use_reentrant=False) if again else attend(*leaves)
+    return [out, *torch.autograd.grad(out, leaves, up)]
+
+
+def attention(b: Bench) -> tuple[str, Numbers]:
+    from torch._dynamo.utils import counters  # counts what is compiled; no public name does
+
+    own, numbers, before = "flex" if b.on_gpu else "loop", {}, counters["stats"]["unique_graphs"]
+    dtypes = ((torch.float32, 1e-4), (torch.bfloat16, 2e-2))
+    for dtype, bound in dtypes:
+        for layout in LAYOUTS:
+            H, KV, d = layout
+            for root, branches in TREES:
+                made, T = torch.Generator().manual_seed(0), root + sum(branches)
+                shapes = ((T, H, d), (T, KV, d), (T, KV, d), (T, H, d))
+                *qkv, up = (torch.randn(s, generator=made).to(b.device, dtype) for s in shapes)
+                packed = pack(tree(root, branches), b.device, own)
+                truth = passed(
+                    pack(tree(root, branches), b.device, "loop"), [x.double() for x in qkv], up.double()
+                )
+                first, second, third = (passed(packed, qkv, up, again) for again in (False, False, True))
+                where = f"{str(dtype)[6:]}, {H} heads of {d}, {T} tokens, {len(branches)} branches"
+                error = max(apart(*pair) for pair in zip(first, truth, strict=True))
+                numbers[where] = error
+                hold(error <= bound, f"{own} off by {error:.1e} in {where}: at most {bound:g}", **numbers)
+                for other in (second, third):
+                    equal = all(map(torch.equal, first, other))
+                    hold(equal, f"{own}'s second backward pass differs in {where}", **numbers)
+                if not b.on_gpu:
+                    with torch.no_grad():
+                        flex = pack(tree(root, branches), b.device, "flex").attend(0, *qkv)
+                    hold(apart(flex, truth[0]) <= bound, f"flex's forward pass is off in {where}", **numbers)
+    compiled, most = counters["stats"]["unique_graphs"] - before, len(dtypes) * len(LAYOUTS)
+    hold(compiled <= most or not b.on_gpu, f"compiled {compiled} times, {most} expected", **numbers)
+    worst = ", ".join(
+        f"{name} {max(e for where, e in numbers.items() if where.startswith(name)):.0e}"
+        for name in ("float32", "bfloat16")
+    )
+    words = f"{own} against float64 within {worst}, twice bit-equal"
+    more = f"compiled {compiled} times" if b.on_gpu else "flex's backward pass needs a GPU"
+    return f"{words}; {more}", numbers
+
+
+def long(b: Bench) -> tuple[str, Numbers]:
+    if not b.on_gpu:
+        raise NotHere("FlexAttention's backward pass needs a GPU")
+    H, KV, d = LAYOUTS[-1]
+    made, T = tree(1024, [1024] * 15), 2**14
+    *qkv, up = (torch.randn(T, h, d, device=b.device, dtype=torch.bfloat16) for h in (H, KV, KV, H))
+    packed = pack(made, b.device, "flex")
+    run = partial(passed, packed, qkv, up)
+    taken, held = bench.seconds(run, "cuda", 5), bench.peak_bytes(run, "cuda")
+    numbers = {"ms": 1e3 * taken, "gb": held / 1e9}
+    bound = T * T * H * 2  # the scores, were they held
+    hold(held < bound, f"it holds {held / 1e9:.1f} GB, as much as all scores", **numbers)
+    return f"{T} tokens, {H} heads of {d}: {1e3 * taken:.1f} ms both ways, {held / 1e9:.2f} GB", numbers
+
+
+def requests(decoder: Decoder, P: int, G: int, n: int, c: int, seed: int = 0) -> list[Request]:
+    """P prompts of about n tokens at random, each to be continued G times by c tokens."""
+    made = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(decoder.config.vocab_size, (n - p,), generator=made).tolist() for p in range(P)]
+    return [Request(x, [uniforms(seed, 0, str(p), g, c) for g in range(G)]) for p, x in enumerate(ids)]
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Within it a step of decoding that waits for the GPU is an error."""
+    plain = Wave.step
+
+    def watched(self: Wave, span: int) -> None:
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            plain(self, span)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+    Wave.step = watched
+    try:
+        yield
+    finally:
+        Wave.step = plain
+
+
+def decoding(b: Bench) -> tuple[str, Numbers]:
+    if not b.on_gpu:
+        raise NotHere("CUDA graphs need a GPU")
+    decoder = b.decoder("float32").requires_grad_(False)
+    asked = requests(decoder, 3, 6, 40, 300)
+    ends = frozenset(range(0, decoder.config.vocab_size, 200))  # rows leave on the way, and 300 passes spans
+
+    def drawn(graph: bool) -> list[Completion]:
+        return sum(sample(decoder, asked, ends, Settings(300, graph=graph)), [])
+
+    first = drawn(True)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with nothing_waits():
+        again = drawn(True)
+    torch.cuda.synchronize()
+    left = torch.cuda.memory_allocated() - before
+    same, gaps = [], []
+    for x, y in zip(first, drawn(False), strict=True):
+        pairs = enumerate(zip(x.ids, y.ids, strict=False))
+        alike = next((i for i, (a, c) in pairs if a != c), min(len(x.ids), len(y.ids)))
+        same.append(alike if x.ids != y.ids else 300)
+        gaps += [abs(a - c) for a, c in zip(x.logp[:alike], y.logp[:alike], strict=True)]
+    numbers = {"same": min(same), "gap": max(gaps), "left_bytes": left, "repeats": first == again}
+    hold(first == again, "captured decoding does not repeat itself", **numbers)
+    hold(min(same) >= 20, f"after {min(same)} tokens a captured row differs from a plain one", **numbers)
+    hold(max(gaps) <= 1e-3, f"log-probabilities differ by {max(gaps):.1e}", **numbers)
+    hold(left == 0, f"{left} bytes are held after a wave", **numbers)
+    words = f"captured as plain for {min(same)} tokens at least, log-probabilities within {max(gaps):.0e}"
+    return f"{words}; repeats itself, nothing waits, memory back", numbers
+
+
+def drawn_rollouts(decoder: Decoder, asked: Sequence[Request], c: int, cache: int = 2**34) -> Rollouts:
+    """Completions of full length with advantages that depend on what was drawn."""
+    groups = sample(decoder, asked, frozenset(), Settings(c, cache_bytes=cache))
+    reward = torch.tensor([[sum(row.ids) % 97 / 97 for row in group] for group in groups])
+    prompts = [[request.prompt] * len(group) for request, group in zip(asked, groups, strict=True)]
+    return Rollouts([], prompts, groups, [], adv=grpo.advantage(reward))
+
+
+def batches(b: Bench, rollouts: Rollouts, config: Config) -> list[grpo.MicroBatch]:
+    return grpo.micro_batches(
+        rollouts,
+        torch.ones_like(rollouts.adv, dtype=torch.bool),
+        loss_norm=config.loss_norm,
+        max_new_tokens=config.max_new_tokens,
+        tokens_per_batch=config.tokens_per_batch,
+        device=b.device,
+        attention=config.attention,
+    )
+
+
+def training(b: Bench, decoder: Decoder, config: Config) -> Training:
+    optimizer = AdamW(decoder.parameters(), config.lr, seed=config.seed)
+    optimizer.make_moments()
+    return Training(config, Recipe(config=config), SimpleNamespace(model=decoder), None, optimizer)
+
+
+def update(b: Bench, t: Training, rollouts: Rollouts) -> dict[str, float]:
+    metrics = b.loss(t, batches(b, rollouts, t.config))
+    b.step(t.optimizer, metrics["grad_norm"], t.config.lr, t.config.max_grad_norm)
+    return metrics
+
+
+def sizes(b: Bench) -> tuple[int, int, int, int]:
+    """Prompts, completions of each, tokens of a prompt and of a completion."""
+    return (4, 8, 200, 128) if b.on_gpu else (2, 4, 40, 16)
+
+
+def digest(b: Bench, folder: Path | None = None) -> str:
+    """The weights after two steps, as a hash; with a folder, saved and loaded there between the two."""
+    P, G, n, c = sizes(b)
+    config = replace(Config(), lr=1e-4, max_new_tokens=c, tokens_per_batch=(n + G * c) * 3 // 2)
+    t = training(b, b.decoder(), replace(config, device=b.device, dtype=b.dtype))
+    for number in (1, 2):
+        update(b, t, drawn_rollouts(t.actor.model, requests(t.actor.model, P, G, n, c, number), c))
+        if folder is not None and number == 1:
+            model.save(t.actor.model, folder)
+            torch.save(t.optimizer.state_dict(), folder / "optimizer.pt")
+            t = training(b, model.load(folder, getattr(torch, b.dtype), b.device), t.config)
+            saved = torch.load(folder / "optimizer.pt", map_location=b.device, weights_only=True)
+            t.optimizer.load_state_dict(saved)
+    whole = hashlib.sha256()
+    for p in t.actor.model.parameters():
+        whole.update(p.detach().view(-1).view(torch.uint8).cpu().numpy())
+    return whole.hexdigest()[:16]
+
+
+def repeat(b: Bench) -> tuple[str, Numbers]:
+    if b.random == "7b":
+        b = replace(b, random="0.5b")  # two steps of 7B, saved, would take minutes and 46 GB of disk
+    found = {"once": digest(b), "again": digest(b)}
+    with tempfile.TemporaryDirectory() as folder:
+        found["saved and loaded"] = digest(b, Path(folder))
+    row = child("digest", words_of(b), 300)
+    hold(row.result == "ok", f"another process failed: {row.words}", **found)
+    found["in another process"] = row.words
+    different = [name for name, x in found.items() if x != found["once"]]
+    hold(not different, f"weights differ after two steps {', '.join(different)}", **found)
+    return f"equal weights after two steps: {', '.join(found)}", found
+
+
+def gap(b: Bench) -> tuple[str, Numbers]:
+    P, G, n, c = sizes(b)
+    decoder, config = b.decoder(), replace(Config(), max_new_tokens=c)
+    rollouts = drawn_rollouts(decoder, requests(decoder, P, G, n, c), c)
+    gaps, ratios = [], []
+    for batch in batches(b, rollouts, config):
+        (logp, _), (other, _) = (grpo.token_logp(decoder, batch, 1.0) for _ in range(2))
+        gaps.append((logp - batch.sampler_logp).abs().detach())
+        ratios.append((logp - other).exp().sub(1).abs().max().item())
+    mean, most = torch.cat(gaps).mean().item(), torch.cat(gaps).max().item()
+    numbers = {"mean": mean, "max": most, "ratio": max(ratios)}
+    bound = 0.05 if b.dtype == "bfloat16" else 1e-4
+    hold(mean <= bound, f"the mean gap is {mean:.4f}: at most {bound:g} expected", **numbers)
+    hold(max(ratios) == 0, f"two passes of the trainer differ by a ratio of {max(ratios):.1e}", **numbers)
+    return f"{b.dtype}: mean {mean:.1e}, most {most:.1e} of {P * G * c} tokens; ratio exactly 1", numbers
+
+
+def measured(b: Bench, config: Config, decoder: Decoder) -> dict[str, int]:
+    """Peaks in bytes of what torch has handed out, by phase."""
+    n, c = config.max_prompt_tokens, config.max_new_tokens
+    made = torch.Generator().manual_seed(0)
+    shape = (config.prompts_per_step, n)
+    ids = torch.randint(decoder.config.vocab_size, shape, generator=made).tolist()
+    rows = range(config.group_size)
+    asked = [Request(x, [uniforms(0, 0, str(p), g, c) for g in rows]) for p, x in enumerate(ids)]
+    t, found = training(b, decoder, config), {}
+    for _ in range(2):  # the second has every kernel and workspace
+        torch.cuda.reset_peak_memory_stats()
+        rollouts = drawn_rollouts(decoder, asked, c, config.cache_mb * 2**20)
+        found["sampling"] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        update(b, t, rollouts)
+        found["training"] = torch.cuda.max_memory_allocated()
+    return found | {"reserved": torch.cuda.max_memory_reserved()}
+
+
+def memory_(b: Bench) -> tuple[str, Numbers]:
+    if not b.on_gpu:
+        raise NotHere("only a GPU's allocator counts what was taken")
+    name = b.policy if b.random is None else RANDOM[b.random]
+    big = b.random == "7b"
+    config = replace(Config(), policy=name, device=b.device, dtype=b.dtype, lr=1e-6, eval_every=0)
+    config = replace(config, prompts_per_step=6, group_size=16, max_prompt_tokens=256, max_new_tokens=256)
+    config = replace(config, tokens_per_batch=8192, cache_mb=8192, checkpoint_activations=big)
+    decoder = b.decoder()
+    decoder.checkpointing = big
+    found = measured(b, config, decoder)
+    planned = {phase: parts["peak"] for phase, parts in memory.plan(memory.read(name), config).items()}
+    off = {phase: found[phase] / planned[phase] - 1 for phase in ("sampling", "training")}
+    numbers = {"measured": found, "planned": planned, "off": off}
+    words = ", ".join(
+        f"{phase} {found[phase] / 1e9:.2f} GB, planned {planned[phase] / 1e9:.2f} ({share:+.0%})"
+        for phase, share in off.items()
+    )
+    words += f"; reserved {found['reserved'] / 1e9:.2f}"
+    hold(max(map(abs, off.values())) <= 0.1, f"off by more than 10 %: {words}", **numbers)
+    return words, numbers
+
+
+def speed(b: Bench) -> tuple[str, Numbers]:
+    P, G, n, c = (6, 16, 256, 256) if b.on_gpu else (2, 8, 40, 32)
+    decoder = b.decoder()
+    on, s = decoder.head.device.type, decoder.head.element_size()
+    name = b.policy if b.random is None else RANDOM[b.random]
+    m, layers = memory.read(name), sum(p.numel() for p in decoder.model["layers"].parameters())
+    weights = decoder.head.numel() + layers
+    copied, multiplied = bench.copying(on)[1], bench.multiplying(on, decoder.head.dtype)[1]
+    asked = requests(decoder, P, G, n, c)
+    config = replace(Config(), lr=1e-6, max_new_tokens=c, tokens_per_batch=8192 if b.on_gpu else 2048)
+    t = training(b, decoder, replace(config, device=b.device, dtype=b.dtype, policy=name))
+    if b.random == "7b":
+        decoder.checkpointing = True
+    drawn_rollouts(decoder, asked, c)  # to warm up
+    start = time.perf_counter()
+    rollouts = drawn_rollouts(decoder, asked, c)
+    decoded = time.perf_counter() - start
+    # A step reads every weight, each prompt's keys and values once, and those that its row has written.
+    read = c * (weights * s + m.cache(s) * (P * n + P * G * c / 2)) / copied
+    products = 2 * weights * P * (n + G * c) / multiplied
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        update(b, t, rollouts)
+        if b.on_gpu:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    passes = 4 if decoder.checkpointing else 3
+    least = passes * 2 * weights * P * (n + G * c) / multiplied
+    numbers = {"decoded_per_second": P * G * c / decoded, "trained_per_second": P * (n + G * c) / taken[-1]}
+    numbers |= {"of_reading": read / decoded, "of_products": least / taken[-1]}
+    numbers |= {"ms_a_step": 1e3 * decoded / c, "decoding_of_products": products / decoded}
+    numbers |= {"copy_tb": copied / 1e12, "matmul_tflops": multiplied / 1e12}
+    numbers |= {"first_update_seconds": taken[0], "update_seconds": taken[-1]}
+    words = (
+        f"decoding {P} x {G} x {c}: {numbers['decoded_per_second']:,.0f} tokens/s, {read / decoded:.2f} of "
+        f"reading weights and keys; training {numbers['trained_per_second']:,.0f} tokens/s, "
+        f"{least / taken[-1]:.2f} of matrix products"
+    )
+    return words, numbers
+
+
+def ranks_(b: Bench) -> tuple[str, Numbers]:
+    world = torch.cuda.device_count() if b.on_gpu else 2
+    if world < 2:
+        raise NotHere("NCCL needs several GPUs")
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"file://{folder}/meeting"
+        torch.multiprocessing.spawn(one_rank, (world, place, b.on_gpu), world)
+    backend_ = "NCCL" if b.on_gpu else "gloo"
+    return f"{backend_} adds up 16 MB alike on {world} ranks", {"world": world}
+
+
+def one_rank(rank: int, world: int, place: str, cuda: bool) -> None:
+    """A process of `ranks`. Raises where a sum is wrong, or not the same on all."""
+    import torch.distributed as dist
+
+    if cuda:
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if cuda else "gloo", init_method=place, rank=rank, world_size=world)
+    device = f"cuda:{rank}" if cuda else "cpu"
+    parts = [torch.randn(2**22, generator=torch.Generator().manual_seed(r)) for r in range(world)]
+    total = parts[rank].to(device, copy=True)
+    dist.all_reduce(total)
+    assert apart(total.cpu(), sum(parts)) < 1e-6, "a sum over ranks is wrong"
+    others = [torch.empty_like(total) for _ in range(world)]
+    dist.all_gather(others, total)
+    assert all(torch.equal(total, other) for other in others), "ranks have different sums"
+    dist.destroy_process_group()
+
+
+CHECKS: dict[str, tuple[Callable[[Bench], tuple[str, Numbers]], int]] = {
+    "machine": (machine, 60),
+    "kernels": (kernels, 90),
+    "attention": (attention, 180),
+    "long": (long, 60),
+    "decoding": (decoding, 120),
+    "repeat": (repeat, 180),
+    "gap": (gap, 90),
+    "memory": (memory_, 120),
+    "speed": (speed, 120),
+    "ranks": (ranks_, 60),
+}
+"""Each check, and its seconds."""
+
+
+# --- one check, and all of them -----------------------------------------------------------------------------
+
+
+def one(name: str, b: Bench) -> Row:
+    """A check in this process."""
+    try:
+        if name == "digest":
+            return Row(name, "ok", digest(b))
+        words, numbers = CHECKS[name][0](b)
+        return Row(name, "ok", words, numbers=numbers)
+    except NotHere as error:
+        return Row(name, "not here", str(error))
+    except Failed as error:
+        return Row(name, "FAILED", str(error), numbers=error.numbers)
+    except Exception as error:
+        words = f"{type(error).__name__}: {error}"
+        return Row(name, "FAILED", words if len(words) < WORDS else f"{words[:WORDS]} ...")
+
+
+def child(name: str, words: Sequence[str], limit: float) -> Row:
+    """A check in a process of its own, which ends when its time is over."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))}
+    if name == "kernels" and "cpu" in words and backend.triton is not None:
+        env["TRITON_INTERPRET"] = "1"
+    return told([sys.executable, "-m", "train", "--check", "--only", name, *words], env, name, limit)
+
+
+def told(command: Sequence[str], env: dict[str, str], name: str, limit: float) -> Row:
+    """The row that a command prints last; what became of it, where it prints none."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=limit)
+        row = Row(**json.loads(out.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        row = Row(name, "FAILED", f"not done after {limit:g} s")
+    except (IndexError, TypeError, ValueError):
+        last = (err.strip().splitlines() or ["without a word"])[-1]
+        row = Row(name, "FAILED", f"its process ended with {process.returncode}: {last[:WORDS]}")
+    finally:
+        with_children(process)
+    return replace(row, seconds=time.perf_counter() - start)
+
+
+def with_children(process: subprocess.Popen) -> None:
+    """End a process and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def words_of(b: Bench) -> list[str]:
+    source = ["--random", b.random] if b.random else ["--policy", b.policy]
+    return [*source, "--device", b.device, "--dtype", b.dtype]
+
+
+def main(argv: Sequence[str], loss: Callable[..., dict[str, float]], step: Callable[..., None]) -> None:
+    """The command line. Ends with 1 where a check failed."""
+    parser = argparse.ArgumentParser(
+        "train.py --check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=[*CHECKS, "digest"], help=argparse.SUPPRESS)
+    parser.add_argument("names", nargs="*", metavar="CHECK", help="which; all, if none is named")
+    parser.add_argument("--policy", default=pretrained.NAME, help="as for train.py")
+    parser.add_argument("--random", choices=RANDOM, help="random weights of a Qwen2.5 instead")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="bfloat16 on a GPU, else float32")
+    o = parser.parse_args(argv)
+    if unknown := [name for name in o.names if name not in CHECKS]:
+        raise ValueError(f"no check {unknown[0]!r}: expected {', '.join(CHECKS)}")
+    if o.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {o.device}: this torch ({torch.__version__}) sees no GPU")
+    dtype = o.dtype or ("bfloat16" if o.device.startswith("cuda") else "float32")
+    b = Bench(o.policy, o.random, o.device, dtype, loss, step)
+    if o.only:
+        print(json.dumps(asdict(one(o.only, b))))
+        return
+    if o.random is None:
+        b = replace(b, policy=str(pretrained.resolve(o.policy)))  # once, and before the clocks run
+    print(f"## rar-mini, checked with {o.random or o.policy} in {dtype} on {o.device}\n")
+    print("| check | result | s | what was seen |\n|---|---|---:|---|", flush=True)
+    rows = []
+    for name, (_, limit) in CHECKS.items():
+        if not o.names or name in o.names:
+            rows.append(child(name, words_of(b), limit))
+            print(rows[-1].line(), flush=True)
+    failed = [row.check for row in rows if row.result == "FAILED"]
+    counts = ", ".join(f"{sum(r.result == x for r in rows)} {x}" for x in ("ok", "FAILED", "not here"))
+    print(f"\n{counts}; {sum(row.seconds for row in rows):.0f} s\n")
+    print(json.dumps({row.check: asdict(row) for row in rows}))
+    if failed:
+        sys.exit(1)

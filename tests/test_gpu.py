@@ -1,4 +1,4 @@
-"""What only a GPU can prove, beside the kernels' own tests: training steps, and the checks of `train.py --check`.
+"""What only a GPU can prove, beside the kernels' own tests: training steps, and what `train.py --check` checks.
 `pytest -m gpu` there."""
 
 from pathlib import Path

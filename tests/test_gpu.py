@@ -1,4 +1,4 @@
-"""What only a GPU can prove, beside the kernels' own tests: training steps, and what `train.py --check` checks.
+"""What only a GPU can prove, beside the kernels' own tests: training steps, and what `--check` checks.
 `pytest -m gpu` there."""
 
 from pathlib import Path

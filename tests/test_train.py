@@ -230,6 +230,14 @@ def test_resuming_gives_the_numbers_of_an_unbroken_run(
         train.main(["--resume", str(broken)])
 
 
+def test_a_run_goes_on_from_its_first_step(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    """With the scores that it began with, and not with others."""
+    broken = tmp_path / "run"
+    train.main(options(tiny, questions, broken, steps=1, warmup=1, seed=1))
+    train.main(["--resume", str(broken), "--steps", "4"])
+    assert [row["step"] for row in records(broken)] == [0, 1, 2, 3, 4]
+
+
 def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:

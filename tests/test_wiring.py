@@ -222,10 +222,72 @@ def test_scores_of_one_policy_are_of_the_same_answers(still: tuple[Path, str]) -
     assert all(rows == by_step[0] for rows in by_step.values())
 
 
+def test_random_numbers_are_named_by_seed_step_question_and_answer(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a score by "eval" in the place of the step."""
+    keys, plain = [], train.uniforms
+
+    def noted(*key: Any) -> Any:
+        keys.append(key)
+        return plain(*key)
+
+    monkeypatch.setattr(train, "uniforms", noted)
+    rows = write_rows(tmp_path / "rows.jsonl", [question(0), question(1, split="held_out")])
+    changes = {"steps": 2, "prompts_per_step": 1, "group_size": 2, "eval_samples": 2, "seed": 7, "lr": 0}
+    changes |= {"max_new_tokens": 3, "eval_every": 2, "save_every": 0}
+    train.main(options(tiny, rows, tmp_path / "run", **changes))
+    scores = [(7, "eval", name, g, 3) for name in ("q0", "q1") for g in (0, 1)]
+    assert keys == [*scores, *((7, n, "q0", g, 3) for n in (1, 2) for g in (0, 1)), *scores]
+
+
+def test_bars_count_tokens_and_stay_out_of_logs(
+    tiny: Path,
+    tmp_path: Path,
+    questions: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    bars, plain = [], train.tqdm
+
+    def noted(*words: Any, **how: Any) -> Any:
+        bars.append(how)
+        return plain(*words, **how)
+
+    monkeypatch.setattr(train, "tqdm", noted)
+    train.main(options(tiny, questions, tmp_path / "run", steps=1, **NEVER))
+    assert [bar["desc"] for bar in bars] == ["sampling", "training"]
+    assert bars[0]["total"] == 2 * 4 * 12
+    out, err = capsys.readouterr()
+    assert "sampling" not in out + err and "training:" not in out + err
+
+
+def test_a_step_clips_by_the_norm_and_sets_the_rate() -> None:
+    class Noted:
+        param_groups = [{"lr": 1.0}]
+
+        def step(self, grad_scale: float) -> None:
+            self.scale = grad_scale
+
+        def zero_grad(self) -> None:
+            self.param_groups[0]["grad"] = None
+
+    optimizer = Noted()
+    for norm, scale in ((4.0, 2.0 / (4.0 + 1e-6)), (2.0, 2.0 / (2.0 + 1e-6)), (1e-7, 1.0), (0.0, 1.0)):
+        train.step(optimizer, norm, 0.25, 2.0)
+        assert optimizer.scale == scale
+    assert optimizer.param_groups == [{"lr": 0.25, "grad": None}]
+
+
 def test_things_are_kept_and_shown_when_they_should_be(still: tuple[Path, str]) -> None:
     run, said = still
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-2", "step-4", "step-5"]
     assert re.findall(r"^  q\d, step (\d):", said, re.M) == ["1", "3"], "at the first step, too"
+    first = records(run)[0]
+    scores = ", ".join(
+        f"eval/{name}_reward {first[f'eval/{name}_reward']:.3f}" for name in ("train", "held_out")
+    )
+    assert f"before   {scores}\n" in said
 
 
 def test_a_loss_is_called_0_only_where_it_is(still: tuple[Path, str]) -> None:

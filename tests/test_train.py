@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
-from rar_mini import checkpoint, policy, prompts
+from rar_mini import checkpoint, policy, prompts, setup
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.viewing.show import show
@@ -575,6 +575,15 @@ def test_what_cannot_be_done_is_refused_in_words(
     assert expected in said
     if isinstance(error.value, SystemExit):
         assert error.value.code != 0
+
+
+def test_flex_attention_is_refused_for_heads_that_it_does_not_take(tiny: Path, wide: Path) -> None:
+    """`settle`, which has no model yet, has let a GPU pass."""
+    config = setup.parse(["--attention", "flex", "--policy", str(tiny)])
+    config = dataclasses.replace(config, device="cpu")
+    with pytest.raises(ValueError, match="heads of 16 channels or more, got 8: use loop or auto"):
+        setup.bare(config, None)
+    assert setup.bare(dataclasses.replace(config, policy=str(wide)), None).actor
 
 
 def test_a_model_without_weights_is_refused(tiny: Path, tmp_path: Path, questions: Path) -> None:

@@ -92,17 +92,27 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 def claim(device: str) -> None:
-    """Make this rank's own GPU the current one. Raises ValueError where there is none."""
-    if world > 1 and device.startswith("cuda"):
-        import torch
+    """Make this process's GPU the current one, on which Triton launches and graphs are captured.
 
+    Of several ranks each takes its own. Raises ValueError if the GPU does not exist.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    count, number = torch.cuda.device_count(), device.removeprefix("cuda").removeprefix(":")
+    if world > 1:
         own, here = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if device != "cuda" or torch.cuda.device_count() < here:
+        if number or count < here:
             raise ValueError(
                 f"--device {device} with {here} processes on a machine: expected cuda and a GPU for each, "
-                f"got {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"got {count}; lower --nproc-per-node"
             )
         torch.cuda.set_device(own)
+    elif number:
+        if not number.isdecimal() or int(number) >= count:
+            raise ValueError(f"{device} is no GPU of this machine: expected a number below {count}")
+        torch.cuda.set_device(int(number))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -143,6 +143,54 @@ def test_many_ranks_give_the_run_of_one(
         assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 0.01
 
 
+@pytest.mark.parametrize(
+    ("device", "world", "current"),
+    [("cpu", 1, None), ("cuda", 1, None), ("cuda:1", 1, 1), ("cpu", 2, None), ("cuda", 2, 1)],
+)
+def test_the_gpu_that_is_asked_for_is_made_the_current_one(
+    device: str, world: int, current: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world", world)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    found = gpus(monkeypatch, 2)
+    ranks.claim(device)
+    assert found == ([] if current is None else [current])
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "said"),
+    [
+        ("cuda:2", 1, "cuda:2 is no GPU of this machine: expected a number below 2"),
+        ("cuda:x", 1, "cuda:x is no GPU"),
+        (
+            "cuda:1",
+            2,
+            "--device cuda:1 with 2 processes on a machine: expected cuda and a GPU for each, got 2",
+        ),
+        ("cuda", 3, "--device cuda with 3 processes on a machine: expected cuda and a GPU for each, got 2"),
+    ],
+)
+def test_a_gpu_that_does_not_exist_is_refused(
+    device: str, world: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world", world)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    found = gpus(monkeypatch, 2)
+    with pytest.raises(ValueError, match=said):
+        ranks.claim(device)
+    assert not found
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """A machine with so many GPUs; the list has those that were made the current one."""
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    return found
+
+
 OF_RANK_1 = [
     example.id
     for example, _ in data.draw([data.Example(f"q{i}", "train", (), "", None, {}) for i in range(5)], 5, 0, 0)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,8 @@ def test_the_gpu_that_is_asked_for_is_made_the_current_one(
 @pytest.mark.parametrize(
     ("device", "world", "said"),
     [
-        ("cuda:2", 1, "cuda:2 is no GPU of this machine: expected a number below 2"),
-        ("cuda:x", 1, "cuda:x is no GPU"),
+        ("cuda:2", 1, "no GPU cuda:2: this machine has 2, and the first one is cuda:0"),
+        ("cuda:x", 1, "no GPU cuda:x"),
         (
             "cuda:1",
             2,
@@ -362,6 +363,33 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     assert re.search(r"stopped \(.*gloo.*\)\. What", said), "it may have been something else"
     train.main(["--resume", str(run)])
     assert [row["step"] for row in records(run)] == list(range(1, 21))
+
+
+def dawdles(rank: int) -> None:
+    """Rank 1's judge takes longer than a sum may."""
+    ranks.SUMMING = timedelta(seconds=1)
+    if rank:
+        usual = keyword_judge.verdict
+        keyword_judge.verdict = lambda *words: (time.sleep(0.01), usual(*words))[1]
+
+
+def hangs(rank: int) -> None:
+    """Rank 1 stays away from the sum of the gradients."""
+    ranks.SUMMING = timedelta(seconds=1)
+    if rank:
+        usual = torch.distributed.all_reduce
+        torch.distributed.all_reduce = lambda *words, **options: (time.sleep(3), usual(*words, **options))
+
+
+def test_ranks_wait_for_a_judge_and_not_for_a_sum(tiny: Path, five: Path, tmp_path: Path) -> None:
+    changes = {"steps": 1, "eval_every": 0}
+    started = time.monotonic()
+    launch(2, words(tiny, five, tmp_path / "slow", **changes), tmp_path / "slowly", dawdles)
+    assert time.monotonic() - started > 1.5
+    stuck = Launch(2, words(tiny, five, tmp_path / "stuck", **changes), tmp_path / "logs", hangs)
+    assert 1 in stuck.codes()
+    said = stuck.logs[0].read_text()
+    assert re.search(r"rank 0 of 2 ends: another rank is gone.*1000 ?ms", said), said
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from rar_mini.pretrained import resolve
 from rar_mini.sampler import end_tokens
 
 GENERATION = "generation_config.json"
+SLICE = 2**24
+"""Numbers of a tensor that are looked at together, so that copies in a wider type stay small."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Pol
 def checksum(policy: Policy) -> int:
     """A number that tells weights apart: a sum of integers, which rounds nothing."""
     kinds = {2: torch.int16, 4: torch.int32}
-    return sum(int(p.detach().view(kinds[p.itemsize]).sum()) for p in policy.model.parameters())
+    integers = (p.detach().view(kinds[p.itemsize]).flatten() for p in policy.model.parameters())
+    return sum(int(part.sum()) for p in integers for part in p.split(SLICE))
 
 
 def window(policy: Policy) -> int:

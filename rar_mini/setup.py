@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from rar_mini import checkpoint, data, hub, model, policy, ranks, recipe, report
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Manifest, Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.guard import stop_on_interrupt
@@ -140,7 +140,7 @@ def prepare(
     t.gold = gold
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
-        t.first += checkpoint.check(resume)
+        t.first += Manifest.read(resume).step  # whose files `reopen` has read through
     t.questions = read_questions(t)
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
     # Made now that nothing is left to be refused.

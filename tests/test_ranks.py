@@ -365,6 +365,28 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     assert [row["step"] for row in records(run)] == list(range(1, 21))
 
 
+def tells_what_it_hashes(rank: int) -> None:
+    usual = checkpoint.digests
+    checkpoint.digests = lambda folder: (print(f"hashes {folder.name}", file=sys.__stdout__), usual(folder))[
+        1
+    ]
+
+
+def test_a_checkpoint_is_read_through_once(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """Of all ranks the first one reads it, and tells the others if it is damaged."""
+    run = tmp_path / "run"
+    train.main(words(tiny, five, run, steps=1, eval_every=0))
+    resume = ["--resume", str(run), "--steps", "2"]
+    started = Launch(2, resume, tmp_path / "logs", tells_what_it_hashes)
+    assert started.codes() == [0, 0], started.said()
+    zero, one = (log.read_text().count("hashes step-1") for log in started.logs)
+    assert (zero, one) == (1, 0)
+    (run / "checkpoints" / "step-2" / "model.safetensors").write_bytes(b"half")
+    started = Launch(2, ["--resume", str(run), "--steps", "3"], tmp_path / "logs")
+    assert started.codes() == [1, 1]
+    assert started.said().count("step-2 is damaged: model.safetensors is not what was written") == 1
+
+
 def dawdles(rank: int) -> None:
     """Rank 1's judge takes longer than a sum may."""
     ranks.SUMMING = timedelta(seconds=1)

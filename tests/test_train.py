@@ -21,6 +21,7 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -438,6 +439,30 @@ def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path
     assert any(row["nan"] for row in evidence["tensors"].values())
     assert len(evidence["rollouts"]) == 8
     assert checkpoint.check(Run(folder).checkpoints()[-1]) == evidence["step"] - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_summed_up_a_slice_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the numbers of the whole, with temporaries of a slice's size. Some slices have no finite number."""
+    monkeypatch.setattr(checkpoint, "SLICE", 4)
+    monkeypatch.setattr(policy, "SLICE", 4)
+    tensor = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).t()
+    weights = torch.nn.ParameterList([torch.nn.Parameter(tensor.contiguous())])
+    integers = tensor.contiguous().view({4: torch.int32, 2: torch.int16}[tensor.itemsize])
+    assert policy.checksum(SimpleNamespace(model=weights)) == sum(map(int, integers.flatten()))
+
+    tensor[:, 0], tensor[1, 1], tensor[2, 2] = torch.nan, torch.inf, -torch.inf
+    found, finite = checkpoint.statistics(tensor), tensor[tensor.isfinite()].double()
+    expected = {
+        "shape": [7, 5],
+        "nan": 7,
+        "infinite": 2,
+        "min": finite.min().item(),
+        "max": finite.max().item(),
+    }
+    assert found == expected | {"rms": pytest.approx(finite.square().mean().sqrt().item(), rel=1e-14)}
+    nothing = checkpoint.statistics(torch.full((9,), torch.nan, dtype=dtype))
+    assert nothing == {"shape": [9], "nan": 9, "infinite": 0, "min": None, "max": None, "rms": None}
 
 
 @contextlib.contextmanager

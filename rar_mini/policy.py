@@ -143,6 +143,12 @@ def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Pol
     frozen = load(config.policy, dtype, config.device if config.reference_device == "auto" else "cpu")
     if config.reference_device == "cpu":
         frozen.model.visit()
+        if config.device.startswith("cuda"):
+            try:
+                frozen.model.pin()
+            except RuntimeError as error:
+                why = str(error).partition("\n")[0]
+                print(f"the reference's weights are not all in pinned memory, and each pass waits: {why}")
     return actor, frozen
 
 

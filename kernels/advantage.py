@@ -101,7 +101,8 @@ def _advantage(verdict, weight, reward, advantage, G, K, standardise, tie, eps,
 # --- launcher -----------------------------------------------------------------------------------------------
 
 THREADS = 128
-"""At up to 80 registers, six programs or more fit on an SM, so that all groups of a step run at once."""
+"""At up to 80 registers, six programs or more fit on an SM, so that all groups of a step run at once.
+For groups of up to 16, triton 3.6 takes 111, and four fit."""
 
 
 def tile(G: int) -> tuple[int, int]:

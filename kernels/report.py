@@ -16,10 +16,17 @@ from typing import Any
 from rar_mini.kernels import adamw, advantage, logprob
 from rar_mini.kernels.backend import triton
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32)}
+TARGETS = {f"sm_{number}": ("cuda", number, 32) for number in (80, 89, 90, 100, 120)}
 TARGETS |= {"gfx942": ("hip", "gfx942", 64)}
-HELD = {"cuda": (65_536, 164 * 1024), "hip": (131_072, 64 * 1024)}
-"""Registers and bytes of shared memory of one SM (the smallest of these, sm_80) or of one compute unit."""
+HELD = {
+    "sm_80": (2048, 65_536, 164 * 1024),
+    "sm_89": (1536, 65_536, 100 * 1024),  # and sm_86
+    "sm_90": (2048, 65_536, 228 * 1024),
+    "sm_100": (2048, 65_536, 228 * 1024),
+    "sm_120": (1536, 65_536, 100 * 1024),
+    "gfx942": (2048, 131_072, 64 * 1024),
+}
+"""Threads, registers, and bytes of shared memory of one SM or compute unit."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,10 @@ def resources(built: Any) -> dict[str, int]:
 
 
 def programs(case: Case, found: dict[str, int], target: str) -> int:
-    """How many programs one SM or compute unit holds at once; both run at most 2,048 threads."""
-    registers, shared = HELD[TARGETS[target][0]]
+    """How many programs one SM or compute unit holds at once."""
+    threads, registers, shared = HELD[target]
     each = -(-found["registers"] // 8) * 8  # registers are handed out by eights
-    return min(min(2048, registers // each) // case.threads, shared // (found["shared"] + 1024))
+    return min(min(threads, registers // each) // case.threads, shared // (found["shared"] + 1024))
 
 
 def main() -> None:

@@ -138,15 +138,33 @@ class Layer(nn.Module):
 
 
 class Visitor(nn.Module):
-    """A frozen part whose weights stay where they are: a copy goes to its input's device, for one call."""
+    """A frozen part whose weights stay where they are: a copy goes to its input's device, for one call.
+
+    From pinned memory the copy is the GPU's own affair: the CPU goes on, and the next layers are queued.
+    """
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, x: Tensor, *rest: object) -> Tensor:
-        weights = {name: weight.to(x.device) for name, weight in self.part.named_parameters()}
+        weights = {
+            name: weight.to(x.device, non_blocking=True) for name, weight in self.part.named_parameters()
+        }
         return functional_call(self.part, weights, (x, *rest))
+
+
+def pin(part: nn.Module) -> None:
+    """Move a part's weights into pinned memory. Raises RuntimeError where there is too little.
+
+    Into one piece, because PyTorch rounds a piece up to a power of two, with each weight at a multiple of 64
+    numbers.
+    """
+    weights = list(part.parameters())
+    sizes = [-(-weight.numel() // 64) * 64 for weight in weights]
+    pinned = torch.empty(sum(sizes), dtype=weights[0].dtype, pin_memory=True)
+    for weight, place in zip(weights, pinned.split(sizes), strict=True):
+        weight.data = place[: weight.numel()].view_as(weight).copy_(weight.data)
 
 
 class Decoder(nn.Module):
@@ -185,6 +203,12 @@ class Decoder(nn.Module):
         self.requires_grad_(False)
         self.model["layers"] = nn.ModuleList(map(Visitor, self.model["layers"]))
         self.model["norm"] = Visitor(self.model["norm"])
+
+    def pin(self) -> None:
+        """Move all that goes to a GPU in every pass into pinned memory. Raises RuntimeError."""
+        head = self.model["embed_tokens"] if self.config.tie_word_embeddings else self.lm_head
+        for part in (*self.model["layers"], self.model["norm"], head):
+            pin(part)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (T, D) after the final norm, of ids (T,) at positions (T,) in their own sequences.

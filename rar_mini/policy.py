@@ -19,6 +19,8 @@ from rar_mini.pretrained import resolve
 from rar_mini.sampler import end_tokens
 
 GENERATION = "generation_config.json"
+SLICE = 2**24
+"""Numbers of a tensor that are looked at together, so that copies in a wider type stay small."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,20 @@ def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Pol
     frozen = load(config.policy, dtype, config.device if config.reference_device == "auto" else "cpu")
     if config.reference_device == "cpu":
         frozen.model.visit()
+        if config.device.startswith("cuda"):
+            try:
+                frozen.model.pin()
+            except RuntimeError as error:
+                why = str(error).partition("\n")[0]
+                print(f"the reference's weights are not all in pinned memory, and each pass waits: {why}")
     return actor, frozen
 
 
 def checksum(policy: Policy) -> int:
     """A number that tells weights apart: a sum of integers, which rounds nothing."""
     kinds = {2: torch.int16, 4: torch.int32}
-    return sum(int(p.detach().view(kinds[p.itemsize]).sum()) for p in policy.model.parameters())
+    integers = (p.detach().view(kinds[p.itemsize]).flatten() for p in policy.model.parameters())
+    return sum(int(part.sum()) for p in integers for part in p.split(SLICE))
 
 
 def window(policy: Policy) -> int:

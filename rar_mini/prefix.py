@@ -14,22 +14,27 @@ Attention has two forms. `loop` calls scaled_dot_product_attention once a segmen
 runs everywhere. `flex` is one FlexAttention kernel for the whole row, which skips the blocks that nothing
 sees: for a GPU, where hundreds of small calls would wait for each other. On a CPU its forward pass runs,
 slowly, so that the mask can be tested; its backward pass does not exist there.
+
+Both give the same gradients when they are run again, bit for bit: a resumed run depends on it.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 Ids = Sequence[int]
-Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA for more than one BLOCK, else loop
+Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA where it is possible, else loop
 BLOCK = 128  # tokens, the side of a block of FlexAttention's mask
+NARROWEST = 16  # channels of a head that FlexAttention takes on CUDA: a matrix product of Triton's has 16
 
 
 @dataclass
@@ -67,12 +72,35 @@ class Packed:
     positions: Tensor  # (T,) the place in its own sequence
     spans: list[tuple[int, int]]  # where each segment lies in the row
     paths: list[list[int]]  # each segment's ancestors, the root first, and itself
-    masks: list[Tensor | None]  # (own length, path's length), True where a token sees another; None at roots
-    blocks: Any  # FlexAttention's mask of the whole row, and no `masks`; None for the loop
+    attention: Attention
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d)."""
-        return self._loop(q, k, v) if self.blocks is None else self._flex(q, k, v)
+        attention = self.attention
+        if attention == "auto":
+            # A single block would have a kernel of its own: sizes of 1 are compiled in.
+            possible = q.is_cuda and len(q) > BLOCK and q.shape[-1] >= NARROWEST
+            attention = "flex" if possible else "loop"
+        return self._flex(q, k, v) if attention == "flex" else self._loop(q, k, v)
+
+    @cached_property
+    def masks(self) -> list[Tensor | None]:
+        """For the loop: (own length, path's length) a segment, True where a token sees another.
+
+        None at roots: is_causal aligns its triangle at the top left, which is right for a root alone.
+        """
+        masks = []
+        for path in self.paths:
+            *before, own = (end - start for start, end in (self.spans[segment] for segment in path))
+            first = sum(before)
+            sees = torch.ones(own, first + own, dtype=torch.bool, device=self.ids.device) if before else None
+            masks.append(sees if sees is None else sees.tril_(first))
+        return masks
+
+    @cached_property
+    def blocks(self) -> Any:
+        """FlexAttention's mask of the whole row."""
+        return _blocks(self.paths, self.spans, self.ids.device)
 
     def _flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, d)
@@ -96,9 +124,14 @@ class Packed:
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (L, H, d) against k, v (S, KV, d) under a mask (L, S); without one, causally, and L = S."""
+    """q (L, H, d) against k, v (S, KV, d) under a mask (L, S); without one, causally, and L = S.
+
+    On CUDA by plain matrix products: the fused kernel that takes a mask adds up the gradient of q by atomics,
+    in an order that changes from one call to the next.
+    """
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, length, d)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    with sdpa_kernel(SDPBackend.MATH) if q.is_cuda else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 
@@ -109,37 +142,32 @@ def _compiled() -> Any:
     Not more often: after the eighth time PyTorch would call it uncompiled, which holds all T x T scores.
     With `fullgraph` that is an error.
     """
-    # Else sizes that are equal by chance, 9 segments and 9 heads, are taken to be equal ever after.
-    torch.fx.experimental._config.use_duck_shape = False
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    compiled, config = (
+        torch.compile(flex_attention, dynamic=True, fullgraph=True),
+        torch.fx.experimental._config,
+    )
+
+    def attention(*tensors: Tensor, **options: Any) -> Tensor:
+        # Else sizes that are equal by chance, 9 segments and 9 heads, are taken to be equal ever after. Set
+        # in each call: it is a thread's own, and checkpointed layers are computed again in one of autograd's.
+        with config.patch(use_duck_shape=False):
+            return compiled(*tensors, **options)
+
+    return attention
 
 
 def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = "auto") -> Packed:
     """Lay a tree out as one row of tokens. Empty segments are refused: they have no place to be read from."""
     assert tree.segments and all(len(segment) for segment in tree.segments), "an empty segment"
-    if attention == "auto":
-        # A single block would have a kernel of its own: sizes of 1 are compiled in.
-        several = sum(map(len, tree.segments)) > BLOCK
-        attention = "flex" if several and torch.device(device).type == "cuda" else "loop"
     spans = list(pairwise(accumulate(map(len, tree.segments), initial=0)))
     paths = [[*tree.ancestors(segment), segment] for segment in range(len(spans))]
-    ids, positions, masks = [], [], []
+    ids, positions = [], []
     for tokens, path in zip(tree.segments, paths, strict=True):
-        length = sum(len(tree.segments[segment]) for segment in path)
-        first = length - len(tokens)
+        first = sum(len(tree.segments[segment]) for segment in path[:-1])
         ids.extend(tokens)
-        positions.extend(range(first, length))
-        if attention == "loop":
-            # is_causal aligns its triangle at the top left, which is right for a root alone.
-            sees = (
-                torch.ones(len(tokens), length, dtype=torch.bool, device=device).tril(first)
-                if first
-                else None
-            )
-            masks.append(sees)
-    blocks = _blocks(paths, spans, device) if attention == "flex" else None
+        positions.extend(range(first, first + len(tokens)))
     ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
-    return Packed(ids, positions, spans, paths, masks, blocks)
+    return Packed(ids, positions, spans, paths, attention)
 
 
 def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.device | str) -> Any:

@@ -5,7 +5,8 @@
 A rank samples, judges and trains its share of a step's questions. What was sampled and judged is gathered, so
 that every rank has the whole step and computes rewards, advantages and metrics by the code of one process. A
 rank's part of the loss is normalised over the whole step (grpo.py): gradients are added up, and every rank
-takes the same optimizer step. Objects travel by gloo, gradients by what is native to the device.
+takes the same optimizer step. Objects travel by gloo, gradients by what is native to the device, and the two
+do not wait equally long.
 
 Only rank 0 writes and prints. A rank that fails sends the failure in place of its result, so that no rank
 waits for it and all handle it alike. A killed rank is noticed at the next collective, or by torchrun.
@@ -30,11 +31,18 @@ T = TypeVar("T")
 rank, world = 0, 1
 """This process's number, and how many there are."""
 
+_sums: Any = None
+"""The group of processes in which gradients are added up."""
+
 way_back = "--resume RUN"
 """How to go on with a run that has lost a rank."""
 
 PATIENCE = timedelta(hours=6)
-"""For a rank that lives: with a slow judge, or a large checkpoint."""
+"""For another rank's objects: its judge may be slow, or its checkpoint large."""
+
+SUMMING = timedelta(minutes=10)
+"""For another rank's gradients. All ranks are there when the sum begins, so that a longer wait means a broken
+link. NCCL, which nothing interrupts, ends the process then."""
 
 EXPECTED = (ValueError, OSError, FloatingPointError)
 """What ends a run in one line. Of anything else the rank that it happened to shows where."""
@@ -60,10 +68,11 @@ def joined() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    global rank, world
+    global rank, world, _sums
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    native = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    _sums = dist.new_group(backend=native, timeout=SUMMING)
     signal.signal(signal.SIGTERM, _end)
     try:
         with ExitStack() as stack:
@@ -92,17 +101,27 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 def claim(device: str) -> None:
-    """Make this rank's own GPU the current one. Raises ValueError where there is none."""
-    if world > 1 and device.startswith("cuda"):
-        import torch
+    """Make this process's GPU the current one, on which Triton launches and graphs are captured.
 
+    Of several ranks each takes its own. Raises ValueError if the GPU does not exist.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    count, number = torch.cuda.device_count(), device.removeprefix("cuda").removeprefix(":")
+    if world > 1:
         own, here = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if device != "cuda" or torch.cuda.device_count() < here:
+        if number or count < here:
             raise ValueError(
                 f"--device {device} with {here} processes on a machine: expected cuda and a GPU for each, "
-                f"got {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"got {count}; lower --nproc-per-node"
             )
         torch.cuda.set_device(own)
+    elif number:
+        if not number.isdecimal() or int(number) >= count:
+            raise ValueError(f"no GPU {device}: this machine has {count}, and the first one is cuda:0")
+        torch.cuda.set_device(int(number))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -169,7 +188,7 @@ def add_gradients(parameters: Iterable["torch.Tensor"]) -> None:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         gather(None)  # a rank that had no room for them tells it here: in the sums there is no place for that
         for p in own:
-            _exchange(dist.all_reduce, p.grad)
+            _exchange(dist.all_reduce, p.grad, group=_sums)
 
 
 def _tell(value: Any, failure: BaseException | None = None) -> list[tuple[Any, BaseException | None]]:
@@ -188,9 +207,9 @@ def _values(told: list[tuple[Any, BaseException | None]]) -> list[Any]:
     return [value for value, _ in told]
 
 
-def _exchange(collective: Callable[..., object], *words: Any) -> None:
+def _exchange(collective: Callable[..., object], *words: Any, **options: Any) -> None:
     try:
-        collective(*words)
+        collective(*words, **options)
     except RuntimeError as error:
         raise Lost(error) from error
 

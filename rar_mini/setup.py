@@ -18,8 +18,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rar_mini import checkpoint, data, hub, policy, ranks, recipe, report
-from rar_mini.checkpoint import Run
+from rar_mini import checkpoint, data, hub, model, policy, ranks, recipe, report
+from rar_mini.checkpoint import Manifest, Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.guard import stop_on_interrupt
@@ -27,6 +27,7 @@ from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import from_json, refuse_unknown, to_json
 from rar_mini.policy import Policy
+from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
@@ -111,6 +112,10 @@ def settle(config: Config) -> tuple[Config, str]:
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
     """What a step works with, and no more: neither questions nor a folder."""
     actor, reference = policy.prepare(config, resume)
+    if config.attention == "flex" and (width := model.head_width(actor.model.config)) < NARROWEST:
+        raise ValueError(
+            f"--attention flex takes heads of {NARROWEST} channels or more, got {width}: use loop or auto"
+        )
     rate, decay = config.lr, config.weight_decay
     optimizer = AdamW(actor.model.parameters(), rate, weight_decay=decay, seed=config.seed)
     made = recipe.make(config.recipe, config)
@@ -135,7 +140,7 @@ def prepare(
     t.gold = gold
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
-        t.first += checkpoint.check(resume)
+        t.first += Manifest.read(resume).step  # whose files `reopen` has read through
     if config.steps:
         t.optimizer.make_moments()
     t.questions = read_questions(t)

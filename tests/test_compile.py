@@ -42,9 +42,12 @@ def name_of(case: Case) -> str:
 
 
 def fewest(case: Case) -> int:
-    """What the case's file claims of this compiler."""
-    older = tuple(map(int, report.triton.__version__.split(".")[:2])) < (3, 9)
-    return FEWEST - 1 if older and case.name == "adamw bf16" else FEWEST
+    """What the case's file claims of this compiler: before triton 3.9, two of them take more registers."""
+    if tuple(map(int, report.triton.__version__.split(".")[:2])) >= (3, 9):
+        return FEWEST
+    if case.name == "advantage" and case.constants["BLOCK_G"] == 16:
+        return FEWEST - 2
+    return FEWEST - 1 if case.name == "adamw bf16" else FEWEST
 
 
 def check(case: Case, target: str) -> None:

@@ -182,6 +182,43 @@ def test_a_reference_on_the_cpu_computes_the_same(
     assert not any(p.requires_grad for p in visitor.parameters())
 
 
+def test_a_pinned_reference_computes_the_same(
+    tiny: Path, batch: Callable[[Decoder], grpo.MicroBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of memory a layer, and in it every weight aligned."""
+    empty, pinned = torch.empty, []
+    plain, visitor = (model.load(tiny, torch.float32, "cpu") for _ in range(2))
+    drawn = batch(plain)
+    visitor.visit()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *n, pin_memory, **o: pinned.append(empty(*n, **o)) or pinned[-1])
+        visitor.pin()
+    assert len(pinned) == len(visitor.model["layers"]) + 2
+    places = {piece.untyped_storage().data_ptr() for piece in pinned}
+    embedding = visitor.model["embed_tokens"].weight
+    for weight in visitor.parameters():
+        assert weight.data_ptr() % 64 == 0
+        assert weight is embedding or weight.untyped_storage().data_ptr() in places
+    assert torch.equal(logp_of(plain, drawn), logp_of(visitor, drawn))
+
+
+def test_a_reference_without_pinned_memory_says_so_and_goes_on(
+    tiny: Path,
+    batch: Callable[[Decoder], grpo.MicroBatch],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """As here, where there is no GPU to pin it for."""
+    load = policy.load
+    monkeypatch.setattr(policy, "load", lambda name, dtype, device: load(name, dtype, "cpu"))
+    for device, said in (("cuda", 1), ("cpu", 0)):
+        config = Config(policy=str(tiny), device=device, reference_device="cpu", beta=0.1, dtype="float32")
+        actor, reference = policy.prepare(config)
+        assert capsys.readouterr().out.count("not all in pinned memory, and each pass waits: ") == said
+        drawn = batch(actor.model)
+        assert torch.equal(logp_of(actor.model, drawn), logp_of(reference.model, drawn))
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,54 @@ def test_many_ranks_give_the_run_of_one(
         last = numbers(tmp_path / "many")[-1]
         assert last["kl"] > 0 and last["clip_ratio/low_mean"] > 0, "the clip needs another epoch, and acts"
         assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "current"),
+    [("cpu", 1, None), ("cuda", 1, None), ("cuda:1", 1, 1), ("cpu", 2, None), ("cuda", 2, 1)],
+)
+def test_the_gpu_that_is_asked_for_is_made_the_current_one(
+    device: str, world: int, current: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world", world)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    found = gpus(monkeypatch, 2)
+    ranks.claim(device)
+    assert found == ([] if current is None else [current])
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "said"),
+    [
+        ("cuda:2", 1, "no GPU cuda:2: this machine has 2, and the first one is cuda:0"),
+        ("cuda:x", 1, "no GPU cuda:x"),
+        (
+            "cuda:1",
+            2,
+            "--device cuda:1 with 2 processes on a machine: expected cuda and a GPU for each, got 2",
+        ),
+        ("cuda", 3, "--device cuda with 3 processes on a machine: expected cuda and a GPU for each, got 2"),
+    ],
+)
+def test_a_gpu_that_does_not_exist_is_refused(
+    device: str, world: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "world", world)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
+    found = gpus(monkeypatch, 2)
+    with pytest.raises(ValueError, match=said):
+        ranks.claim(device)
+    assert not found
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """A machine with so many GPUs; the list has those that were made the current one."""
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    return found
 
 
 OF_RANK_1 = [
@@ -314,6 +363,55 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     assert re.search(r"stopped \(.*gloo.*\)\. What", said), "it may have been something else"
     train.main(["--resume", str(run)])
     assert [row["step"] for row in records(run)] == list(range(1, 21))
+
+
+def tells_what_it_hashes(rank: int) -> None:
+    usual = checkpoint.digests
+    checkpoint.digests = lambda folder: (print(f"hashes {folder.name}", file=sys.__stdout__), usual(folder))[
+        1
+    ]
+
+
+def test_a_checkpoint_is_read_through_once(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """Of all ranks the first one reads it, and tells the others if it is damaged."""
+    run = tmp_path / "run"
+    train.main(words(tiny, five, run, steps=1, eval_every=0))
+    resume = ["--resume", str(run), "--steps", "2"]
+    started = Launch(2, resume, tmp_path / "logs", tells_what_it_hashes)
+    assert started.codes() == [0, 0], started.said()
+    zero, one = (log.read_text().count("hashes step-1") for log in started.logs)
+    assert (zero, one) == (1, 0)
+    (run / "checkpoints" / "step-2" / "model.safetensors").write_bytes(b"half")
+    started = Launch(2, ["--resume", str(run), "--steps", "3"], tmp_path / "logs")
+    assert started.codes() == [1, 1]
+    assert started.said().count("step-2 is damaged: model.safetensors is not what was written") == 1
+
+
+def dawdles(rank: int) -> None:
+    """Rank 1's judge takes longer than a sum may."""
+    ranks.SUMMING = timedelta(seconds=1)
+    if rank:
+        usual = keyword_judge.verdict
+        keyword_judge.verdict = lambda *words: (time.sleep(0.01), usual(*words))[1]
+
+
+def hangs(rank: int) -> None:
+    """Rank 1 stays away from the sum of the gradients."""
+    ranks.SUMMING = timedelta(seconds=1)
+    if rank:
+        usual = torch.distributed.all_reduce
+        torch.distributed.all_reduce = lambda *words, **options: (time.sleep(3), usual(*words, **options))
+
+
+def test_ranks_wait_for_a_judge_and_not_for_a_sum(tiny: Path, five: Path, tmp_path: Path) -> None:
+    changes = {"steps": 1, "eval_every": 0}
+    started = time.monotonic()
+    launch(2, words(tiny, five, tmp_path / "slow", **changes), tmp_path / "slowly", dawdles)
+    assert time.monotonic() - started > 1.5
+    stuck = Launch(2, words(tiny, five, tmp_path / "stuck", **changes), tmp_path / "logs", hangs)
+    assert 1 in stuck.codes()
+    said = stuck.logs[0].read_text()
+    assert re.search(r"rank 0 of 2 ends: another rank is gone.*1000 ?ms", said), said
 
 
 @pytest.mark.slow

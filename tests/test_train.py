@@ -21,6 +21,7 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
-from rar_mini import checkpoint, policy, prompts
+from rar_mini import checkpoint, policy, prompts, setup
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.viewing.show import show
@@ -448,6 +449,30 @@ def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path
     assert checkpoint.check(Run(folder).checkpoints()[-1]) == evidence["step"] - 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_summed_up_a_slice_at_a_time(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the numbers of the whole, with temporaries of a slice's size. Some slices have no finite number."""
+    monkeypatch.setattr(checkpoint, "SLICE", 4)
+    monkeypatch.setattr(policy, "SLICE", 4)
+    tensor = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(dtype).t()
+    weights = torch.nn.ParameterList([torch.nn.Parameter(tensor.contiguous())])
+    integers = tensor.contiguous().view({4: torch.int32, 2: torch.int16}[tensor.itemsize])
+    assert policy.checksum(SimpleNamespace(model=weights)) == sum(map(int, integers.flatten()))
+
+    tensor[:, 0], tensor[1, 1], tensor[2, 2] = torch.nan, torch.inf, -torch.inf
+    found, finite = checkpoint.statistics(tensor), tensor[tensor.isfinite()].double()
+    expected = {
+        "shape": [7, 5],
+        "nan": 7,
+        "infinite": 2,
+        "min": finite.min().item(),
+        "max": finite.max().item(),
+    }
+    assert found == expected | {"rms": pytest.approx(finite.square().mean().sqrt().item(), rel=1e-14)}
+    nothing = checkpoint.statistics(torch.full((9,), torch.nan, dtype=dtype))
+    assert nothing == {"shape": [9], "nan": 9, "infinite": 0, "min": None, "max": None, "rms": None}
+
+
 @contextlib.contextmanager
 def limited_files(size: int) -> Iterator[None]:
     """As if the disk were full after `size` bytes of a file: the write fails with a reason (Python ignores
@@ -583,6 +608,15 @@ def test_what_cannot_be_done_is_refused_in_words(
     assert expected in said
     if isinstance(error.value, SystemExit):
         assert error.value.code != 0
+
+
+def test_flex_attention_is_refused_for_heads_that_it_does_not_take(tiny: Path, wide: Path) -> None:
+    """`settle`, which has no model yet, has let a GPU pass."""
+    config = setup.parse(["--attention", "flex", "--policy", str(tiny)])
+    config = dataclasses.replace(config, device="cpu")
+    with pytest.raises(ValueError, match="heads of 16 channels or more, got 8: use loop or auto"):
+        setup.bare(config, None)
+    assert setup.bare(dataclasses.replace(config, policy=str(wide)), None).actor
 
 
 def test_a_model_without_weights_is_refused(tiny: Path, tmp_path: Path, questions: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mini import policy, prompts, sampler
+from rar_mini import policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run
 from rar_mini.config import Asking
 from rar_mini.data import Example
@@ -112,6 +112,7 @@ class Sampled:
             return []
         device = self.asking.policy_device
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        ranks.claim(device)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
         window, kept = policy.window(self.actor), []

@@ -201,7 +201,7 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
         share.backward()
         parts.append(sums | {"entropy": entropy.detach().sum()})
     parts = sum(ranks.gather([{name: float(x) for name, x in part.items()} for part in parts]), [])
-    ranks.add_gradients(t.actor.model.parameters())
+    ranks.add_gradients(t.optimizer)
     norm = grpo.gradient_norm(p.grad for p in t.actor.model.parameters() if p.requires_grad)
     metrics = grpo.token_metrics(parts) | {"grad_norm": norm}
     if not math.isfinite(metrics["loss"] + norm):  # nothing has moved yet

@@ -37,6 +37,8 @@ from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
 
 SLICE = 2**17  # numbers that the reference takes at a time, so that its temporaries stay in the cache
 
+OVER_RANKS = 2**31 - 1  # the turn of a sum over processes, which no sum over batches reaches
+
 Bits = tuple[Tensor, Tensor, Tensor]
 """Random numbers in [0, 65536), int32, for p, m and v."""
 
@@ -202,8 +204,8 @@ def _launch(
 
 
 def add_(total: Tensor, g: Tensor, *, seed: int, step: int, index: int, turn: int) -> None:
-    """Add bfloat16 g to total (both of any one shape) and round stochastically; in place."""
-    assert total.is_contiguous() and total.dtype == g.dtype == torch.bfloat16 and total.shape == g.shape
+    """Add g, of bfloat16 or float32, to a bfloat16 total of its shape and round stochastically; in place."""
+    assert total.is_contiguous() and total.dtype == torch.bfloat16 and total.shape == g.shape
     total, g = total.view(-1), g.contiguous().view(-1)
     if use_kernel(total):
         grid = (triton.cdiv(len(total), BLOCK),)
@@ -270,6 +272,20 @@ class AdamW(torch.optim.Optimizer):
             return total
 
         return add
+
+    def sum_gradients(self, add: Callable[[Tensor], object]) -> None:
+        """Have `add` turn each gradient into its sum over processes, in place. One of bfloat16 is added up in
+        float32 and rounded once, alike in all processes: they have the same key."""
+        index = 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                index += 1
+                if p.grad is None:
+                    continue
+                add(wide := p.grad.float())  # of float32, the gradient itself
+                if p.dtype == torch.bfloat16:
+                    step = self.state[p].get("step", 0) + 1
+                    add_(p.grad.zero_(), wide, seed=group["seed"], step=step, index=index, turn=OVER_RANKS)
 
     def make_moments(self) -> None:
         """Take the moments' memory now: at the first step, what a wave of samples has freed is in pieces."""

@@ -17,14 +17,14 @@ Without torchrun there is one rank, everything here is the identity, and torch.d
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:  # what talks to a server reads this file, and needs no torch
-    import torch
+    from rar_mini.kernels.adamw import AdamW
 
 T = TypeVar("T")
 
@@ -177,18 +177,16 @@ def refuse_unlike(what: str, work: Callable[[], Any]) -> None:
             )
 
 
-def add_gradients(parameters: Iterable["torch.Tensor"]) -> None:
+def add_gradients(optimizer: "AdamW") -> None:
     """Add up the gradients of all ranks, in place. One that a rank does not have is zero."""
     if world > 1:
         import torch
         import torch.distributed as dist
 
-        own = [p for p in parameters if p.requires_grad]
-        for p in own:
+        for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         gather(None)  # a rank that had no room for them tells it here: in the sums there is no place for that
-        for p in own:
-            _exchange(dist.all_reduce, p.grad, group=_sums)
+        optimizer.sum_gradients(lambda grad: _exchange(dist.all_reduce, grad, group=_sums))
 
 
 def _tell(value: Any, failure: BaseException | None = None) -> list[tuple[Any, BaseException | None]]:

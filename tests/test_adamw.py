@@ -405,6 +405,20 @@ def test_sums_err_as_the_file_says() -> None:
         assert (nearest @ truth) / (truth @ truth) == pytest.approx(0.82, abs=0.03)
 
 
+def test_a_sum_over_processes_is_rounded_once() -> None:
+    """Of two processes with the same gradient: a sum in bfloat16 would be exact, so that they differ by less
+    than bfloat16 holds. Of float32, in place."""
+    p, wide = (drawn((64,), 0, dtype).requires_grad_() for dtype in DTYPES)
+    optimizer = AdamW([p, wide], 1e-2, seed=3)
+    p.grad, wide.grad = drawn((64,), 1, torch.bfloat16), drawn((64,), 1, torch.float32)
+    other = drawn((64,), 2, torch.float32) / 1000
+    exact, place = p.grad.float() + other, wide.grad.data_ptr()
+    optimizer.sum_gradients(lambda grad: grad.add_(other))
+    bits, _, _ = random_bits(3, 1, 1, 0, 64, p.device, adamw.OVER_RANKS)
+    assert same(p.grad, round_stochastically(exact, bits))
+    assert torch.equal(wide.grad, drawn((64,), 1, torch.float32) + other) and wide.grad.data_ptr() == place
+
+
 def test_gradients_of_float32_are_autograds() -> None:
     p = drawn((64,), 0, torch.float32).requires_grad_()
     AdamW([p], 1e-2)

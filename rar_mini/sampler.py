@@ -11,8 +11,8 @@ instead of R (n + max_new_tokens). Attention is one softmax over two parts: scor
 together, so that all have the same number of own tokens; finished rows leave, and what remains costs less.
 
 Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
-that distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution. `top_k`
-and `top_p` are for evaluation; `logp` ignores them.
+that distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution, so
+nothing is cut off it.
 """
 
 import hashlib
@@ -31,6 +31,9 @@ from rar_mini.model import Decoder, head_width
 from rar_mini.onednn import Product, blocked
 from rar_mini.prefix import Ids, Tree, pack
 
+BLOCK = 256
+"""Neighbouring tokens of a vocabulary whose probabilities are added up first."""
+
 READ = 8192
 """Tokens of prompts in one forward pass; a wave's prompts are halved until they fit."""
 
@@ -41,17 +44,12 @@ class Settings:
 
     max_new_tokens: int
     temperature: float = 1.0
-    top_p: float = 1.0  # keep the likeliest tokens that together have this much probability
-    top_k: int = 0  # keep the k likeliest tokens; 0 keeps all
     cache_bytes: int = 2**31  # more rollouts than fit wait for the next wave
     graph: bool = True  # on CUDA, capture the decoding step in CUDA graphs
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or not self.temperature >= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
-                f"cannot sample with {self}: expected at least one token, temperature >= 0, 0 < top_p <= 1, "
-                "top_k >= 0"
-            )
+        if self.max_new_tokens < 1 or not self.temperature >= 0:
+            raise ValueError(f"cannot sample with {self}: expected at least one token and temperature >= 0")
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,8 @@ class Wave:
 
     On a CPU `span` is exact and a row leaves as soon as it has finished. On a GPU a step is captured in a
     CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when the rest fits into
-    a smaller power of two, and each time another graph is captured.
+    a smaller power of two, and each time another graph is captured. Places that are too many then go on with
+    some row's cache, and write into a row that nobody reads.
     """
 
     def __init__(
@@ -210,23 +209,30 @@ class Wave:
     ) -> None:
         """Row i continues prompts[owner[i]] by the random numbers draws[i] (max_new_tokens,)."""
         self.model, self.head, self.settings, self.ends = model, head, settings, ends
-        on, R, capacity = model.head.device, len(owner), settings.max_new_tokens
+        on, R, tokens = model.head.device, len(owner), settings.max_new_tokens
         layers, KV, _, d = prompts[0].keys.shape
         self.captures = settings.graph and on.type == "cuda"
-        self.end_ids, self.draws = torch.tensor(sorted(ends), device=on), draws.to(on)
-        self.ids = torch.zeros(R, capacity, dtype=torch.long, device=on)
-        self.logp = torch.zeros(R, capacity, device=on)
-        self.done = torch.zeros(R, dtype=torch.bool, device=on)
+        # GPUs multiply rows of bfloat16 that begin at multiples of 16 bytes, and others by slower ways.
+        whole = 8 if on.type == "cuda" else 1
+        n, self.capacity = (
+            -(-size // whole) * whole for size in (max(p.keys.shape[2] for p in prompts), tokens)
+        )
+        self.end_ids, self.draws = torch.tensor(sorted(ends), device=on), F.pad(draws, (0, 0, 0, 1)).to(on)
+        self.ids = torch.zeros(R + 1, tokens, dtype=torch.long, device=on)  # the last row is nobody's
+        self.logp = torch.zeros(R + 1, tokens, device=on)
+        self.done = torch.zeros(R + 1, dtype=torch.bool, device=on)
         self.position = torch.zeros(1, dtype=torch.long, device=on)  # of the newest token, alike for all rows
         self.first = torch.stack([p.last for p in prompts])[owner]  # (R, D)
         # Zeros and not whatever memory holds: a masked place weighs 0, but 0 times NaN is NaN.
-        self.keys, self.values = (prompts[0].keys.new_zeros(layers, R * KV, capacity, d) for _ in range(2))
+        self.keys, self.values = (
+            prompts[0].keys.new_zeros(layers, R * KV, self.capacity, d) for _ in range(2)
+        )
         self.lengths = torch.tensor([p.keys.shape[2] for p in prompts], device=on)  # (P,)
-        n = max(p.keys.shape[2] for p in prompts)
         self.shared_keys, self.shared_values = (
             torch.stack([F.pad(x, (0, 0, 0, n - x.shape[2])) for x in side], 1)
             for side in ([p.keys for p in prompts], [p.values for p in prompts])
         )  # (layers, P, KV, n, d)
+        self.nobody, self.graphs = R, []
         self._arrange(list(range(R)), list(owner))
 
     def run(self, progress: Callable[[int], object]) -> list[Completion]:
@@ -239,7 +245,7 @@ class Wave:
                 break
             self.advance(written)
             progress(self.running)
-        return [self._cut(*row) for row in zip(self.ids.tolist(), self.logp.tolist(), strict=True)]
+        return [self._cut(*row) for row in zip(self.ids[:-1].tolist(), self.logp[:-1].tolist(), strict=True)]
 
     def _cut(self, ids: list[int], logp: list[float]) -> Completion:
         """A row up to its first end token; what was written behind it, until the row left, is nothing."""
@@ -251,7 +257,7 @@ class Wave:
         """Read the newest token of each row and write the next. Nothing is read back, and no shape changes
         while `span` stays."""
         unwritten = torch.arange(span, device=self.position.device) > self.position
-        self.own_bias = torch.zeros_like(unwritten, dtype=self.keys.dtype).masked_fill(unwritten, -torch.inf)
+        self.own_bias = torch.zeros(span, device=unwritten.device).masked_fill(unwritten, -torch.inf)
         tokens = self.ids[self.rows, self.position]  # (R,)
         hidden = self.model(tokens, self.starts + self.position, self.attend)  # (R, D)
         self.position += 1
@@ -265,7 +271,8 @@ class Wave:
         self.done[self.rows] |= (tokens[:, None] == self.end_ids).any(-1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One new token a row: q (R, H, d), k and v (R, KV, d) -> (R, H, d)."""
+        """One new token a row: q (R, H, d), k and v (R, KV, d) -> (R, H, d). Scores are in float32, as they
+        are in training: Qwen2's reach hundreds, where a bfloat16 goes by steps of 2."""
         (R, H, d), KV, span = q.shape, k.shape[1], len(self.own_bias)
         keys, values = self.keys[layer], self.values[layer]  # (R KV, capacity, d)
         keys.index_copy_(1, self.position, k.reshape(R * KV, 1, d))
@@ -277,10 +284,10 @@ class Wave:
         (PKV, n, _), j = shared_keys.shape, H // KV
         q = q.reshape(R * KV, j, d)
         grid = q.flatten(1).index_select(0, self.slots).view(PKV, -1, d)  # (P KV, g j, d)
-        scores = torch.baddbmm(self.bias, grid, shared_keys.mT, alpha=d**-0.5)  # (P KV, g j, n)
-        scores = scores.view(-1, j * n).index_select(0, self.back).view(R * KV, j, n)
-        own = torch.baddbmm(self.own_bias, q, keys[:, :span].mT, alpha=d**-0.5)  # (R KV, j, span)
-        share = torch.cat([scores, own], -1).softmax(-1, dtype=torch.float32).to(q.dtype)
+        shared = scores(self.bias, grid, shared_keys)  # (P KV, g j, n)
+        shared = shared.view(-1, j * n).index_select(0, self.back).view(R * KV, j, n)
+        own = scores(self.own_bias, q, keys[:, :span])  # (R KV, j, span)
+        share = torch.cat([shared, own], -1).softmax(-1).to(q.dtype)
         grid = share.flatten(1).index_select(0, self.slots).view(PKV, -1, n + span)  # (P KV, g j, n + span)
         read = (grid[..., :n] @ shared_values).view(-1, j * d).index_select(0, self.back)
         out = torch.baddbmm(read.view(R * KV, j, d), share[..., n:], values[:, :span])  # (R KV, j, d)
@@ -289,18 +296,20 @@ class Wave:
     def retire(self) -> bool:
         """Let rows go that have finished. Says whether any are left."""
         done = self.done.tolist()
-        places = {row: i for i, row in enumerate(self.batch)}  # of a row that stands in twice, either
-        stay = [i for row, i in places.items() if not done[row]]
+        stay = [i for i, row in enumerate(self.batch) if row != self.nobody and not done[row]]
         size = len(stay)
-        if self.captures:  # the next power of two: places that are too many repeat a row, and write the same
+        if self.captures:  # the next power of two
             size = min(len(self.batch), 1 << (size - 1).bit_length()) if size else 0
         if 0 < size < len(self.batch):
-            self._keep(stay + stay[:1] * (size - len(stay)))
+            self._keep(stay, size)
         self.running = len(stay)
         return bool(stay)
 
-    def _keep(self, stay: list[int]) -> None:
-        """Keep these rows of the batch: they move up in the cache, and prompts that nobody continues go."""
+    def _keep(self, stay: list[int], size: int) -> None:
+        """Keep these rows of the batch, in `size` places: they move up in the cache, and prompts that nobody
+        continues go."""
+        batch = [self.batch[i] for i in stay] + [self.nobody] * (size - len(stay))
+        stay = stay + stay[:1] * (size - len(stay))
         KV, written = self.shared_keys.shape[2], int(self.position)
         heads = (torch.tensor(stay)[:, None] * KV + torch.arange(KV)).flatten().to(self.keys.device)
         for cache in (self.keys, self.values):
@@ -311,12 +320,13 @@ class Wave:
         if len(alive := sorted(set(owner))) < len(self.lengths):
             self.shared_keys, self.shared_values = self.shared_keys[:, alive], self.shared_values[:, alive]
             self.lengths, owner = self.lengths[alive], [alive.index(p) for p in owner]
-        self._arrange([self.batch[i] for i in stay], owner)
+        self._arrange(batch, owner)
 
     def _arrange(self, batch: list[int], owner: list[int]) -> None:
         """Set what depends on the rows of the batch: which completion each one writes, and whose prompt it
         continues."""
-        self.batch, self.owner, self.running = batch, owner, len(batch)
+        self.batch, self.owner = batch, owner
+        self.running = sum(row != self.nobody for row in batch)
         on, (_, P, KV, n, _) = self.keys.device, self.shared_keys.shape
         seen: Counter[int] = Counter()
         place = [seen.update([p]) or seen[p] - 1 for p in owner]  # among the rows of the same prompt
@@ -328,28 +338,50 @@ class Wave:
         self.slots, self.back = slots.flatten().to(on), back.flatten().to(on)
         self.rows, self.starts = torch.tensor(batch, device=on), self.lengths[owner]  # (R,), (R,)
         padding = torch.arange(n, device=on) >= self.lengths[:, None]  # (P, n)
-        bias = torch.zeros_like(padding, dtype=self.keys.dtype).masked_fill(padding, -torch.inf)
+        bias = torch.zeros(padding.shape, device=on).masked_fill(padding, -torch.inf)
         self.bias = bias.repeat_interleave(KV, 0)[:, None]  # (P KV, 1, n)
-        self.graph: tuple[Callable[[], object], int] | None = None  # a captured step, and its span
+        self.replay: tuple[Callable[[], object], int] | None = None  # a captured step, and its span
 
     def advance(self, written: int) -> None:
         """One step of rows that have so many tokens, from its graph where there is one."""
         span = written
         if self.captures:
-            span = min(self.settings.max_new_tokens, max(128, 1 << (written - 1).bit_length()))
-        if self.graph is not None and self.graph[1] == span:
-            self.graph[0]()
+            span = min(self.capacity, max(128, 1 << (written - 1).bit_length()))
+        if self.replay is not None and self.replay[1] == span:
+            self.replay[0]()
             return
         self.step(span)  # also a warm-up: a capture may not make libraries' handles and workspaces
         if self.captures:
-            self.graph = self._capture(span), span
+            self.replay = self._capture(span), span
 
     def _capture(self, span: int) -> Callable[[], object]:
-        """Record a step, without doing it. Returns what does it."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(span)
+        """Record a step, without doing it. Returns what does it.
+
+        All graphs of a wave share one pool of memory: never do two run at once, and nothing that one leaves
+        there is read by another. They are kept, so that the pool is.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # What torch.cuda.graph does, but for collecting garbage and emptying the allocator's cache each time.
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self.graphs[0].pool() if self.graphs else None)
+            try:
+                self.step(span)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graphs.append(graph)
         return graph.replay
+
+
+def scores(bias: Tensor, q: Tensor, keys: Tensor) -> Tensor:
+    """bias + q keys^T / sqrt(d) in float32: q (B, m, d), keys (B, n, d), bias that spreads to (B, m, n)."""
+    scale = q.shape[-1] ** -0.5
+    if (
+        q.is_cuda and q.dtype != torch.float32
+    ):  # a product of bfloat16 that is not rounded, without wide copies
+        return torch.add(bias, torch.bmm(q, keys.mT, out_dtype=torch.float32), alpha=scale)
+    return torch.baddbmm(bias, q.float(), keys.float().mT, alpha=scale)
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -361,15 +393,15 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
     logits = logits.float() if settings.temperature in (0, 1) else logits.float() / settings.temperature
     top = logits.amax(-1, keepdim=True)  # (R, 1)
     mass = (logits - top).exp_()  # (R, V), of which the likeliest token has 1
+    if math.gcd(mass.shape[-1], BLOCK) < BLOCK // 4:
+        mass = F.pad(mass, (0, -mass.shape[-1] % BLOCK))  # or blocks would be almost as many as tokens
     sums = _sums(mass)
     whole = sums.sum(-1, keepdim=True)  # (R, 1)
     if settings.temperature == 0:
         tokens = logits.argmax(-1, keepdim=True)
     else:
-        if settings.top_k or settings.top_p < 1:
-            mass = _truncate(mass, settings)
-            sums = _sums(mass)
         tokens = _inverse(mass, sums, uniform.to(mass.device)[:, None])  # (R, 1)
+    tokens = tokens.clamp_max(logits.shape[-1] - 1)  # of a policy that is broken, whose sums are NaN
     logp = logits.gather(-1, tokens).double() - top - whole.log()
     return tokens[:, 0], logp[:, 0].float()
 
@@ -377,7 +409,7 @@ def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, T
 def _sums(mass: Tensor) -> Tensor:
     """What blocks of neighbouring tokens have together: (R, V) -> (R, blocks), float64."""
     V = mass.shape[-1]
-    return mass.unflatten(-1, (-1, math.gcd(V, 256))).sum(-1, dtype=torch.float64)
+    return mass.unflatten(-1, (-1, math.gcd(V, BLOCK))).sum(-1, dtype=torch.float64)
 
 
 def _inverse(mass: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
@@ -401,19 +433,6 @@ def _passing(cdf: Tensor, point: Tensor) -> Tensor:
     point = torch.minimum(point, torch.nextafter(end, torch.zeros_like(end)))
     found = torch.searchsorted(cdf, point, right=True)
     return found.clamp_max(cdf.shape[-1] - 1)  # of a policy that is broken: nothing exceeds a NaN
-
-
-def _truncate(mass: Tensor, settings: Settings) -> Tensor:
-    """Zero what top-k and top-p leave out: (R, V) -> (R, V). Of equally likely tokens the lower id goes
-    first."""
-    ordered, order = mass.sort(dim=-1, descending=True, stable=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if settings.top_k:
-        keep[:, settings.top_k :] = False
-    kept = ordered * keep
-    before = kept.cumsum(-1) - kept  # the probability of all that are likelier
-    keep &= before < settings.top_p * kept.sum(-1, keepdim=True)
-    return torch.zeros_like(mass).scatter(-1, order, ordered * keep)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Packed equals separate: a tree in one pass gives every sequence the numbers that it gets alone."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +91,9 @@ def test_trees_of_any_shape_share_a_kernel(shape: tuple[int, int], monkeypatch: 
     monkeypatch.setattr(prefix, "flex_attention", prefix._compiled.__wrapped__())  # as on CUDA
     torch.compiler.reset()
 
+    kernel = partial(prefix.flex_attention, kernel_options=prefix.tiles(101_376, 128, 2))
+    monkeypatch.setattr(prefix, "flex_attention", lambda *x, kernel_options, **how: kernel(*x, **how))
+
     def attend(branches: int, length: int) -> None:
         packed = pack(comb(branches, length), attention="flex")
         packed.attend(0, *(torch.randn(len(packed.ids), heads, 16) for heads in (4, 2, 2)))
@@ -99,6 +105,48 @@ def test_trees_of_any_shape_share_a_kernel(shape: tuple[int, int], monkeypatch: 
         attend(*other)
     assert counter.frame_count == 1
     assert torch.fx.experimental._config.use_duck_shape, "left as it was for others' code"
+
+
+SHARED = {"T4": 65_536, "RTX 4090": 101_376, "A100": 166_912, "H100": 232_448}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("width", [16, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("card", SHARED)
+def test_flex_has_tiles_that_fit_where_its_own_do_not(card: str, width: int, size: int) -> None:
+    options = prefix.tiles(SHARED[card], width, size)
+    if card in ("A100", "H100") or width * size <= 64 or (card, width, size) == ("RTX 4090", 64, 2):
+        assert not options, "its own are tuned"
+        return
+    channels = 2 ** math.ceil(math.log2(width))
+    for kernel, stay in (("fwd", 1), ("bwd", 2)):
+        stages = options.pop(f"{kernel}_num_stages", None)
+        sides = {options.pop(name) for name in list(options) if name.startswith(kernel)}
+        assert bool(stages) == bool(sides) == (kernel == "fwd" or size == 2), "in float32 its own fits"
+        for side in sides:
+            assert prefix.BLOCK % side == 0 and side >= 16
+            held = size * side * ((stay + 2 * stages) * channels + side)
+            assert held <= SHARED[card] < 6 * held, (held, "and is not wasted")
+    assert not options
+
+
+def test_the_tiles_of_a_card_with_99_kb() -> None:
+    """Forward 16 KB of queries, two stages of 16 + 16 KB, 8 KB of scores: 88 KB. Backward with two stages
+    would have 104."""
+    sides = dict.fromkeys(("fwd_BLOCK_M", "fwd_BLOCK_N"), 64)
+    sides |= {f"bwd_BLOCK_{name}": 64 for name in ("M1", "N1", "M2", "N2")}
+    assert prefix.tiles(101_376, 128, 2) == sides | {"fwd_num_stages": 2, "bwd_num_stages": 1}
+
+
+def test_flex_is_told_the_tiles_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        prefix, "_compiled", lambda: lambda *x, kernel_options, **_: told.append(kernel_options) or x
+    )
+    card, told = SimpleNamespace(shared_memory_per_block_optin=101_376), []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    packed, q = pack(comb(1, 20), attention="flex"), torch.zeros(40, 1, 128, dtype=torch.bfloat16)
+    packed.attend(0, *(q.as_subclass(OnGPU) for _ in range(3)))
+    assert told == [prefix.tiles(101_376, 128, 2)]
 
 
 class OnGPU(torch.Tensor):

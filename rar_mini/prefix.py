@@ -37,7 +37,7 @@ BLOCK = 128  # tokens, the side of a block of FlexAttention's mask
 NARROWEST = 16  # channels of a head that FlexAttention takes on CUDA: a matrix product of Triton's has 16
 
 ROOMY = 163 * 1024  # bytes of shared memory that a program may have on an A100; on newer ones more
-SIDES = ((64, 2), (64, 1), (32, 2), (32, 1), (16, 1))  # tokens and stages of a tile for others, best first
+SIDES = ((64, 2), (32, 2), (32, 1), (16, 1))  # tokens and stages of a tile for others, best first
 
 
 @dataclass
@@ -151,14 +151,14 @@ def tiles(shared: int, width: int, size: int) -> dict[str, int]:
     heads of `width` channels and numbers of `size` bytes.
 
     It tries one tile, which is right for an A100 or H100. Cards with 99 KB (sm_86, sm_89, sm_120) stop there
-    at 128 channels. These fit by the count of what lies in shared memory together: the tiles of queries that
-    stay, of keys and values that are on their way at each stage, and of scores; in the backward pass two that
-    stay and two that come, either way. Its own for float32 has 16 x 16, and fits.
+    at 128 channels: forward it needs 112 to 128 KB. These fit by the count of what may lie in shared memory
+    together: the tiles that stay (of queries; in the backward pass two) and two more for each stage. What is
+    compiled for these cards takes less. The backward pass of float32 has 16 x 16, and fits.
     """
     channels = max(NARROWEST, 1 << (width - 1).bit_length())  # rounded as in the kernels
 
     def need(rows: int, columns: int, stages: int, stay: int) -> int:
-        return size * (stay * rows * channels + 2 * stages * columns * channels + rows * columns)
+        return (stay * rows + 2 * stages * columns) * channels * size
 
     if shared >= ROOMY or need(128, 64, 3, stay=1) <= shared:
         return {}

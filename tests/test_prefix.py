@@ -115,7 +115,7 @@ SHARED = {"T4": 65_536, "RTX 4090": 101_376, "A100": 166_912, "H100": 232_448}
 @pytest.mark.parametrize("card", SHARED)
 def test_flex_has_tiles_that_fit_where_its_own_do_not(card: str, width: int, size: int) -> None:
     options = prefix.tiles(SHARED[card], width, size)
-    if card in ("A100", "H100") or width * size <= 64 or (card, width, size) == ("RTX 4090", 64, 2):
+    if card in ("A100", "H100") or width * size <= 128:
         assert not options, "its own are tuned"
         return
     channels = 2 ** math.ceil(math.log2(width))
@@ -125,17 +125,16 @@ def test_flex_has_tiles_that_fit_where_its_own_do_not(card: str, width: int, siz
         assert bool(stages) == bool(sides) == (kernel == "fwd" or size == 2), "in float32 its own fits"
         for side in sides:
             assert prefix.BLOCK % side == 0 and side >= 16
-            held = size * side * ((stay + 2 * stages) * channels + side)
+            held = size * side * (stay + 2 * stages) * channels
             assert held <= SHARED[card] < 6 * held, (held, "and is not wasted")
     assert not options
 
 
 def test_the_tiles_of_a_card_with_99_kb() -> None:
-    """Forward 16 KB of queries, two stages of 16 + 16 KB, 8 KB of scores: 88 KB. Backward with two stages
-    would have 104."""
+    """Forward 16 KB of queries, and of keys and values twice 32: 80 KB. Backward 96."""
     sides = dict.fromkeys(("fwd_BLOCK_M", "fwd_BLOCK_N"), 64)
     sides |= {f"bwd_BLOCK_{name}": 64 for name in ("M1", "N1", "M2", "N2")}
-    assert prefix.tiles(101_376, 128, 2) == sides | {"fwd_num_stages": 2, "bwd_num_stages": 1}
+    assert prefix.tiles(101_376, 128, 2) == sides | {"fwd_num_stages": 2, "bwd_num_stages": 2}
 
 
 def test_flex_is_told_the_tiles_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

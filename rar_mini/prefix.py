@@ -79,12 +79,13 @@ class Packed:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d)."""
-        attention = self.attention
-        if attention == "auto":
-            # A single block would have a kernel of its own: sizes of 1 are compiled in.
-            possible = q.is_cuda and len(q) > BLOCK and q.shape[-1] >= NARROWEST
-            attention = "flex" if possible else "loop"
-        return self._flex(q, k, v) if attention == "flex" else self._loop(q, k, v)
+        return self._flex(q, k, v) if self.flexes(q.shape[-1]) else self._loop(q, k, v)
+
+    def flexes(self, width: int = NARROWEST) -> bool:
+        """Whether FlexAttention does it, for heads of so many channels."""
+        # A single block would have a kernel of its own: sizes of 1 are compiled in.
+        possible = self.ids.is_cuda and len(self.ids) > BLOCK and width >= NARROWEST
+        return self.attention == "flex" or (self.attention == "auto" and possible)
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
@@ -204,7 +205,10 @@ def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = 
         ids.extend(tokens)
         positions.extend(range(first, first + len(tokens)))
     ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
-    return Packed(ids, positions, spans, paths, attention)
+    packed = Packed(ids, positions, spans, paths, attention)
+    if packed.flexes():
+        _ = packed.blocks  # now, while its T x T temporaries lie beside no activations
+    return packed
 
 
 def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.device | str) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,9 @@ def test_flex_skips_what_nothing_sees() -> None:
     root = tree.add([0] * 256)
     for _ in range(4):
         tree.add([1] * 256, root)
-    blocks = pack(tree, attention="flex").blocks
+    packed = pack(tree, attention="flex")
+    assert "blocks" in vars(packed), "made at once, while no activations lie beside its temporaries"
+    blocks = packed.blocks
     kept = int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum())
     assert kept == 5 * 3 + 4 * 4  # each segment's own triangle of 2 x 2, and each branch's view of the root
 
@@ -180,10 +183,11 @@ def test_auto_takes_flex_on_a_gpu_for_what_it_can_do(
 ) -> None:
     """129 tokens are more than a block, and a head of 16 channels is the narrowest."""
     packed, called = pack(comb(3, length), attention=attention), []
+    if gpu:
+        packed = replace(packed, ids=packed.ids.as_subclass(OnGPU))
     for form in ("flex", "loop"):
         monkeypatch.setattr(prefix.Packed, f"_{form}", lambda *_, form=form: called.append(form))
-    q = torch.zeros(length + 60, 2, width)
-    packed.attend(0, q.as_subclass(OnGPU) if gpu else q, q, q)
+    packed.attend(0, *[torch.zeros(length + 60, 2, width)] * 3)
     assert called == ["flex" if flex else "loop"]
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import options, records
+from torch import Tensor
 
 import train
-from rar_mini import model
-from rar_mini.prefix import Tree, pack
+from rar_mini import model, prefix
+from rar_mini.prefix import Attention, Tree, pack
 from rar_mini.sampler import Request, Settings, sample, uniforms
 
 pytestmark = [
@@ -33,15 +34,41 @@ def test_two_steps(wide: Path, questions: Path, tmp_path: Path, dtype: str, arm:
         assert row["sampling/sampling_logp_difference/mean"] < (1e-3 if dtype == "float32" else 0.1)
 
 
-def test_flex_has_the_gradients_of_the_loop(wide: Path) -> None:
-    decoder = model.load(wide, torch.float32, "cuda")
+def tree() -> Tree:
+    """Three branches, 370 tokens in all."""
     tree = Tree()
     root = tree.add(list(range(100)))
     for start in (10, 60, 110):
         tree.add(list(range(start, start + 90)), root)
+    return tree
+
+
+def gradients(attention: Attention) -> list[Tensor]:
+    """Of queries, keys and values in bfloat16 with heads of 128 channels."""
+    torch.manual_seed(0)
+    own = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
+    tensors = [torch.randn(370, heads, 128, **own) for heads in (4, 2, 2)]
+    out = pack(tree(), "cuda", attention).attend(0, *tensors)
+    return list(torch.autograd.grad(out, tensors, torch.randn_like(out)))
+
+
+@pytest.mark.parametrize("attention", ["loop", "flex"])
+def test_gradients_of_attention_repeat_to_the_bit(attention: Attention) -> None:
+    once, again = gradients(attention), gradients(attention)
+    assert all(map(torch.equal, once, again))
+
+
+def test_the_tiles_of_a_smaller_gpu_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "_options", lambda q: prefix.tiles(101_376, q.shape[-1], q.itemsize))
+    for small, truth in zip(gradients("flex"), gradients("loop"), strict=True):
+        assert (small - truth).norm() <= 0.02 * truth.norm()
+
+
+def test_flex_has_the_gradients_of_the_loop(wide: Path) -> None:
+    decoder = model.load(wide, torch.float32, "cuda")
     found = []
     for attention in ("loop", "flex"):
-        packed = pack(tree, "cuda", attention)
+        packed = pack(tree(), "cuda", attention)
         hidden = decoder(packed.ids, packed.positions, packed.attend)
         # Not a sum of squares: behind the last norm it is a constant, and no gradient comes to attention.
         loss = (hidden * torch.arange(32, device="cuda")).sum()

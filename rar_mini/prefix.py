@@ -36,6 +36,9 @@ Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA where it is po
 BLOCK = 128  # tokens, the side of a block of FlexAttention's mask
 NARROWEST = 16  # channels of a head that FlexAttention takes on CUDA: a matrix product of Triton's has 16
 
+ROOMY = 163 * 1024  # bytes of shared memory that a program may have on an A100; on newer ones more
+SIDES = ((64, 2), (32, 2), (32, 1), (16, 1))  # tokens and stages of a tile for others, best first
+
 
 @dataclass
 class Tree:
@@ -76,12 +79,13 @@ class Packed:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention over the tree: q (T, H, d), k and v (T, KV, d) -> (T, H, d)."""
-        attention = self.attention
-        if attention == "auto":
-            # A single block would have a kernel of its own: sizes of 1 are compiled in.
-            possible = q.is_cuda and len(q) > BLOCK and q.shape[-1] >= NARROWEST
-            attention = "flex" if possible else "loop"
-        return self._flex(q, k, v) if attention == "flex" else self._loop(q, k, v)
+        return self._flex(q, k, v) if self.flexes(q.shape[-1]) else self._loop(q, k, v)
+
+    def flexes(self, width: int = NARROWEST) -> bool:
+        """Whether FlexAttention does it, for heads of so many channels."""
+        # A single block would have a kernel of its own: sizes of 1 are compiled in.
+        possible = self.ids.is_cuda and len(self.ids) > BLOCK and width >= NARROWEST
+        return self.attention == "flex" or (self.attention == "auto" and possible)
 
     @cached_property
     def masks(self) -> list[Tensor | None]:
@@ -104,8 +108,9 @@ class Packed:
 
     def _flex(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, T, d)
-        attention = _compiled() if q.is_cuda else flex_attention
-        return attention(q, k, v, block_mask=self.blocks, enable_gqa=True)[0].transpose(0, 1)
+        attention, options = (_compiled(), _options(q)) if q.is_cuda else (flex_attention, None)
+        out = attention(q, k, v, block_mask=self.blocks, enable_gqa=True, kernel_options=options)
+        return out[0].transpose(0, 1)
 
     def _loop(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """A child copies its ancestors' keys, n x KV x d numbers: small beside its matrix products."""
@@ -133,6 +138,39 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH) if q.is_cuda else nullcontext():
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
     return out[0].transpose(0, 1)
+
+
+def _options(q: Tensor) -> dict[str, int]:
+    if torch.version.hip:  # has its own tiles, for 64 KB
+        return {}
+    shared = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
+    return tiles(shared, q.shape[-1], q.itemsize)
+
+
+def tiles(shared: int, width: int, size: int) -> dict[str, int]:
+    """FlexAttention's `kernel_options` on a GPU where a program may have `shared` bytes of shared memory, for
+    heads of `width` channels and numbers of `size` bytes.
+
+    It tries one tile, which is right for an A100 or H100. Cards with 99 KB (sm_86, sm_89, sm_120) stop there
+    at 128 channels: forward it needs 112 to 128 KB. These fit by the count of what may lie in shared memory
+    together: the tiles that stay (of queries; in the backward pass two) and two more for each stage. What is
+    compiled for these cards takes less. The backward pass of float32 has 16 x 16, and fits.
+    """
+    channels = max(NARROWEST, 1 << (width - 1).bit_length())  # rounded as in the kernels
+
+    def need(rows: int, columns: int, stages: int, stay: int) -> int:
+        return (stay * rows + 2 * stages * columns) * channels * size
+
+    if shared >= ROOMY or need(128, 64, 3, stay=1) <= shared:
+        return {}
+    kernels = [("fwd", 1, "M N"), ("bwd", 2, "M1 N1 M2 N2")]
+    options = {}
+    for kernel, stay, names in kernels[: 1 if size == 4 else 2]:
+        fitting = [(side, stages) for side, stages in SIDES if need(side, side, stages, stay) <= shared]
+        side, stages = (fitting or SIDES[-1:])[0]
+        options |= {f"{kernel}_BLOCK_{name}": side for name in names.split()}
+        options[f"{kernel}_num_stages"] = stages
+    return options
 
 
 @cache
@@ -167,7 +205,10 @@ def pack(tree: Tree, device: torch.device | str = "cpu", attention: Attention = 
         ids.extend(tokens)
         positions.extend(range(first, first + len(tokens)))
     ids, positions = (torch.tensor(x, device=device) for x in (ids, positions))
-    return Packed(ids, positions, spans, paths, attention)
+    packed = Packed(ids, positions, spans, paths, attention)
+    if packed.flexes():
+        _ = packed.blocks  # now, while its T x T temporaries lie beside no activations
+    return packed
 
 
 def _blocks(paths: list[list[int]], spans: list[tuple[int, int]], device: torch.device | str) -> Any:

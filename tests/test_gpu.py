@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import options, records
+from torch import Tensor
 
 import train
-from rar_mini.tools.check import CHECKS, Bench, one
+from rar_mini import prefix
+from rar_mini.prefix import Attention, pack
+from rar_mini.tools.check import CHECKS, Bench, one, tree
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,3 +42,24 @@ def test_checks(wide: Path, name: str) -> None:
         pytest.skip("says nothing of a policy that costs nothing: python train.py --check")
     row = one(name, Bench(str(wide), None, "cuda", "bfloat16", train.loss, train.step))
     assert row.result == "ok" or (name == "ranks" and torch.cuda.device_count() == 1), row.words
+
+
+def gradients(attention: Attention) -> list[Tensor]:
+    """Of queries, keys and values in bfloat16 with heads of 128 channels."""
+    torch.manual_seed(0)
+    own = {"device": "cuda", "dtype": torch.bfloat16, "requires_grad": True}
+    tensors = [torch.randn(370, heads, 128, **own) for heads in (4, 2, 2)]
+    out = pack(tree(100, [90, 90, 90]), "cuda", attention).attend(0, *tensors)
+    return list(torch.autograd.grad(out, tensors, torch.randn_like(out)))
+
+
+@pytest.mark.parametrize("attention", ["loop", "flex"])
+def test_gradients_of_attention_repeat_to_the_bit(attention: Attention) -> None:
+    once, again = gradients(attention), gradients(attention)
+    assert all(map(torch.equal, once, again))
+
+
+def test_the_tiles_of_a_smaller_gpu_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "_options", lambda q: prefix.tiles(101_376, q.shape[-1], q.itemsize))
+    for small, truth in zip(gradients("flex"), gradients("loop"), strict=True):
+        assert (small - truth).norm() <= 0.02 * truth.norm()

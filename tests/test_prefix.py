@@ -1,7 +1,11 @@
 """Packed equals separate: a tree in one pass gives every sequence the numbers that it gets alone."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,7 +77,9 @@ def test_flex_skips_what_nothing_sees() -> None:
     root = tree.add([0] * 256)
     for _ in range(4):
         tree.add([1] * 256, root)
-    blocks = pack(tree, attention="flex").blocks
+    packed = pack(tree, attention="flex")
+    assert "blocks" in vars(packed), "made at once, while no activations lie beside its temporaries"
+    blocks = packed.blocks
     kept = int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum())
     assert kept == 5 * 3 + 4 * 4  # each segment's own triangle of 2 x 2, and each branch's view of the root
 
@@ -88,6 +94,9 @@ def test_trees_of_any_shape_share_a_kernel(shape: tuple[int, int], monkeypatch: 
     monkeypatch.setattr(prefix, "flex_attention", prefix._compiled.__wrapped__())  # as on CUDA
     torch.compiler.reset()
 
+    kernel = partial(prefix.flex_attention, kernel_options=prefix.tiles(101_376, 128, 2))
+    monkeypatch.setattr(prefix, "flex_attention", lambda *x, kernel_options, **how: kernel(*x, **how))
+
     def attend(branches: int, length: int) -> None:
         packed = pack(comb(branches, length), attention="flex")
         packed.attend(0, *(torch.randn(len(packed.ids), heads, 16) for heads in (4, 2, 2)))
@@ -99,6 +108,47 @@ def test_trees_of_any_shape_share_a_kernel(shape: tuple[int, int], monkeypatch: 
         attend(*other)
     assert counter.frame_count == 1
     assert torch.fx.experimental._config.use_duck_shape, "left as it was for others' code"
+
+
+SHARED = {"T4": 65_536, "RTX 4090": 101_376, "A100": 166_912, "H100": 232_448}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("width", [16, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("card", SHARED)
+def test_flex_has_tiles_that_fit_where_its_own_do_not(card: str, width: int, size: int) -> None:
+    options = prefix.tiles(SHARED[card], width, size)
+    if card in ("A100", "H100") or width * size <= 128:
+        assert not options, "its own are tuned"
+        return
+    channels = 2 ** math.ceil(math.log2(width))
+    for kernel, stay in (("fwd", 1), ("bwd", 2)):
+        stages = options.pop(f"{kernel}_num_stages", None)
+        sides = {options.pop(name) for name in list(options) if name.startswith(kernel)}
+        assert bool(stages) == bool(sides) == (kernel == "fwd" or size == 2), "in float32 its own fits"
+        for side in sides:
+            assert prefix.BLOCK % side == 0 and side >= 16
+            held = size * side * (stay + 2 * stages) * channels
+            assert held <= SHARED[card] < 6 * held, (held, "and is not wasted")
+    assert not options
+
+
+def test_the_tiles_of_a_card_with_99_kb() -> None:
+    """Forward 16 KB of queries, and of keys and values twice 32: 80 KB. Backward 96."""
+    sides = dict.fromkeys(("fwd_BLOCK_M", "fwd_BLOCK_N"), 64)
+    sides |= {f"bwd_BLOCK_{name}": 64 for name in ("M1", "N1", "M2", "N2")}
+    assert prefix.tiles(101_376, 128, 2) == sides | {"fwd_num_stages": 2, "bwd_num_stages": 2}
+
+
+def test_flex_is_told_the_tiles_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        prefix, "_compiled", lambda: lambda *x, kernel_options, **_: told.append(kernel_options) or x
+    )
+    card, told = SimpleNamespace(shared_memory_per_block_optin=101_376), []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    packed, q = pack(comb(1, 20), attention="flex"), torch.zeros(40, 1, 128, dtype=torch.bfloat16)
+    packed.attend(0, *(q.as_subclass(OnGPU) for _ in range(3)))
+    assert told == [prefix.tiles(101_376, 128, 2)]
 
 
 class OnGPU(torch.Tensor):
@@ -133,10 +183,11 @@ def test_auto_takes_flex_on_a_gpu_for_what_it_can_do(
 ) -> None:
     """129 tokens are more than a block, and a head of 16 channels is the narrowest."""
     packed, called = pack(comb(3, length), attention=attention), []
+    if gpu:
+        packed = replace(packed, ids=packed.ids.as_subclass(OnGPU))
     for form in ("flex", "loop"):
         monkeypatch.setattr(prefix.Packed, f"_{form}", lambda *_, form=form: called.append(form))
-    q = torch.zeros(length + 60, 2, width)
-    packed.attend(0, q.as_subclass(OnGPU) if gpu else q, q, q)
+    packed.attend(0, *[torch.zeros(length + 60, 2, width)] * 3)
     assert called == ["flex" if flex else "loop"]
 
 

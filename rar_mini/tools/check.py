@@ -48,7 +48,7 @@ from rar_mini import grpo, model, pretrained
 from rar_mini.config import Config
 from rar_mini.kernels import adamw, advantage, backend, bench, logprob
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.model import Decoder
+from rar_mini.model import Decoder, head_width
 from rar_mini.prefix import Packed, Tree, pack
 from rar_mini.recipe import Recipe
 from rar_mini.sampler import Completion, Request, Settings, Wave, sample, uniforms
@@ -57,6 +57,7 @@ from rar_mini.setup import Training
 from rar_mini.tools import memory
 
 RANDOM = {size: f"Qwen/Qwen2.5-{size.upper()}" for size in ("0.5b", "1.5b", "7b")}
+BIAS = 400.0  # the size of random key biases
 ROOT = Path(__file__).parents[2]
 WORDS = 400  # characters of an error that a line of the page shows
 
@@ -114,20 +115,21 @@ class Bench:
 
 
 def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, device: str) -> Decoder:
-    """Weights of the usual size, and key biases as large as Qwen2's, which make scores of attention that low
-    precision does not hold."""
+    """Weights of the usual size; and key biases of hundreds in the channels that rotation turns slowest, as
+    Qwen2's are. They shift all scores of a token alike, out of the range that low precision holds."""
     with torch.device("meta"):
         decoder = Decoder(config).to(dtype)
     decoder = decoder.to_empty(device=device)
     random = torch.Generator(device).manual_seed(0)
+    half = head_width(config) // 2
     with torch.no_grad():
         for name, p in decoder.named_parameters():
-            if name.endswith("bias"):
-                p.normal_(0, 30.0 if "k_proj" in name else 0.02, generator=random)
-            elif p.ndim == 1:
+            if p.ndim == 1 and not name.endswith("bias"):
                 p.fill_(1.0)
-            else:
-                p.normal_(0, 0.02, generator=random)
+                continue
+            p.normal_(0, 0.02, generator=random)
+            if name.endswith("k_proj.bias"):
+                p.view(-1, 2, half)[:, :, half - half // 8 :] *= BIAS / 0.02
     return decoder
 
 

@@ -360,16 +360,9 @@ class Wave:
         All graphs of a wave share one pool of memory: never do two run at once, and nothing that one leaves
         there is read by another. They are kept, so that the pool is.
         """
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # What torch.cuda.graph does, but for collecting garbage and emptying the allocator's cache each time.
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.graphs[0].pool() if self.graphs else None)
-            try:
-                self.step(span)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.graphs[0].pool() if self.graphs else None):
+            self.step(span)
         self.graphs.append(graph)
         return graph.replay
 

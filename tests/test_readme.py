@@ -20,7 +20,7 @@ import train
 from rar_mini import recipe, setup
 from rar_mini.config import PRESETS, Config
 from rar_mini.judging.ledger import Ledger
-from rar_mini.tools import memory
+from rar_mini.tools import check, memory
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +122,7 @@ def parse_training(argv: list[str], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(setup.Run, "reopen", stop)  # --resume
     patch.setattr(setup, "settle", stop)  # --bench
     patch.setattr(memory, "document", stop)  # --plan
+    patch.setattr(check, "child", stop)  # --check
     with pytest.raises(SystemExit if "--help" in argv else Parsed) as end:
         train.main(argv)
     assert not getattr(end.value, "code", 0)

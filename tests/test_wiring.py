@@ -517,3 +517,40 @@ def test_every_setting_has_a_test_of_its_effect() -> None:
     assert len(held) == len(set(held))
     settings = {field.name for kind in (Config, Options, Design) for field in dataclasses.fields(kind)}
     assert set(held) == settings - {"design", "judging"}
+
+
+# --- what ends a step before its time -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fails", "left"), [(1, []), (2, ["step-1"]), (3, ["step-2"])])
+def test_a_judge_that_is_gone_leaves_the_step_before(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch, fails: int, left: list[str]
+) -> None:
+    """And at the first step nothing, for there is none before it."""
+    judge, calls = train.judge, iter(range(1, 9))
+
+    def gone(*words: Any) -> Any:
+        if next(calls) == fails:
+            raise ConnectionError("gone")
+        return judge(*words)
+
+    monkeypatch.setattr(train, "judge", gone)
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match=f"gone\n.*--resume {run}"):
+        train.main(options(tiny, questions, run, steps=4, **NEVER))
+    saved = run / "checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == left if left else not any(saved.glob("*"))
+
+
+def test_what_a_run_will_ask_is_said_first(tiny: Path, tmp_path: Path) -> None:
+    """Rubrics of 15 and 3 items, an item a question: 9 on average for each of 2 x 2 x 4 answers."""
+    rows = [question(0), question(1, rubric=THREE)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    said = loud(options(tiny, path, tmp_path / "run", steps=2, **NEVER))
+    assert "rar-explicit: 16 answers x 9.0 = 144 questions to the judge" in said
+
+
+def test_supervised_steps_have_one_answer_a_question(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    train.main(options(tiny, questions, tmp_path / "run", steps=1, method="sft", max_new_tokens=30, **NEVER))
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["group_size"] == 1 and len(records(tmp_path / "run", "rollouts")) == 2

@@ -1,0 +1,97 @@
+"""A run's folder, piece by piece: records, what a resume reads, what it refuses and what it says."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from rar_mini import checkpoint
+from rar_mini.checkpoint import Run, differences, environment, load_state, records
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", {"seed": 1})
+
+
+def row(step: int, **more: object) -> dict:
+    return {"step": step, "split": "train", "example_id": "q", "reward": 0.5} | more
+
+
+def test_records_are_text_that_people_read(run: Run) -> None:
+    """As it is, not escaped; and no NaN, which JSON does not have."""
+    run.append("rollouts.jsonl", [row(1, response="früh – 早い")])
+    assert "früh – 早い" in (run.folder / "rollouts.jsonl").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="JSON"):
+        run.append("rollouts.jsonl", [row(2, reward=math.nan)])
+    assert [r["step"] for r in records(run.folder, "rollouts.jsonl")] == [1], "half a step is none"
+    run.describe({"name": "früh"})
+    text = (run.folder / "config.json").read_text(encoding="utf-8")
+    assert text == '{\n  "name": "früh"\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        run.describe({"rate": math.inf})
+    assert run.config() == {"name": "früh"}
+
+
+def test_records_are_read_without_their_tokens(run: Run) -> None:
+    """Most of a record are token ids, which hold the memory of a long run and which nobody prints."""
+    run.append("rollouts.jsonl", [row(1, ids=[1], prompt_ids=[2], sampler_logp=[-0.5])])
+    assert records(run.folder, "rollouts.jsonl") == [row(1)]
+    assert records(run.folder, "evaluations.jsonl") == []
+
+
+def test_a_question_without_a_reward_has_no_score(run: Run) -> None:
+    rows = [row(0), row(0, reward=0.7), row(0, example_id="r", reward=None), row(4), row(0, split="held_out")]
+    run.append("evaluations.jsonl", rows)
+    q, r = run.scores("train", ["q", "r"], 0)
+    assert q == pytest.approx(0.6) and math.isnan(r)
+
+
+def test_the_way_on_from_a_damaged_checkpoint_is_one_that_exists(run: Run) -> None:
+    for step in (2, 4):
+        (run.folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"step-4 is damaged.*; continue from the one before it.*--step 2$"):
+        run.start(None)
+    with pytest.raises(
+        ValueError, match=r"step-2 is damaged.*; delete it, and --resume .* starts the run over$"
+    ):
+        run.start(2)
+    with pytest.raises(ValueError, match="no checkpoint of step 3: expected one of 2, 4"):
+        run.start(3)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "recipe.pt"])
+def test_a_checkpoint_runs_no_code_when_it_is_read(tmp_path: Path, name: str) -> None:
+    class Code:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "trainer").mkdir()
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+    torch.save(optimizer.state_dict(), tmp_path / "trainer" / "optimizer.pt")
+    torch.save({"a": Code()}, tmp_path / "trainer" / name)
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path, optimizer, {})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_differences_are_those_of_either_side() -> None:
+    then = json.loads(json.dumps(environment()))
+    assert differences(then) == []
+    then["versions"]["gone"] = "1.0"
+    del then["versions"]["torch"], then["machine"]["ranks"]
+    assert differences(then) == [
+        "this run began with gone 1.0, now it is None",
+        f"this run began with torch None, now it is {torch.__version__}",
+    ], "a run of before there were ranks had one"
+
+
+def test_a_folder_that_is_no_repository_has_no_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment()["git"] is None

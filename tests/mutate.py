@@ -536,8 +536,8 @@ def equivalents() -> list[dict[str, str]]:
 def why(mutation: Mutation, rules: list[dict[str, str]]) -> str | None:
     """Why a mutation changes nothing that a test could see; None where nobody says so."""
     for rule in rules:
-        wanted = ((mutation.file, "file"), (mutation.function, "function"))
-        wanted = (*wanted, (mutation.text, "text"), (mutation.change, "change"))
+        wanted = ((mutation.file, "file"), (mutation.function, "function"), (mutation.text, "text"))
+        wanted = (*wanted, (mutation.change, "change"), (str(mutation.number), "number"))
         if all(fnmatch.fnmatchcase(value, _glob(rule.get(key, "*"))) for value, key in wanted):
             return rule["why"]
     return None

@@ -178,8 +178,8 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
         yield twice | {"prompt cache": read, "activations": once * m.passing(s)}
         yield twice | {"prompt cache": read, "activations": 2 * once * token}  # by layer, then side by side
         yield twice | {"prompt cache": read, "KV cache": own, "activations": read * 3 // 2}  # on their way
-        # Logits in float32, their exponentials, and those again in float64 for their sums; or scores in float32
-        # as they come and side by side, and their softmax.
+        # Logits in float32, their exponentials, and those again in float64, of which torch makes sums; or
+        # scores in float32 as they come and side by side, and their softmax.
         drawing = rows * max(16 * m.V, m.H * (n + c) * 12)
         # A captured step keeps that for itself, and the next one is captured beside it.
         drawing *= 2 if config.graph and not on_cpu(config) else 1

@@ -189,7 +189,7 @@ def _add(total, g, n: tl.int64, seed: tl.int64, index, step, turn, BLOCK: tl.con
 
 BLOCK, THREADS = 1024, 128
 """Each thread updates 8 numbers: in bfloat16, one access of 16 bytes for each of the 7 streams. At up to 80
-registers, six programs or more fit on an SM and keep 48 KB in flight; triton 3.6 takes 88, 3.8 85: five fit."""
+registers, six programs or more fit on an SM and keep 48 KB in flight; triton 3.6 takes 88, 3.8 85: five."""
 
 
 def _launch(

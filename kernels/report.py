@@ -67,6 +67,9 @@ def cases() -> Iterator[Case]:
         types = " ".join([f"*{dtype}"] * 4 + ["i64 i64 i32 i32"] + ["fp32"] * 9)
         yield Case(f"adamw {dtype}", adamw._adamw, types, {"BLOCK": adamw.BLOCK}, "p g m v", adamw.THREADS,
                    False, 7 * tile, 1.0)  # fmt: skip
+    for dtype, wide in (("bf16", 3), ("fp32", 4)):  # a batch's gradient, and the sum over processes
+        yield Case(f"sum bf16 + {dtype}", adamw._add, f"*bf16 *{dtype} i64 i64 i32 i32 i32",
+                   {"BLOCK": adamw.BLOCK}, "total g", adamw.THREADS, True, wide, 1.0)  # fmt: skip
 
 
 def build(case: Case, target: str) -> Any:

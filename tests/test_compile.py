@@ -214,6 +214,8 @@ def test_that_the_table_shows_what_is_launched(binaries: Binaries) -> None:
         advantage.group_advantage(torch.zeros(1, G, 3), torch.zeros(1, 3))
     for dtype in (torch.bfloat16, torch.float32):
         adamw.AdamW([parameter(3, dtype)], 1.0).step()
+        total = torch.zeros(3, dtype=torch.bfloat16)
+        adamw.add_(total, torch.zeros(3, dtype=dtype), seed=1, step=1, index=1, turn=1)
 
     def launched(one: dict[str, Any]) -> tuple[Any, ...]:
         names, (attributes,) = list(one["signature"]), one["configs"]

@@ -114,6 +114,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Tracker:
             monkeypatch.setattr(module, name, launch)
     monkeypatch.setitem(logprob.CHUNK_BYTES, "meta", logprob.CHUNK_BYTES["cuda"])
     monkeypatch.setattr(prefix, "flex_attention", lambda q, k, v, **options: Flex.apply(q, k, v))
+    # On CUDA a sum into float64 begins with a copy in float64, inside the operation, where no trace sees it.
+    sums = sampler._sums
+    monkeypatch.setattr(sampler, "_sums", lambda mass: sums(mass.double()))
     pack = prefix.pack
     for module in (sampler, local_judge):
         monkeypatch.setattr(module, "pack", lambda tree, device: pack(tree, device, "flex"))

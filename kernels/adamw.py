@@ -252,12 +252,12 @@ class AdamW(torch.optim.Optimizer):
                 raise ValueError(f"expected parameters in float32 or bfloat16, got {p.dtype}")
             if not p.is_contiguous():
                 raise ValueError(f"expected contiguous parameters, got {tuple(p.shape)} at {p.stride()}")
-        keyed = ((group, p) for group in self.param_groups for p in group["params"])
-        for index, (group, p) in enumerate(keyed, 1):
+        keyed = ((number, p) for number, group in enumerate(self.param_groups) for p in group["params"])
+        for index, (number, p) in enumerate(keyed, 1):
             if p.dtype == torch.bfloat16 and p.requires_grad:
-                p.register_hook(self._adding(p, group, index))
+                p.register_hook(self._adding(p, number, index))
 
-    def _adding(self, p: Tensor, group: dict[str, Any], index: int) -> Callable[[Tensor], Tensor]:
+    def _adding(self, p: Tensor, number: int, index: int) -> Callable[[Tensor], Tensor]:
         """What autograd asks, with each new gradient of p, for the one to put into p.grad."""
         turn = 0
 
@@ -267,8 +267,8 @@ class AdamW(torch.optim.Optimizer):
                 turn = 0
                 return g
             total, p.grad, turn = p.grad, None, turn + 1
-            step = self.state[p].get("step", 0) + 1
-            add_(total, g, seed=group["seed"], step=step, index=index, turn=turn)
+            seed = self.param_groups[number]["seed"]  # asked for now: load_state_dict makes new groups
+            add_(total, g, seed=seed, step=self.state[p].get("step", 0) + 1, index=index, turn=turn)
             return total
 
         return add

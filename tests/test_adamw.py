@@ -405,6 +405,16 @@ def test_sums_err_as_the_file_says() -> None:
         assert (nearest @ truth) / (truth @ truth) == pytest.approx(0.82, abs=0.03)
 
 
+def test_a_resumed_optimizer_adds_up_by_the_saved_seed() -> None:
+    p, twin = (drawn((1500,), 0, torch.bfloat16).requires_grad_() for _ in range(2))
+    saved, other = AdamW([p], 1e-2, seed=5), AdamW([twin], 1e-2, seed=6)
+    other.load_state_dict(saved.state_dict())
+    for seed in (1, 2):
+        for q in (p, twin):
+            q.backward(drawn((1500,), seed, torch.bfloat16))
+    assert same(p.grad, twin.grad)
+
+
 def test_a_sum_over_processes_is_rounded_once() -> None:
     """Of two processes with the same gradient: a sum in bfloat16 would be exact, so that they differ by less
     than bfloat16 holds. Of float32, in place."""

@@ -1,6 +1,7 @@
 """`train.py --check`: what it says of a good machine and of a bad one, and that nothing stops it."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Command, write_tiny
+from conftest import ROOT, Command, write_tiny
 from torch import Tensor
 
 import train
@@ -68,6 +69,24 @@ def test_weights_that_do_not_repeat_are_found(bench: Bench, monkeypatch: pytest.
     row = one("repeat", replace(bench, dtype="bfloat16"))
     assert row.result == "FAILED"
     assert "weights differ after two steps again, saved and loaded, in another process" in row.words
+
+
+def test_the_worst_of_errors_is_one_that_is_no_number() -> None:
+    assert math.isnan(check.worst([1e-7, math.nan, 2.0])) and check.worst([1.0, 2.0]) == 2.0
+    assert check.worst([]) == 0.0
+    assert check.plain({"a": [math.nan, 1.5], "b": {"c": math.inf, "d": "x"}}) == {
+        "a": [None, 1.5],
+        "b": {"c": None, "d": "x"},
+    }
+
+
+def test_what_a_check_started_ends_with_it() -> None:
+    """Else it would hold a GPU's memory while the next checks measure."""
+    inner = "from rar_mini.tools.check import told; import os, sys; "
+    inner += "told([sys.executable, '-c', 'import time; time.sleep(77.125)'], dict(os.environ), 'digest', 60)"
+    told([sys.executable, "-c", inner], os.environ | {"PYTHONPATH": str(ROOT)}, "repeat", 12.0)
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(b"sleep(77.125)" in words for words in running)
 
 
 def test_attention_that_is_off_is_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

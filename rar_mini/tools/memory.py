@@ -181,7 +181,7 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
         # Logits in float32, their exponentials, and those again in float64, of which torch makes sums; or
         # scores in float32 as they come and side by side, and their softmax.
         drawing = rows * max(16 * m.V, m.H * (n + c) * 12)
-        # A captured step keeps that for itself, and the next one is captured beside it.
+        # Twice: the graphs of a wave share a pool, and the plain step before each capture takes its own.
         drawing *= 2 if config.graph and not on_cpu(config) else 1
         yield twice | {"prompt cache": read, "KV cache": own, "activations": drawing}
 

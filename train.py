@@ -332,7 +332,7 @@ def main(argv: list[str]) -> None:
         elif "--plan" in named:
             memory.main(argv, setup.parse)
         elif "--check" in named:
-            check.main(argv, loss, step)
+            check.main(argv, cut, loss, step)
         else:
             train(ranks.first(lambda: setup.parse(argv, __doc__)))
 

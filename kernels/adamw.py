@@ -252,10 +252,20 @@ class AdamW(torch.optim.Optimizer):
                 raise ValueError(f"expected parameters in float32 or bfloat16, got {p.dtype}")
             if not p.is_contiguous():
                 raise ValueError(f"expected contiguous parameters, got {tuple(p.shape)} at {p.stride()}")
-        keyed = ((number, p) for number, group in enumerate(self.param_groups) for p in group["params"])
-        for index, (number, p) in enumerate(keyed, 1):
+        for index, number, p in self._keyed():
             if p.dtype == torch.bfloat16 and p.requires_grad:
                 p.register_hook(self._adding(p, number, index))
+
+    def _keyed(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Each parameter with the index that is its key, and the number of its group: load_state_dict makes
+        new groups."""
+        pairs = ((number, p) for number, group in enumerate(self.param_groups) for p in group["params"])
+        return ((index, number, p) for index, (number, p) in enumerate(pairs, 1))
+
+    def _add(self, p: Tensor, number: int, index: int, total: Tensor, g: Tensor, turn: int) -> None:
+        """Add g to a sum of p's gradients, by p's key at this step."""
+        seed, step = self.param_groups[number]["seed"], self.state[p].get("step", 0) + 1
+        add_(total, g, seed=seed, step=step, index=index, turn=turn)
 
     def _adding(self, p: Tensor, number: int, index: int) -> Callable[[Tensor], Tensor]:
         """What autograd asks, with each new gradient of p, for the one to put into p.grad."""
@@ -267,8 +277,7 @@ class AdamW(torch.optim.Optimizer):
                 turn = 0
                 return g
             total, p.grad, turn = p.grad, None, turn + 1
-            seed = self.param_groups[number]["seed"]  # asked for now: load_state_dict makes new groups
-            add_(total, g, seed=seed, step=self.state[p].get("step", 0) + 1, index=index, turn=turn)
+            self._add(p, number, index, total, g, turn)
             return total
 
         return add
@@ -276,23 +285,17 @@ class AdamW(torch.optim.Optimizer):
     def sum_gradients(self, add: Callable[[Tensor], object]) -> None:
         """Have `add` turn each gradient into its sum over processes, in place. One of bfloat16 is added up in
         float32 and rounded once, alike in all processes: they have the same key."""
-        index = 0
-        for group in self.param_groups:
-            for p in group["params"]:
-                index += 1
-                if p.grad is None:
-                    continue
+        for index, number, p in self._keyed():
+            if p.grad is not None:
                 add(wide := p.grad.float())  # of float32, the gradient itself
                 if p.dtype == torch.bfloat16:
-                    step = self.state[p].get("step", 0) + 1
-                    add_(p.grad.zero_(), wide, seed=group["seed"], step=step, index=index, turn=OVER_RANKS)
+                    self._add(p, number, index, p.grad.zero_(), wide, OVER_RANKS)
 
     def make_moments(self) -> None:
         """Take the moments' memory now: at the first step, what a wave of samples has freed is in pieces."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.requires_grad:
-                    self._begin(p)
+        for _, _, p in self._keyed():
+            if p.requires_grad:
+                self._begin(p)
 
     def _begin(self, p: Tensor) -> None:
         if not self.state[p]:

@@ -370,9 +370,7 @@ class Wave:
 def scores(bias: Tensor, q: Tensor, keys: Tensor) -> Tensor:
     """bias + q keys^T / sqrt(d) in float32: q (B, m, d), keys (B, n, d), bias that spreads to (B, m, n)."""
     scale = q.shape[-1] ** -0.5
-    if (
-        q.is_cuda and q.dtype != torch.float32
-    ):  # a product of bfloat16 that is not rounded, without wide copies
+    if q.is_cuda and q.dtype != torch.float32:  # not rounded, and no wide copy of the keys
         return torch.add(bias, torch.bmm(q, keys.mT, out_dtype=torch.float32), alpha=scale)
     return torch.baddbmm(bias, q.float(), keys.float().mT, alpha=scale)
 

@@ -25,7 +25,7 @@ from rar_mini.tools.check import Bench, one, told
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A check of a tiny policy with a vocabulary that a check's random prompts fit."""
     policy = write_tiny(tmp_path_factory.mktemp("check") / "policy")
-    return Bench(str(policy), None, "cpu", "float32", train.loss, train.step)
+    return Bench(str(policy), None, "cpu", "float32", train.cut, train.loss, train.step)
 
 
 @pytest.mark.parametrize("name", ["machine", "gap", "repeat", pytest.param("ranks", marks=pytest.mark.slow)])
@@ -74,7 +74,7 @@ def test_weights_that_do_not_repeat_are_found(bench: Bench, monkeypatch: pytest.
 def test_the_worst_of_errors_is_one_that_is_no_number() -> None:
     assert math.isnan(check.worst([1e-7, math.nan, 2.0])) and check.worst([1.0, 2.0]) == 2.0
     assert check.worst([]) == 0.0
-    assert check.plain({"a": [math.nan, 1.5], "b": {"c": math.inf, "d": "x"}}) == {
+    assert check.as_json({"a": [math.nan, 1.5], "b": {"c": math.inf, "d": "x"}}) == {
         "a": [None, 1.5],
         "b": {"c": None, "d": "x"},
     }

@@ -40,7 +40,7 @@ def test_checks(wide: Path, name: str) -> None:
     """Those of train.py --check, with a policy that costs nothing."""
     if name in ("memory", "speed"):
         pytest.skip("says nothing of a policy that costs nothing: python train.py --check")
-    row = one(name, Bench(str(wide), None, "cuda", "bfloat16", train.loss, train.step))
+    row = one(name, Bench(str(wide), None, "cuda", "bfloat16", train.cut, train.loss, train.step))
     assert row.result == "ok" or (name == "ranks" and torch.cuda.device_count() == 1), row.words
 
 

@@ -94,14 +94,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the checks work with; `loss` and `step` are train.py's own."""
+    """What the checks work with; `cut`, `loss` and `step` are train.py's own."""
 
     policy: str
     random: str | None
     device: str
     dtype: str
+    cut: Callable[..., list[grpo.MicroBatch]]
     loss: Callable[..., dict[str, float]]
     step: Callable[..., None]
+
+    @property
+    def name(self) -> str:
+        """The policy's, by which its config is known."""
+        return self.policy if self.random is None else RANDOM[self.random]
 
     @property
     def on_gpu(self) -> bool:
@@ -112,7 +118,7 @@ class Bench:
         kind = getattr(torch, dtype or self.dtype)
         if self.random is None:
             return model.load(pretrained.resolve(self.policy), kind, self.device)
-        return random_weights(AutoConfig.for_model(**memory.KNOWN[RANDOM[self.random]]), kind, self.device)
+        return random_weights(AutoConfig.for_model(**memory.KNOWN[self.name]), kind, self.device)
 
 
 def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, device: str) -> Decoder:
@@ -134,12 +140,12 @@ def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, de
     return decoder
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Numbers as JSON has them: null for what is none."""
     if isinstance(value, dict):
-        return {name: plain(x) for name, x in value.items()}
+        return {name: as_json(x) for name, x in value.items()}
     if isinstance(value, list):
-        return [plain(x) for x in value]
+        return [as_json(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -259,8 +265,7 @@ def attention(b: Bench) -> tuple[str, Numbers]:
     own, numbers, before = "flex" if b.on_gpu else "loop", {}, counters["stats"]["unique_graphs"]
     dtypes = ((torch.float32, 1e-4), (torch.bfloat16, 2e-2))
     for dtype, bound in dtypes:
-        for layout in LAYOUTS:
-            H, KV, d = layout
+        for H, KV, d in LAYOUTS:
             for root, branches in TREES:
                 made, T = torch.Generator().manual_seed(0), root + sum(branches)
                 shapes = ((T, H, d), (T, KV, d), (T, KV, d), (T, H, d))
@@ -307,10 +312,13 @@ def long(b: Bench) -> tuple[str, Numbers]:
     return f"{T} tokens, {H} heads of {d}: {1e3 * taken:.1f} ms both ways, {held / 1e9:.2f} GB", numbers
 
 
-def requests(decoder: Decoder, P: int, G: int, n: int, c: int, seed: int = 0) -> list[Request]:
-    """P prompts of about n tokens at random, each to be continued G times by c tokens."""
-    made = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(decoder.config.vocab_size, (n - p,), generator=made).tolist() for p in range(P)]
+def requests(
+    decoder: Decoder, P: int, G: int, n: int, c: int, seed: int = 0, shorter: int = 1
+) -> list[Request]:
+    """P prompts at random, one of n tokens and each next one `shorter`, to be continued G times by c
+    tokens."""
+    made, V = torch.Generator().manual_seed(seed), decoder.config.vocab_size
+    ids = [torch.randint(V, (n - p * shorter,), generator=made).tolist() for p in range(P)]
     return [Request(x, [uniforms(seed, 0, str(p), g, c) for g in range(G)]) for p, x in enumerate(ids)]
 
 
@@ -376,29 +384,24 @@ def drawn_rollouts(decoder: Decoder, asked: Sequence[Request], c: int, cache: in
     groups = sample(decoder, asked, frozenset(), Settings(c, cache_bytes=cache))
     reward = torch.tensor([[sum(row.ids) % 97 / 97 for row in group] for group in groups])
     prompts = [[request.prompt] * len(group) for request, group in zip(asked, groups, strict=True)]
-    return Rollouts([], prompts, groups, [], adv=grpo.advantage(reward))
+    return Rollouts([None] * len(asked), prompts, groups, [], reward=reward, adv=grpo.advantage(reward))
 
 
-def batches(b: Bench, rollouts: Rollouts, config: Config) -> list[grpo.MicroBatch]:
-    return grpo.micro_batches(
-        rollouts,
-        torch.ones_like(rollouts.adv, dtype=torch.bool),
-        loss_norm=config.loss_norm,
-        max_new_tokens=config.max_new_tokens,
-        tokens_per_batch=config.tokens_per_batch,
-        device=b.device,
-        attention=config.attention,
-    )
+def reading(decoder: Decoder, config: Config) -> Training:
+    """What train.py's `cut` and `loss` ask for."""
+    return Training(config, Recipe(config=config), SimpleNamespace(model=decoder), None, None)
 
 
-def training(b: Bench, decoder: Decoder, config: Config) -> Training:
-    optimizer = AdamW(decoder.parameters(), config.lr, seed=config.seed)
-    optimizer.make_moments()
-    return Training(config, Recipe(config=config), SimpleNamespace(model=decoder), None, optimizer)
+def training(decoder: Decoder, config: Config) -> Training:
+    """And what its `step` does."""
+    t = reading(decoder, config)
+    t.optimizer = AdamW(decoder.parameters(), config.lr, seed=config.seed)
+    t.optimizer.make_moments()
+    return t
 
 
 def update(b: Bench, t: Training, rollouts: Rollouts) -> dict[str, float]:
-    metrics = b.loss(t, batches(b, rollouts, t.config))
+    metrics = b.loss(t, b.cut(t, rollouts))
     b.step(t.optimizer, metrics["grad_norm"], t.config.lr, t.config.max_grad_norm)
     return metrics
 
@@ -412,13 +415,13 @@ def digest(b: Bench, folder: Path | None = None) -> str:
     """The weights after two steps, as a hash; with a folder, saved and loaded there between the two."""
     P, G, n, c = sizes(b)
     config = replace(Config(), lr=1e-4, max_new_tokens=c, tokens_per_batch=(n + G * c) * 3 // 2)
-    t = training(b, b.decoder(), replace(config, device=b.device, dtype=b.dtype))
+    t = training(b.decoder(), replace(config, device=b.device, dtype=b.dtype))
     for number in (1, 2):
         update(b, t, drawn_rollouts(t.actor.model, requests(t.actor.model, P, G, n, c, number), c))
         if folder is not None and number == 1:
             model.save(t.actor.model, folder)
             torch.save(t.optimizer.state_dict(), folder / "optimizer.pt")
-            t = training(b, model.load(folder, getattr(torch, b.dtype), b.device), t.config)
+            t = training(model.load(folder, getattr(torch, b.dtype), b.device), t.config)
             saved = torch.load(folder / "optimizer.pt", map_location=b.device, weights_only=True)
             t.optimizer.load_state_dict(saved)
     whole = hashlib.sha256()
@@ -447,7 +450,7 @@ def gap(b: Bench) -> tuple[str, Numbers]:
     decoder, config = b.decoder(), replace(Config(), max_new_tokens=c)
     rollouts = drawn_rollouts(decoder, requests(decoder, P, G, n, c), c)
     gaps, ratios = [], []
-    for batch in batches(b, rollouts, config):
+    for batch in b.cut(reading(decoder, config), rollouts):
         (logp, _), (other, _) = (grpo.token_logp(decoder, batch, 1.0) for _ in range(2))
         gaps.append((logp - batch.sampler_logp).abs().detach())
         ratios.append((logp - other).exp().sub(1).abs().max().item())
@@ -462,13 +465,9 @@ def gap(b: Bench) -> tuple[str, Numbers]:
 
 def measured(b: Bench, config: Config, decoder: Decoder) -> dict[str, int]:
     """Peaks in bytes of what torch has handed out, by phase."""
-    n, c = config.max_prompt_tokens, config.max_new_tokens
-    made = torch.Generator().manual_seed(0)
-    shape = (config.prompts_per_step, n)
-    ids = torch.randint(decoder.config.vocab_size, shape, generator=made).tolist()
-    rows = range(config.group_size)
-    asked = [Request(x, [uniforms(0, 0, str(p), g, c) for g in rows]) for p, x in enumerate(ids)]
-    t, found = training(b, decoder, config), {}
+    sizes = (config.prompts_per_step, config.group_size, config.max_prompt_tokens, config.max_new_tokens)
+    asked, c = requests(decoder, *sizes, shorter=0), config.max_new_tokens
+    t, found = training(decoder, config), {}
     for _ in range(2):  # the second has every kernel and workspace
         torch.cuda.reset_peak_memory_stats()
         rollouts = drawn_rollouts(decoder, asked, c, config.cache_mb * 2**20)
@@ -482,9 +481,8 @@ def measured(b: Bench, config: Config, decoder: Decoder) -> dict[str, int]:
 def memory_(b: Bench) -> tuple[str, Numbers]:
     if not b.on_gpu:
         raise NotHere("only a GPU's allocator counts what was taken")
-    name = b.policy if b.random is None else RANDOM[b.random]
     big = b.random == "7b"
-    config = replace(Config(), policy=name, device=b.device, dtype=b.dtype, lr=1e-6, eval_every=0)
+    config = replace(Config(), policy=b.name, device=b.device, dtype=b.dtype, lr=1e-6, eval_every=0)
     config = replace(config, prompts_per_step=6, group_size=16, max_prompt_tokens=256, max_new_tokens=256)
     # Batches of two questions each: full ones, as the plan takes them to be.
     full = 2 * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
@@ -492,7 +490,7 @@ def memory_(b: Bench) -> tuple[str, Numbers]:
     decoder = b.decoder()
     decoder.checkpointing = big
     found = measured(b, config, decoder)
-    planned = {phase: parts["peak"] for phase, parts in memory.plan(memory.read(name), config).items()}
+    planned = {phase: parts["peak"] for phase, parts in memory.plan(memory.read(b.name), config).items()}
     off = {phase: found[phase] / planned[phase] - 1 for phase in ("sampling", "training")}
     numbers = {"measured": found, "planned": planned, "off": off}
     words = ", ".join(
@@ -508,13 +506,12 @@ def speed(b: Bench) -> tuple[str, Numbers]:
     P, G, n, c = (6, 16, 256, 256) if b.on_gpu else (2, 8, 40, 32)
     decoder = b.decoder()
     on, s = decoder.head.device.type, decoder.head.element_size()
-    name = b.policy if b.random is None else RANDOM[b.random]
-    m, layers = memory.read(name), sum(p.numel() for p in decoder.model["layers"].parameters())
+    m, layers = memory.read(b.name), sum(p.numel() for p in decoder.model["layers"].parameters())
     weights = decoder.head.numel() + layers
     copied, multiplied = bench.copying(on)[1], bench.multiplying(on, decoder.head.dtype)[1]
     asked = requests(decoder, P, G, n, c)
     config = replace(Config(), lr=1e-6, max_new_tokens=c, tokens_per_batch=8192 if b.on_gpu else 2048)
-    t = training(b, decoder, replace(config, device=b.device, dtype=b.dtype, policy=name))
+    t = training(decoder, replace(config, device=b.device, dtype=b.dtype, policy=b.name))
     if b.random == "7b":
         decoder.checkpointing = True
     drawn_rollouts(decoder, asked, c)  # to warm up
@@ -639,11 +636,11 @@ def told(command: Sequence[str], env: dict[str, str], name: str, limit: float) -
         last = (err.strip().splitlines() or ["without a word"])[-1]
         row = Row(name, "FAILED", f"its process ended with {process.returncode}: {last[:WORDS]}")
     finally:
-        with_children(process)
+        end(process)
     return replace(row, seconds=time.perf_counter() - start)
 
 
-def with_children(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen) -> None:
     """End a process and all that it has started."""
     process.kill()
     with suppress(ProcessLookupError):
@@ -656,7 +653,12 @@ def words_of(b: Bench) -> list[str]:
     return [*source, "--device", b.device, "--dtype", b.dtype]
 
 
-def main(argv: Sequence[str], loss: Callable[..., dict[str, float]], step: Callable[..., None]) -> None:
+def main(
+    argv: Sequence[str],
+    cut: Callable[..., list[grpo.MicroBatch]],
+    loss: Callable[..., dict[str, float]],
+    step: Callable[..., None],
+) -> None:
     """The command line. Ends with 1 where a check failed."""
     parser = argparse.ArgumentParser(
         "train.py --check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -674,10 +676,10 @@ def main(argv: Sequence[str], loss: Callable[..., dict[str, float]], step: Calla
     if o.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {o.device}: this torch ({torch.__version__}) sees no GPU")
     dtype = o.dtype or ("bfloat16" if o.device.startswith("cuda") else "float32")
-    b = Bench(o.policy, o.random, o.device, dtype, loss, step)
+    b = Bench(o.policy, o.random, o.device, dtype, cut, loss, step)
     if o.only:
         ranks.claim(o.device)
-        print(json.dumps(plain(asdict(one(o.only, b))), allow_nan=False))
+        print(json.dumps(as_json(asdict(one(o.only, b))), allow_nan=False))
         return
     if o.random is None:
         b = replace(b, policy=str(pretrained.resolve(o.policy)))  # once, and before the clocks run

@@ -1,6 +1,6 @@
 """The log-probability and the entropy of each token, from hidden states, without ever holding (N, V) logits.
 
-    x = (hidden W^T + bias) / temperature      (V,) a row
+    x = hidden W^T / temperature      (V,) a row
     lse = log sum exp x          logp = x[target] - lse          entropy = lse - sum softmax(x) x
 
 With N = 4,096 tokens and V = 151,936 the logits take 2.5 GB in float32, their log-softmax as much again, and
@@ -18,7 +18,7 @@ twice.
 Memory beyond inputs and gradients, for chunks of n rows and numbers of s bytes (V_16 is V rounded up to 16):
 
     n V_16 s        one chunk: at most CHUNK_BYTES, and at least one row
-    V D (4 + s)     only where there is more than one chunk of bfloat16 or float16: the weight's gradient adds
+    V D (4 + s)     only where there is more than one chunk of bfloat16: the weight's gradient adds
                     up in float32, and each chunk's product stands beside it for a moment. At V = 152,064 and
                     D = 3,584 that is 2.2 + 1.1 GB. With a chunk of 1 GB it is worth it from N = 4,800 on,
                     where it is less than the 3 N V s that the plain path holds: log-softmax, its gradient and
@@ -45,6 +45,8 @@ from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
 CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
 """The budget of one chunk of logits: 1,365 rows of 49,152 in float32, 3,533 rows of 151,936 in bfloat16. On a
 GPU each further chunk reads and writes the weight's gradient once more, so chunks are larger there."""
+
+DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 SLICE = 2**19  # numbers a temporary of the reference holds: 2 MB, so that it stays in a core's cache
 
@@ -215,51 +217,42 @@ def _buffer(rows: int, weight: Tensor) -> Tensor:
     return weight.new_empty(rows, _padded(len(weight)))[:, : len(weight)]  # (rows, V)
 
 
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> Tensor:
-    if bias is None:
-        return torch.mm(hidden, weight.T, out=logits)
-    return torch.addmm(bias, hidden, weight.T, out=logits)
-
-
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, scale: float, rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, scale: float, rows: int
     ) -> tuple[Tensor, Tensor]:
         buffer, parts = _buffer(rows, weight), []
         for part in _chunks(len(hidden), rows):
-            logits = _project(hidden[part], weight, bias, buffer[: part.stop - part.start])  # (n, V)
+            logits = torch.mm(hidden[part], weight.T, out=buffer[: part.stop - part.start])  # (n, V)
             parts.append(statistics(logits, target[part], scale))
         logp, entropy, lse = (torch.cat(column) for column in zip(*parts, strict=True))
         # Not among the saved tensors, because the backward pass writes into it.
-        ctx.logits = buffer if len(parts) == 1 and any(ctx.needs_input_grad[:3]) else None
-        ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
+        ctx.logits = buffer if len(parts) == 1 and any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(hidden, weight, target, lse, entropy)
         ctx.scale, ctx.rows = scale, rows
         return logp, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dlogp: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, lse, entropy = ctx.saved_tensors
+        hidden, weight, target, lse, entropy = ctx.saved_tensors
         # Kept logits serve once; a second backward pass (retain_graph) computes them again like chunks do.
         kept, ctx.logits = ctx.logits, None
         buffer = kept if kept is not None else _buffer(ctx.rows, weight)
         columns = [x.contiguous() for x in (target, lse, entropy, dlogp, dentropy)]
         dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        dweight = dbias = None
+        dweight = None
         for part in _chunks(len(hidden), ctx.rows):
             logits = buffer[: part.stop - part.start]
             if kept is None:
-                _project(hidden[part], weight, bias, logits)
+                torch.mm(hidden[part], weight.T, out=logits)
             gradient_(logits, *(x[part] for x in columns), scale=ctx.scale)
             if dhidden is not None:
                 torch.mm(logits, weight, out=dhidden[part])
             if ctx.needs_input_grad[1]:
                 dweight = _add_product(dweight, logits.T, hidden[part], last=part.stop == len(hidden))
-            if ctx.needs_input_grad[2]:
-                column = logits.sum(0, dtype=lse.dtype)
-                dbias = column if dbias is None else dbias.add_(column)
-        return dhidden, dweight, None if dbias is None else dbias.to(bias.dtype), None, None, None
+        return dhidden, dweight, None, None, None
 
 
 def _add_product(total: Tensor | None, a: Tensor, b: Tensor, *, last: bool) -> Tensor:
@@ -281,27 +274,27 @@ def linear_logprob(
     target: Tensor,
     *,
     temperature: float = 1.0,
-    bias: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each row of softmax((hidden W^T + bias) / temperature).
+    """Log-probability of each target and entropy of each row of softmax(hidden W^T / temperature).
 
-    hidden (N, D), weight (V, D), target (N,) int64, bias (V,) -> logp (N,), entropy (N,) in nats, float32
-    (float64 for float64 inputs). Differentiable once in hidden, weight and bias, through both outputs; inputs
-    are only read. Peak memory beyond inputs and gradients is one chunk, see above. In float16 the gradient of
-    a logit underflows below 6e-8: scale the loss. Raises ValueError for shapes or dtypes that do not fit, a
-    temperature that is not positive, or a target outside [0, V).
+    hidden (N, D), weight (V, D), target (N,) int64 -> logp (N,), entropy (N,) in nats, float32 (float64 for
+    float64 inputs). Differentiable once in hidden and weight, through both outputs; inputs are only read.
+    Peak memory beyond inputs and gradients is one chunk, see above. Raises ValueError for shapes or dtypes
+    that do not fit (float16 among them, in which a logit's gradient below 6e-8 is 0), a temperature that is
+    not positive, or a target outside [0, V).
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or not len(hidden):
         shapes = f"{tuple(hidden.shape)} and {tuple(weight.shape)}"
         raise ValueError(f"expected hidden (N, D) with N >= 1 and weight (V, D), got {shapes}")
-    if hidden.dtype != weight.dtype or (bias is not None and bias.dtype != weight.dtype):
-        raise ValueError(f"expected one dtype, got {hidden.dtype} for hidden and {weight.dtype} for weight")
+    if hidden.dtype != weight.dtype or hidden.dtype not in DTYPES:
+        expected = "bfloat16, float32 or float64 for both"
+        raise ValueError(f"expected {expected}, got {hidden.dtype} for hidden and {weight.dtype} for weight")
     target = _checked(target, len(hidden), len(weight), temperature)
     budget = chunk_bytes or CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"])
     fit = max(1, budget // (_padded(len(weight)) * weight.element_size()))
     rows = -(-len(hidden) // -(-len(hidden) // fit))  # chunks of equal size: no short last one
-    return _LinearLogprob.apply(hidden, weight, bias, target, 1 / temperature, rows)
+    return _LinearLogprob.apply(hidden, weight, target, 1 / temperature, rows)
 
 
 def logprob(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -81,7 +81,8 @@ class Recipe:
         return text
 
     def rubrics(self, examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> list[Rubric]:
-        """The rubric by which each group of responses is judged: the data's own. Sees responses[p][g]."""
+        """The rubric by which each group of responses is judged: the data's own. Sees responses[p][g]; of
+        several processes each makes those of its own groups."""
         return [example.rubric for example in examples]
 
     def reward(self, scores: Scores) -> Tensor:

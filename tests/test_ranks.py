@@ -144,6 +144,29 @@ def test_many_ranks_give_the_run_of_one(
         assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 0.01
 
 
+def test_each_rank_makes_the_rubrics_of_its_own_groups(tiny: Path, five: Path, tmp_path: Path) -> None:
+    """Writing rubrics may cost money: two processes ask for five groups a step, not for ten."""
+    recipe = tmp_path / "made.py"
+    recipe.write_text(f"""
+import os
+from rar_mini.recipe import Recipe
+from rar_mini.rubric import Rubric
+
+class Made(Recipe):
+    def rubrics(self, examples, responses):
+        with open({str(tmp_path / "asked")!r}, "a") as file:
+            file.write(f"{{os.getpid()}} {{' '.join(e.id for e in examples)}}\\n")
+        return [Rubric(e.rubric.criteria[:1]) for e in examples]
+""")
+    changes = {"recipe": recipe, "eval_every": 0, "steps": 1}
+    launch(2, words(tiny, five, tmp_path / "run", **changes), tmp_path / "logs")
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert sorted(len(ids) for _, *ids in asked) == [2, 3] and len({pid for pid, *_ in asked}) == 2
+    rows = records(tmp_path / "run", "rollouts")
+    assert {row["example_id"] for row in rows} == {name for _, *ids in asked for name in ids}
+    assert all(len(row["verdicts"]) == 1 for row in rows)
+
+
 @pytest.mark.parametrize(
     ("device", "world", "current"),
     [("cpu", 1, None), ("cuda", 1, None), ("cuda:1", 1, 1), ("cpu", 2, None), ("cuda", 2, 1)],

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rar_mini.model import Decoder, refuse_misfits, write_weights
+from rar_mini.pretrained import HUB_ID
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 UNKNOWN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save")
@@ -87,12 +88,14 @@ def merged(decoder: Decoder) -> dict[str, Tensor]:
 
 
 def save(decoder: Decoder, directory: Path, name: str) -> None:
-    """Write the adapters in PEFT's format; `name` is of their base, as PEFT or `pretrained.resolve` takes it.
-    Raises OSError where the disk does not take it."""
+    """Write the adapters in PEFT's format; `name` is their base's, as `pretrained.resolve` takes it. Raises
+    OSError if the disk does not take it."""
     directory.mkdir(parents=True, exist_ok=True)
     layers = _adapted(decoder)
     one = next(iter(layers.values()))
-    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name}
+    name, revision = name.split("@") if HUB_ID.fullmatch(name) and "@" in name else (name, None)
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    said |= {"base_model_name_or_path": name, "revision": revision}
     said |= {"r": len(one.lora_A), "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none"}
     said |= {"target_modules": sorted({name.split(".")[-1] for name in layers}), "inference_mode": True}
     (directory / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ PIP += " --only-binary=:all:"  # from a source archive pip would run its build s
 SECRET = re.compile(
     r"(?i)(?<=://)\S*(?=@)|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)|(token|key|secret|password)=[^&\s]+|hf_[a-z0-9]{16,}"
 )
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
 
 # GGUF's names of a Llama's parts, and Hugging Face's. The rest of a name is the same: blk.3.attn_q.weight.
@@ -83,8 +83,8 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     """Return the Hugging Face model directory that a name stands for, fetching it if need be.
 
     `name` is `smollm2-135m` (the embedded default), a directory with a config.json or an adapter_config.json,
-    or a hub id such as `Qwen/Qwen2.5-7B`, of which only `files` are fetched. Raises ValueError that says what
-    was expected, what failed and what to do.
+    or a hub id such as `Qwen/Qwen2.5-7B` or `Qwen/Qwen2.5-7B@REVISION`, of which only `files` are fetched.
+    Raises ValueError that says what was expected, what failed and what to do.
     """
     if name == NAME:
         return embedded()
@@ -98,17 +98,31 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     raise ValueError(f"no model {name!r}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
 
 
+def pinned(name: str) -> str:
+    """A name that means the same model tomorrow and from another folder: a directory's absolute path, or a
+    hub id with the commit that it stands for today."""
+    if (directory := Path(name).expanduser()).exists():
+        return str(directory.absolute())
+    match = HUB_ID.fullmatch(name)
+    if name == NAME or not match or re.fullmatch("[0-9a-f]{40}", match[2] or ""):
+        return name
+    return f"{match[1]}@{from_hub(name, ['config.json', 'adapter_config.json']).name}"
+
+
 def base(directory: Path) -> str | None:
-    """The name of the model that the adapters in a directory are of; None if it holds none."""
+    """The name of the model that the adapters in a directory belong to; None if it holds none."""
     path = directory / "adapter_config.json"
-    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
-    return json.loads(text).get("base_model_name_or_path")
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
+    return f"{name}@{revision}" if name and revision and HUB_ID.fullmatch(name) else name
 
 
 def from_hub(name: str, files: Sequence[str]) -> Path:
-    """Fetch files of a model of the Hub into huggingface_hub's own cache, or find them there."""
+    """Fetch files of a model of the Hub into huggingface_hub's own cache, or find them there. The folder is
+    named by the model's commit."""
+    repo, revision = HUB_ID.fullmatch(name).groups()
     try:
-        return Path(client().snapshot_download(name, allow_patterns=list(files)))
+        return Path(client().snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # types change with the HTTP library underneath; the remedy is the same
         raise ValueError(
             f"could not get {name!r}: there is no such directory here, and the Hub failed with "

@@ -18,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rar_mini import checkpoint, data, hub, model, policy, ranks, recipe, report
+from rar_mini import checkpoint, data, hub, model, policy, pretrained, ranks, recipe, report
 from rar_mini.checkpoint import Manifest, Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -94,8 +94,8 @@ def settle(config: Config) -> tuple[Config, str]:
         )
     if config.attention == "flex" and not device.startswith("cuda"):
         raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
-    path = Path(config.policy)
-    name = str(path.absolute()) if path.is_dir() else config.policy
+    name = ranks.first(lambda: pretrained.pinned(config.policy))
+    judge, gold = ranks.first(lambda: (_pinned(judge), _pinned(gold)))
     source, revision = config.data, config.revision
     if source == "rar":
         revision = ranks.first(lambda: hub.fetch(config.domain, revision)[1])
@@ -107,6 +107,11 @@ def settle(config: Config) -> tuple[Config, str]:
     own = config.recipe and recipe.located(config.recipe)
     settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
     return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G), why
+
+
+def _pinned(judge: str | None) -> str | None:
+    kind, _, name = (judge or "").partition(":")
+    return f"local:{pretrained.pinned(name)}" if kind == "local" else judge
 
 
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:

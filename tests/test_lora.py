@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import train
-from rar_mini import checkpoint, data, grpo, lora, model, onednn, policy
+from rar_mini import checkpoint, data, grpo, lora, model, onednn, policy, pretrained
 from rar_mini.config import TARGETS, Config
 from rar_mini.evaluation.answers import Answering, Sampled
 from rar_mini.model import Decoder, reference_attention
@@ -375,6 +375,39 @@ def test_a_checkpoint_is_a_policy_for_everyone(run: Path, tiny: Path, tmp_path: 
     assert json.loads((again / "checkpoints/step-1/adapter" / lora.CONFIG).read_text())[
         "base_model_name_or_path"
     ] == str(saved)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_policy_of_the_hub_stays_the_one_that_was_fetched(
+    adapted: bool, tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's authors upload another one while a run stands still: its base and its reference do not
+    change. Adapters name the commit where PEFT looks for it."""
+    old, new = (tmp_path / "hub" / (commit * 40) for commit in "ab")
+    shutil.copytree(tiny, old)
+    shutil.copytree(tiny, new)
+    weights = {name: x + 0.1 for name, x in load_file(new / "model.safetensors").items()}
+    save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+    newest = [old]
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        return str(old.parent / (revision or newest[0].name))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    changes = {"policy": "org/model", "beta": 0.1, "lora_rank": 4 if adapted else 0}
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=3, **changes))
+    whole = numbers(run)
+    newest[0] = new
+    shutil.rmtree(run / "checkpoints" / "step-3")
+    train.main(["--resume", str(run)])
+    assert numbers(run) == whole
+    assert settings(run)["policy"] == f"org/model@{old.name}"
+    if adapted:
+        saved = run / "checkpoints" / "step-3" / "adapter"
+        written = json.loads((saved / "adapter_config.json").read_text())
+        assert (written["base_model_name_or_path"], written["revision"]) == ("org/model", old.name)
+        assert pretrained.base(saved) == f"org/model@{old.name}"
 
 
 def test_adapters_without_their_base_say_so(tiny: Path, tmp_path: Path) -> None:

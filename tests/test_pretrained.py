@@ -427,6 +427,34 @@ def test_a_cache_that_cannot_be_written(cache: Path) -> None:
 # Names
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A Hub with the model org/model; commits by branch, which a test may move on."""
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert repo == "org/model"
+        return str(tmp_path / "hub" / "snapshots" / commits.get(revision or "main", revision))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return commits
+
+
+def test_a_name_of_the_hub_is_pinned_to_its_commit(
+    hub: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert pretrained.pinned("org/model") == f"org/model@{'a' * 40}"
+    assert pretrained.pinned("org/model@v1") == f"org/model@{'b' * 40}"
+    before = pretrained.pinned("org/model")
+    hub["main"] = "c" * 40
+    assert pretrained.pinned(before) == before
+    assert pretrained.resolve(before).name == "a" * 40 and pretrained.resolve("org/model").name == "c" * 40
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    assert pretrained.pinned("org") == str(tmp_path / "org")
+    assert [pretrained.pinned(name) for name in ("smollm2-135m", "nonsense")] == ["smollm2-135m", "nonsense"]
+
+
 def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "from_hub", lambda name, files: Path("hub") / name)
     assert pretrained.resolve("Qwen/Qwen2.5-7B") == Path("hub/Qwen/Qwen2.5-7B")

@@ -57,7 +57,7 @@ from rar_mini import data, grpo, ranks, report, sampler, setup
 from rar_mini.checkpoint import Run
 from rar_mini.config import Config
 from rar_mini.data import Example
-from rar_mini.guard import check_failures, guarded
+from rar_mini.guard import check_failures, guarded, stop
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -279,11 +279,11 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
 
 def save(t: Training, n: int) -> None:
     """Write a checkpoint if one is due, or if Ctrl-C asked for the end."""
-    last, stopping = n == t.config.steps, any(ranks.gather(bool(t.interrupted)))
-    if stopping or (t.config.save_every and (last or n % t.config.save_every == 0)):
+    last, interrupted = n == t.config.steps, ranks.gather(bool(t.interrupted))
+    if any(interrupted) or (t.config.save_every and (last or n % t.config.save_every == 0)):
         t.save(n)
-    if stopping and not last:
-        raise KeyboardInterrupt
+    if any(interrupted) and not last:
+        stop(t, n, interrupted)
 
 
 def close(t: Training) -> None:

@@ -9,11 +9,11 @@
 
 import copy
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from torch import Tensor
 from tqdm import tqdm
@@ -60,6 +60,14 @@ def check_failures(t: "Training", reward: Tensor) -> None:
         )
 
 
+def stop(t: "Training", step: int, interrupted: Sequence[bool]) -> NoReturn:
+    """End a run that was saved after `step`, because some ranks were interrupted; rank 0 says which."""
+    numbers = ", ".join(str(rank) for rank, asked in enumerate(interrupted) if asked)
+    which = f" on rank {numbers}" if ranks.world > 1 else ""
+    print(f"stopped  after step {step}, because of Ctrl-C{which}: python train.py --resume {t.run.folder}")
+    raise KeyboardInterrupt
+
+
 def stop_on_interrupt(folder: Path) -> list[int]:
     """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
     asked: list[int] = []
@@ -68,10 +76,7 @@ def stop_on_interrupt(folder: Path) -> list[int]:
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         asked.append(number)
-        tqdm.write(
-            "\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once.\n"
-            f"          Go on later with: python train.py --resume {folder}"
-        )
+        tqdm.write("\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once")
 
     signal.signal(signal.SIGINT, handle)
     return asked

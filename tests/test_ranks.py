@@ -446,7 +446,10 @@ def test_ctrl_c_on_any_rank_stops_all_at_one_step(tiny: Path, five: Path, tmp_pa
     os.kill(started.all[1].pid, signal.SIGINT)
     assert started.codes() == [130, 130]
     (saved,) = Run(run).checkpoints()
-    assert checkpoint.check(saved) == records(run)[-1]["step"]
+    step = checkpoint.check(saved)
+    assert step == records(run)[-1]["step"]
+    said = f"stopped  after step {step}, because of Ctrl-C on rank 1: python train.py --resume {run}\n"
+    assert said in started.logs[0].read_text() and not started.logs[1].read_text()
 
 
 def other_weights(rank: int) -> None:

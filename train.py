@@ -127,8 +127,8 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
 
     def work() -> list[list[Completion]]:
         written = sampler.sample(actor.model, requests, actor.ends, how, bar.update)
-        found = dict(zip(places, sum(written, []), strict=True))
-        return [[found[p, g] for g in range(G)] for p in own]
+        by_place = dict(zip(places, sum(written, []), strict=True))
+        return [[by_place[p, g] for g in range(G)] for p in own]
 
     with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
         completions = ranks.merge(ranks.attempt(work))  # P x G
@@ -144,11 +144,11 @@ def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[
     """The prompt of each of G rollouts; the same list if the recipe shows the same messages."""
     shown = [t.recipe.messages(example, n, g) for g in range(G)]
     stems = grpo.stems(shown)
-    known = {g: t.actor.encode(example, shown[g]) for g in set(stems)}
-    return [known[g] for g in stems]
+    ids = {g: t.actor.encode(example, shown[g]) for g in set(stems)}
+    return [ids[g] for g in stems]
 
 
-def judge(t: Training, asked: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:
+def judge(t: Training, scorer: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:
     """What a judge says of rollouts, by the recipe's rubrics, which each rank makes for its own groups."""
     examples, responses = (ranks.share(x) for x in (rollouts.examples, rollouts.responses))
     rubrics = ranks.merge(ranks.attempt(lambda: t.recipe.rubrics(examples, responses)))
@@ -157,7 +157,7 @@ def judge(t: Training, asked: JudgeLike, rollouts: Rollouts, clock: Clock) -> Sc
         rollouts.rubrics = rubrics  # made for these responses: records keep them
     examples = [dataclasses.replace(example, rubric=rubric) for example, rubric in pairs]
     with clock("judge"):
-        return asked.score(examples, rollouts.responses, progress="judging")
+        return scorer.score(examples, rollouts.responses, progress="judging")
 
 
 def recite(t: Training, drawn: Drawn) -> Rollouts:
@@ -231,9 +231,9 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
         if examples:
             drawn = [(example, 0) for example in examples]
             rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock())
-            for name, asked in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
-                if asked:
-                    rollouts.scores = judge(t, asked, rollouts, Clock())
+            for name, scorer in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
+                if scorer:
+                    rollouts.scores = judge(t, scorer, rollouts, Clock())
                     rollouts.reward = t.recipe.reward(rollouts.scores)  # (P, G)
                     rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
                     t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
@@ -288,10 +288,10 @@ def save(t: Training, n: int) -> None:
 
 def close(t: Training) -> None:
     """Say what the judges were asked, and end their connections."""
-    for name, asked in (("judge", t.judge), ("gold", t.gold)):
-        if asked:
-            print(f"{name:<9}{asked.line()}")
-            asked.close()
+    for name, scorer in (("judge", t.judge), ("gold", t.gold)):
+        if scorer:
+            print(f"{name:<9}{scorer.line()}")
+            scorer.close()
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -45,12 +45,12 @@ def reference(verdict: Tensor, weight: Tensor, scale: str) -> tuple[Tensor, Tens
     positive = w.clamp_min(0).sum(-1)  # (P, 1)
     lost = (w.abs() * points).sum(-1) / w.abs().sum(-1)  # (P, G)
     reward = torch.where(positive > 0, (w * points).sum(-1) / positive, 1 - lost)
-    known = ~reward.isnan()
-    count = known.sum(-1, keepdim=True)  # (P, 1)
-    mean = torch.where(known, reward, 0.0).sum(-1, keepdim=True) / count
-    off = torch.where(known, reward - mean, 0.0)
-    highest = torch.where(known, reward, -torch.inf).amax(-1, keepdim=True)
-    lowest = torch.where(known, reward, torch.inf).amin(-1, keepdim=True)
+    valid = ~reward.isnan()
+    count = valid.sum(-1, keepdim=True)  # (P, 1)
+    mean = torch.where(valid, reward, 0.0).sum(-1, keepdim=True) / count
+    off = torch.where(valid, reward - mean, 0.0)
+    highest = torch.where(valid, reward, -torch.inf).amax(-1, keepdim=True)
+    lowest = torch.where(valid, reward, torch.inf).amin(-1, keepdim=True)
     std = (off.square().sum(-1, keepdim=True) / count).sqrt()
     advantage = off / (std + EPS) if scale == "group" else off
     # One scored rollout spreads by 0, and none by -inf: a group of fewer than two is one that ties.
@@ -87,11 +87,11 @@ def _advantage(verdict, weight, reward, advantage, G, K, standardise, tie, eps,
         size += tl.sum(tl.abs(w), 0)
     # 0 / 0 is NaN where all weights are 0, as it should be.
     r = tl.where(positive > 0.0, earned / tl.where(positive > 0.0, positive, 1.0), 1.0 - lost / size)
-    known = (r == r) & (g < G)
-    count = tl.sum(known.to(tl.float32), 0)
-    mean = tl.sum(tl.where(known, r, 0.0), 0) / tl.maximum(count, 1.0)
-    off = tl.where(known, r - mean, 0.0)  # 0 is also the advantage of a rollout without a reward
-    spread = tl.max(tl.where(known, r, float("-inf")), 0) - tl.min(tl.where(known, r, float("inf")), 0)
+    valid = (r == r) & (g < G)
+    count = tl.sum(valid.to(tl.float32), 0)
+    mean = tl.sum(tl.where(valid, r, 0.0), 0) / tl.maximum(count, 1.0)
+    off = tl.where(valid, r - mean, 0.0)  # 0 is also the advantage of a rollout without a reward
+    spread = tl.max(tl.where(valid, r, float("-inf")), 0) - tl.min(tl.where(valid, r, float("inf")), 0)
     std = tl.sqrt(tl.sum(off * off, 0) / tl.maximum(count, 1.0))
     adv = off / tl.where(standardise != 0, std + eps, 1.0)
     tl.store(reward + p * G + g, r, mask=g < G)

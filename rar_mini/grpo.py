@@ -81,8 +81,8 @@ def reward(scores: Scores) -> Tensor:
 def scored(reward: Tensor) -> Tensor:
     """Which rollouts teach: (P, G) rewards -> (P, G) bool. One without a reward does not, nor does a group
     with fewer than two rewards."""
-    known = ~reward.isnan()
-    return known & (known.sum(-1, keepdim=True) >= 2)
+    valid = ~reward.isnan()
+    return valid & (valid.sum(-1, keepdim=True) >= 2)
 
 
 def teaches(rollouts: Rollouts) -> Tensor:
@@ -95,10 +95,10 @@ def advantage(reward: Tensor, scale: str = "group") -> Tensor:
 
     `scale` is "group" (over the group's deviation) or "none" (the difference to the mean, arXiv 2503.20783).
     """
-    known = ~reward.isnan()
-    count = known.sum(-1, keepdim=True)  # (P, 1)
-    mean = torch.where(known, reward, 0.0).sum(-1, keepdim=True) / count
-    off = torch.where(known, reward - mean, 0.0)  # (P, G)
+    valid = ~reward.isnan()
+    count = valid.sum(-1, keepdim=True)  # (P, 1)
+    mean = torch.where(valid, reward, 0.0).sum(-1, keepdim=True) / count
+    off = torch.where(valid, reward - mean, 0.0)  # (P, G)
     std = (off.square().sum(-1, keepdim=True) / count).sqrt()
     adv = off / (std + EPS) if scale == "group" else off
     return torch.where(tied(reward)[:, None], 0.0, adv)
@@ -106,9 +106,9 @@ def advantage(reward: Tensor, scale: str = "group") -> Tensor:
 
 def tied(reward: Tensor) -> Tensor:
     """Which groups teach nothing, (P, G) -> (P,): their rewards are equal, or fewer than two."""
-    known = ~reward.isnan()
-    highest = torch.where(known, reward, -torch.inf).amax(-1)
-    lowest = torch.where(known, reward, torch.inf).amin(-1)
+    valid = ~reward.isnan()
+    highest = torch.where(valid, reward, -torch.inf).amax(-1)
+    lowest = torch.where(valid, reward, torch.inf).amin(-1)
     return ~(highest - lowest > TIE)  # a single reward spreads by 0, and none by -inf
 
 

@@ -69,6 +69,6 @@ def _download(repo: str, commit: str, target: Path) -> None:
     """Fetch beside `target`, then rename: what stands under that name is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fetching-", dir=target.parent) as workshop:
-        found = {"repo_type": "dataset", "revision": commit, "allow_patterns": "data/*.parquet"}
-        pretrained.client().snapshot_download(repo, local_dir=workshop, **found)
+        options = {"repo_type": "dataset", "revision": commit, "allow_patterns": "data/*.parquet"}
+        pretrained.client().snapshot_download(repo, local_dir=workshop, **options)
         pretrained.publish(Path(workshop) / "data", target)

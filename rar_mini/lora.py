@@ -94,43 +94,43 @@ def save(decoder: Decoder, directory: Path, name: str) -> None:
     layers = _adapted(decoder)
     one = next(iter(layers.values()))
     name, revision = name.split("@") if HUB_ID.fullmatch(name) and "@" in name else (name, None)
-    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
-    said |= {"base_model_name_or_path": name, "revision": revision}
-    said |= {"r": len(one.lora_A), "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none"}
-    said |= {"target_modules": sorted({name.split(".")[-1] for name in layers}), "inference_mode": True}
-    (directory / CONFIG).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    config |= {"r": len(one.lora_A), "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none"}
+    config |= {"target_modules": sorted({name.split(".")[-1] for name in layers}), "inference_mode": True}
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: parameter.detach() for name, parameter in _adapters(decoder).items()}
     write_weights(weights, directory / WEIGHTS, directory / CONFIG)
 
 
 def load(decoder: Decoder, directory: Path) -> None:
     """Give a decoder's adapters the values that `save` wrote. Raises ValueError for others."""
-    own, found = _adapters(decoder), _read(directory)
-    refuse_misfits(directory, _shapes(own), _shapes(found))
+    own, stored = _adapters(decoder), _read(directory)
+    refuse_misfits(directory, _shapes(own), _shapes(stored))
     for name, parameter in own.items():
-        parameter.data.copy_(found[name])
+        parameter.data.copy_(stored[name])
 
 
 def merge(decoder: Decoder, directory: Path) -> None:
     """Add adapters in PEFT's format to the weights of a plain decoder. Raises ValueError where they are of
     another kind or of another model."""
-    said = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    odd = [name for name in UNKNOWN if said.get(name)]
-    begun = str(said.get("init_lora_weights"))
+    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    odd = [name for name in UNKNOWN if config.get(name)]
+    begun = str(config.get("init_lora_weights"))
     odd += [f"init_lora_weights {begun}"] * begun.startswith(MOVED)
-    if said.get("peft_type") != "LORA" or odd:
-        came = ", ".join(odd) or f"peft_type {said.get('peft_type')}"
+    if config.get("peft_type") != "LORA" or odd:
+        came = ", ".join(odd) or f"peft_type {config.get('peft_type')}"
         raise ValueError(f"{directory / CONFIG}: expected plain LoRA, got {came}; merge it with peft instead")
-    found, pairs, expected = _read(directory), [], {}
+    stored, pairs, expected = _read(directory), [], {}
     for name, parameter in decoder.named_parameters():
         A, B = (PREFIX + name.replace("weight", f"lora_{side}.weight") for side in "AB")
-        if A in found:
+        if A in stored:
             pairs.append((parameter, B, A))
-            expected |= {A: (said["r"], parameter.shape[1]), B: (parameter.shape[0], said["r"])}
-    refuse_misfits(directory, expected, _shapes(found))
+            expected |= {A: (config["r"], parameter.shape[1]), B: (parameter.shape[0], config["r"])}
+    refuse_misfits(directory, expected, _shapes(stored))
     for parameter, B, A in pairs:
-        up, down = found[B].to(parameter), found[A].to(parameter)
-        parameter.data.addmm_(up, down, alpha=said["lora_alpha"] / said["r"])
+        up, down = stored[B].to(parameter), stored[A].to(parameter)
+        parameter.data.addmm_(up, down, alpha=config["lora_alpha"] / config["r"])
 
 
 def _adapted(decoder: Decoder) -> dict[str, Adapted]:

@@ -303,13 +303,13 @@ def weight_files(directory: Path) -> list[Path]:
     raise ValueError(f"no weights in {directory}: expected {single.name} or {index.name}")
 
 
-def refuse_misfits(directory: Path, expected: Shapes, found: Shapes) -> None:
+def refuse_misfits(directory: Path, expected: Shapes, stored: Shapes) -> None:
     """Raise ValueError that names the weights which are missing, unexpected or of the wrong shape."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in expected]
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    problems += [f"{name} is unexpected" for name in stored if name not in expected]
     problems += [
         f"{name} has shape {shape}, expected {expected[name]}"
-        for name, shape in found.items()
+        for name, shape in stored.items()
         if expected.get(name, shape) != shape
     ]
     if problems:
@@ -338,8 +338,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
             source |= {name: file for name in file.keys() if not name.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings and "lm_head.weight" in source:  # some writers store a tied head twice
             expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
-        refuse_misfits(directory, expected, found)
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
+        refuse_misfits(directory, expected, stored)
         # copy=True: safetensors returns views of a mapped file, at odd addresses, where the product with one
         # row rounds differently (on CPU, at 12 of 16 offsets). A resumed run has to repeat its numbers.
         weights = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in source.items()}

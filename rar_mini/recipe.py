@@ -156,9 +156,9 @@ def make(spec: str | None, config: Config | None = None) -> Recipe:
     except SystemExit as end:
         if not end.code:  # --recipe.help
             raise
-        known = ", ".join(f"--recipe.{option}" for option in _options(kind)) or "no options"
+        choices = ", ".join(f"--recipe.{option}" for option in _options(kind)) or "no options"
         raise ValueError(
-            f"--recipe {name}: expected {known} with a value each, got {shlex.join(options) or 'none'}; "
+            f"--recipe {name}: expected {choices} with a value each, got {shlex.join(options) or 'none'}; "
             "--recipe.help explains them"
         ) from None
     return dataclasses.replace(made, config=config)
@@ -187,18 +187,18 @@ def digest(spec: str | None) -> str | None:
 def _file(name: str) -> Path:
     path = Path(name) if name.endswith(".py") else LAB / f"{name}.py"
     if not path.is_file():
-        known = sorted(str(p.relative_to(LAB).with_suffix("")) for p in LAB.rglob("*.py"))
-        raise ValueError(f"no recipe {name!r}: {path} is no file; expected PATH.py or {', '.join(known)}")
+        choices = sorted(str(p.relative_to(LAB).with_suffix("")) for p in LAB.rglob("*.py"))
+        raise ValueError(f"no recipe {name!r}: {path} is no file; expected PATH.py or {', '.join(choices)}")
     return path
 
 
 def _load(file: Path) -> type[Recipe]:
     """The one subclass of Recipe that a file defines."""
-    found = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look the types of their fields up there
     try:
-        found.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"the recipe {file} does not run: {type(error).__name__}: {error}") from error
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Recipe)]

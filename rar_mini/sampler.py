@@ -166,15 +166,15 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
     root = tree.add(prompts[0][:common]) if common else None
     leaves = [tree.add(prompt[common:], root) for prompt in prompts]
     packed = pack(tree, model.head.device)
-    kept: list[list[Tensor]] = [[], []]  # keys and values of each layer, (T, KV, d)
+    caches: list[list[Tensor]] = [[], []]  # keys and values of each layer, (T, KV, d)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        kept[0].append(k)
-        kept[1].append(v)
+        caches[0].append(k)
+        caches[1].append(v)
         return packed.attend(layer, q, k, v)
 
     hidden = model(packed.ids, packed.positions, attend)  # (T, D)
-    keys, values = (torch.stack(side).transpose(1, 2) for side in kept)  # (layers, KV, T, d)
+    keys, values = (torch.stack(side).transpose(1, 2) for side in caches)  # (layers, KV, T, d)
     read = []
     for leaf in leaves:
         start, end = packed.spans[leaf]
@@ -422,8 +422,8 @@ def _passing(cdf: Tensor, point: Tensor) -> Tensor:
     """Where cdf (R, n) first exceeds point (R, 1): a place with mass of its own -> (R, 1)."""
     end = cdf[:, -1:]  # which rounding may let the point reach
     point = torch.minimum(point, torch.nextafter(end, torch.zeros_like(end)))
-    found = torch.searchsorted(cdf, point, right=True)
-    return found.clamp_max(cdf.shape[-1] - 1)  # of a policy that is broken: nothing exceeds a NaN
+    token = torch.searchsorted(cdf, point, right=True)
+    return token.clamp_max(cdf.shape[-1] - 1)  # of a policy that is broken: nothing exceeds a NaN
 
 
 if __name__ == "__main__":

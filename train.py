@@ -57,7 +57,7 @@ from rar_mini import data, grpo, ranks, report, sampler, setup
 from rar_mini.checkpoint import Run
 from rar_mini.config import Config
 from rar_mini.data import Example
-from rar_mini.guard import check_failures, guarded, stop
+from rar_mini.guard import check_failures, guarded, stop, stop_on_interrupt
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -74,6 +74,7 @@ Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has 
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     t = setup.prepare(config, Judge, run, resume)
+    t.interrupted = stop_on_interrupt(t.run.folder)
     config, recipe = t.config, t.recipe
     t.before = t.after = score_before(t)
     for n in range(t.first, config.steps + 1):

@@ -13,16 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from torch import Tensor
 from tqdm import tqdm
 
 from rar_mini import ranks
 from rar_mini.judging.endpoint import OverBudget
-
-if TYPE_CHECKING:
-    from rar_mini.setup import Training
+from rar_mini.setup import Training
 
 
 class JudgeFailed(ValueError):
@@ -30,7 +28,7 @@ class JudgeFailed(ValueError):
 
 
 @contextmanager
-def guarded(t: "Training", step: int) -> Iterator[None]:
+def guarded(t: Training, step: int) -> Iterator[None]:
     """Around a step: leave what the run can go on from, and say how."""
     state = copy.deepcopy(t.recipe.state)
     try:
@@ -49,7 +47,7 @@ def guarded(t: "Training", step: int) -> Iterator[None]:
         ) from error
 
 
-def check_failures(t: "Training", reward: Tensor) -> None:
+def check_failures(t: Training, reward: Tensor) -> None:
     """Stop a run whose judge fails too often in its last steps; reward (P, G)."""
     t.failed.append(reward.isnan().float().mean().item())
     share = sum(t.failed) / len(t.failed)
@@ -60,7 +58,7 @@ def check_failures(t: "Training", reward: Tensor) -> None:
         )
 
 
-def stop(t: "Training", step: int, interrupted: Sequence[bool]) -> NoReturn:
+def stop(t: Training, step: int, interrupted: Sequence[bool]) -> NoReturn:
     """End a run that was saved after `step`, because some ranks were interrupted; rank 0 says which."""
     numbers = ", ".join(str(rank) for rank, asked in enumerate(interrupted) if asked)
     which = f" on rank {numbers}" if ranks.world > 1 else ""

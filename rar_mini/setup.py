@@ -22,7 +22,6 @@ from rar_mini import checkpoint, data, hub, model, policy, pretrained, ranks, re
 from rar_mini.checkpoint import Manifest, Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
-from rar_mini.guard import stop_on_interrupt
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import from_json, refuse_unknown, to_json
@@ -159,7 +158,6 @@ def prepare(
     t.judge.carry(t.run.steps("metrics.jsonl"))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
-    t.interrupted = stop_on_interrupt(t.run.folder)
     return t
 
 

@@ -35,13 +35,10 @@ def code_lines(name: str) -> set[int]:
     return lines
 
 
-def imports(name: str, types: bool = True) -> set[str]:
-    """The modules that a file imports, and what it takes from them; with or without those for types alone."""
+def imports(name: str) -> set[str]:
+    """The modules that a file imports, for types alone or not, and what it takes from them."""
     found = set()
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
-    if not types:
-        tests = [ast.unparse(node.test) if isinstance(node, ast.If) else "" for node in tree.body]
-        tree.body = [n for n, test in zip(tree.body, tests, strict=True) if test != "TYPE_CHECKING"]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -74,7 +71,7 @@ def test_no_circle_of_imports() -> None:
     """Each file is imported before those that import it, wherever in the file the import stands."""
     ours = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in SOURCES}
     ours = {f"rar_mini.{m}" if m.startswith("kernels") else m: name for m, name in ours.items()}
-    uses = {name: {ours[m] for m in imports(name, types=False) if m in ours} - {name} for name in SOURCES}
+    uses = {name: {ours[m] for m in imports(name) if m in ours} - {name} for name in SOURCES}
     while free := [name for name, needs in uses.items() if not needs & uses.keys()]:
         for name in free:
             del uses[name]

@@ -126,6 +126,12 @@ def test_what_several_processes_make_of_their_own_prompts_adds_up_to_the_step(
             assert (a - sum(b)).norm() <= 1e-5 * a.norm()
 
 
+def test_a_tie_ends_just_above_one_in_a_million() -> None:
+    reward = torch.tensor([[0.0, 0.99e-6], [0.0, 1e-6], [0.0, 1.01e-6]])
+    assert grpo.tied(reward).tolist() == [True, True, False]
+    assert grpo.advantage(reward)[:2].tolist() == [[0.0, 0.0]] * 2
+
+
 def test_each_token_of_a_batch_stands_beside_what_belongs_to_it() -> None:
     """Two prompts, one with completions of three tokens and of a single one, which is never read, only
     predicted; the other with one of two, and one without a reward. In float32, two prompts in a batch."""

@@ -278,6 +278,14 @@ def test_a_recipe_that_cannot_be_had_is_refused_in_one_line(
     assert capfd.readouterr().err == ""
 
 
+def test_a_recipe_may_have_switches_and_helpers(tmp_path: Path) -> None:
+    """A switch takes a value like any other option, so that a preset's True can be turned off."""
+    own = write_recipe(tmp_path / "own.py", "    on: bool = True\n\n    def _help(self):\n        return 1\n")
+    name = recipe.words(["--recipe", str(own), "--recipe.on", "False"])[-1]
+    assert recipe.make(name).on is False and recipe.make(str(own)).on is True
+    assert recipe.located(name) == f"{own} --on False"
+
+
 def test_help_shows_a_recipes_options(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         trained("nowhere", "nothing", Path("no"), "--recipe", "examples/gated", "--recipe.help")

@@ -134,6 +134,37 @@ def test_score_takes_a_design(command: Command, tmp_path: Path) -> None:
     assert done.returncode == 1 and "expected the score of that row by this judge" in done.stderr
 
 
+def test_score_takes_a_recipe_with_the_settings_of_the_command(command: Command, tmp_path: Path) -> None:
+    """Its rubric is asked about, its reward is written, and it sees what the judge was asked for. Text of
+    any language stands in the file as it is."""
+    recipe = tmp_path / "own.py"
+    recipe.write_text("""
+import torch
+from rar_mini.recipe import Recipe
+from rar_mini.rubric import Criterion, Rubric
+
+class Own(Recipe):
+    def rubrics(self, examples, responses):
+        return [Rubric((Criterion("Fièvre", "Mentions fièvre.", "essential", 1.0),))] * len(examples)
+
+    def reward(self, scores):
+        c = self.config
+        settings = (c.judge, c.method, c.design.rubric_drop, c.judging.threshold)
+        return torch.full(scores.rating.shape, float(settings == ("keyword", "rar-implicit", "labels", 0.5)))
+""")
+    path = write_rows(tmp_path / "in.jsonl", [question(0, response="Une fièvre.")])
+    words = ["judge.py", "score", path, "--judge", "keyword", "--recipe", recipe]
+    one, two = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    done = command(*words, "--out", one)
+    assert done.returncode == 0, done.stderr
+    text = one.read_text(encoding="utf-8")
+    assert [item["title"] for item in json.loads(text)["verdicts"]] == ["Fièvre"] and "Fièvre" in text
+    assert json.loads(text)["reward"] == 0.0
+    options = ["--method", "rar-implicit", "--rubric-drop", "labels", "--threshold", "0.5"]
+    done = command(*words, *options, "--out", two)
+    assert done.returncode == 0 and json.loads(two.read_text())["reward"] == 1.0, done.stderr
+
+
 def test_the_file_that_is_read_is_not_written(server: Server, tmp_path: Path) -> None:
     """Its only line has no end and looks like one that was cut: it was dropped, and the file was empty."""
     path = tmp_path / "in.jsonl"

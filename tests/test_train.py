@@ -33,9 +33,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
 import train
-from rar_mini import checkpoint, policy, prompts, setup
+from rar_mini import checkpoint, grpo, policy, prompts, setup
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.report import Clock
 from rar_mini.viewing.show import show
 
 
@@ -543,6 +544,28 @@ def test_help_shows_every_way_to_start(words: str, capsys: pytest.CaptureFixture
         train.main(words.split())
     said = capsys.readouterr().out
     assert not done.value.code and all(word in said for word in HELP[words])
+
+
+def test_a_benchmark_times_whole_steps_that_no_end_token_cuts_short(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five of them, unless --runs says otherwise, on the benchmark's own sizes."""
+    asked: list[tuple] = []
+    monkeypatch.setattr(train.speed, "WORK", (2, 3, 8))
+    monkeypatch.setattr(train.speed, "training", lambda *words: asked.append(words))
+    train.main(["--bench", "--policy", str(tiny), "--group-size", "16"])
+    train.main(["--bench", "--policy", str(tiny), "--runs", "2"])
+    assert [runs for *_, runs in asked] == [5, 2]
+    name, actor, one, _ = asked[0]
+    assert name == str(tiny) and actor.ends == frozenset()
+    before, clock = policy.checksum(actor), Clock()
+    # The byte model's answers all tie, and would teach nothing.
+    monkeypatch.setattr(grpo, "reward", lambda scores: torch.tensor([[0.0, 0.5, 1.0]] * 2))
+    one(clock)
+    assert policy.checksum(actor) != before
+    assert clock.seconds.keys() == {"sample", "judge", "train"}
+    with pytest.raises(ValueError, match="no option --run "):
+        train.main(["--bench", "--policy", str(tiny), "--run", "2"])
 
 
 def test_a_benchmark_of_no_runs_is_refused(capsys: pytest.CaptureFixture) -> None:

@@ -55,7 +55,7 @@ from rar_mini.judging import wires
 from rar_mini.judging.asked import Asked, Backend
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
-from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
@@ -269,9 +269,9 @@ class Judge:
         """Every sentence that this judge is shown, by name."""
         return dict(vars(self.prompts))
 
-    def carry(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Count what the steps of a run that goes on have cost already."""
-        self.ledger.carry(steps)
+    def carry(self, account: Account) -> None:
+        """Keep an account of what this judge costs, and count what stands in it already."""
+        self.ledger.carry(account)
 
     def reasons(self) -> str:
         """What failed, in words."""
@@ -392,6 +392,7 @@ def score(
     made = recipes.make(recipe, config)
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
+    asker.carry(Account.beside(out))
     asked = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
         asked = [f"{each}-{recipes.digest(recipe)}" for each in asked]

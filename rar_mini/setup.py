@@ -22,6 +22,7 @@ from rar_mini import checkpoint, data, hub, model, policy, pretrained, ranks, re
 from rar_mini.checkpoint import Manifest, Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
+from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import from_json, refuse_unknown, to_json
@@ -32,6 +33,9 @@ from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
 
 Splits = dict[str, list[Example]]  # train and held_out
+
+SPENDING = "spending.jsonl"
+"""The record of what the judges have cost. No rewind touches it: money is not earned back."""
 
 
 @dataclass
@@ -155,7 +159,9 @@ def prepare(
     facts |= {"planned_steps": config.steps, "recipe": recipe.digest(config.recipe)}
     t.run = run or ranks.first(lambda: Run.create(config.out, to_json(config), **facts))
     t.planned = t.run.config().get("planned_steps") or config.steps
-    t.judge.carry(t.run.steps("metrics.jsonl"))
+    t.judge.carry(Account(t.run.folder / SPENDING))
+    if t.gold:
+        t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
     return t
@@ -238,6 +244,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
     run.describe(written | {"settings": to_json(config)})
+    Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))
     run.rewind(done)
     print(f"resume   {run.folder} after step {max(done, 0)}")
     return config, run, found

@@ -17,7 +17,7 @@ from judge import Judge
 from rar_mini.config import Options
 from rar_mini.files import kept_rows
 from rar_mini.judging.endpoint import Endpoint, Request
-from rar_mini.judging.ledger import Cache, Ledger
+from rar_mini.judging.ledger import Account, Cache, Ledger
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -129,11 +129,13 @@ def test_the_line_says_all_that_happened_and_nothing_that_did_not() -> None:
     assert ledger.reasons() == "2 x cut (the last); 1 x timeout"
 
 
-def test_what_a_run_has_cost_already_counts_but_is_not_new() -> None:
-    ledger = Ledger()
-    ledger.carry([[{}, {"perf/judge/dollars": None}]])  # of a judge without a price
+def test_what_a_run_has_cost_already_counts_but_is_not_new(tmp_path: Path) -> None:
+    ledger, account = Ledger(), Account(tmp_path / "spending.jsonl")
+    ledger.carry(account)
     assert ledger.metrics() == {"judge/questions": 0} and ledger.line() == "0 failed"
-    ledger.carry([[{"perf/judge/dollars": 0.5}, {}], [{"perf/judge/dollars": 0.25}]])
+    account.put("a", 0.5)
+    account.put("b", 0.25)
+    ledger.carry(account)
     assert ledger.metrics()["perf/judge/dollars"] == 0 and "$0.7500" in ledger.line()
     ledger.counts["dollars"] += 0.125
     assert ledger.dollars(1.0) == 1.875 and ledger.metrics()["perf/judge/dollars"] == 0.125

@@ -30,7 +30,7 @@ from rar_mini import checkpoint, data, grpo, model, ranks
 from rar_mini.checkpoint import Run
 from rar_mini.judging import keyword as keyword_judge
 from rar_mini.judging.endpoint import OverBudget
-from rar_mini.judging.ledger import Ledger
+from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.sampler import Completion
 from rar_mini.scores import Scores
@@ -500,11 +500,12 @@ def test_questions_to_a_server_are_asked_once_and_counted_once(
     assert sum(row["perf/judge/calls"] for row in rows) == len(server.seen) <= 2 * 5 * 4
 
 
-def test_a_budget_holds_for_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_holds_for_all_ranks_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each would otherwise spend all of it: four ranks, four budgets."""
+    account, ledger = Account(tmp_path / "spending.jsonl"), Ledger()
+    account.put("a", 1.0)
+    ledger.carry(account)  # all ranks learn what the run has cost
     monkeypatch.setattr(ranks, "world", 2)
-    ledger = Ledger()
-    ledger.carry([[{"perf/judge/dollars": 1.0}]])  # all ranks read what the run has cost
     ledger.counts.update(calls=2, dollars=0.25)
     ledger.latencies.extend([0.1, 0.2])
     ledger.fail("timeout", "late")

@@ -24,6 +24,7 @@ from judge import Judge
 from rar_mini import data, grpo, policy, prompts, recipe, sampler, setup
 from rar_mini.config import PRESETS
 from rar_mini.judging import keyword
+from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import Wrapper
 from rar_mini.recipe import LAB, Recipe
 from rar_mini.rubric import Criterion, Rubric
@@ -530,13 +531,13 @@ def test_a_wrapper_leaves_no_judge_out(questions: Path, server: Server) -> None:
     both.close()
 
 
-def test_wrapped_wrappers_number_their_judges_and_split_what_a_run_has_cost() -> None:
+def test_wrapped_wrappers_number_their_judges_and_split_what_a_run_has_cost(tmp_path: Path) -> None:
     def fake(name: str) -> SimpleNamespace:
         paid: list = []
         return SimpleNamespace(
             spec=name,
             paid=paid,
-            carry=lambda steps: paid.extend(row.get("perf/judge/dollars") for rows in steps for row in rows),
+            carry=lambda account: paid.append(account.spent()),
             metrics=lambda: {"judge/questions": name, "perf/judge/dollars": name},
             texts=lambda: {"system": name},
         )
@@ -550,8 +551,12 @@ def test_wrapped_wrappers_number_their_judges_and_split_what_a_run_has_cost() ->
         f"perf/{judge}/dollars": name for judge, name in names.items()
     }
     assert list(whole.texts()) == ["system", "judge2/system", "judge3/system", "judge4/system"]
-    whole.carry([[{"step": 1} | metrics], [{"step": 2, "reward": 0.5, "perf/judge3/dollars": 7}]])
-    assert [judge.paid for judge in (a, b, c, d)] == [["a", None], ["b", None], ["c", 7], ["d", None]]
+    account = Account(tmp_path / "spending.jsonl")
+    for number in (1, 3, 3):
+        Account(account.path, number=number).put(f"{number}", 7.0)
+    Account(account.path, "judge3").put("another", 0.5)
+    whole.carry(account)
+    assert [judge.paid for judge in (a, b, c, d)] == [[7.0], [0], [7.5], [0]]
 
 
 def test_a_resumed_run_carries_the_costs_of_both_judges(
@@ -559,8 +564,8 @@ def test_a_resumed_run_carries_the_costs_of_both_judges(
 ) -> None:
     words = ("--recipe", "examples/mean_of_two", "--recipe.second", "chat:m", "--criteria-per-call", "all")
     run = trained(tiny, questions, tmp_path / "run", *words, "--steps", 1, *SAVED)
-    costs = [row | {"perf/judge/dollars": 0.25, "perf/judge2/dollars": 2.0} for row in records(run)]
-    write_rows(run / "metrics.jsonl", costs)
+    for judge, dollars in {"judge": 0.25, "judge2": 2.0}.items():
+        Account(run / "spending.jsonl", judge).put("a", dollars)
     spent, close = [], judges.Judge.close
 
     def closed(self: Judge) -> None:

@@ -31,6 +31,7 @@ from rar_mini.data import Example
 from rar_mini.files import digest, lines
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import refuse_outside, to_json
 from rar_mini.pretrained import resolve
@@ -230,6 +231,11 @@ def graded(
     """
     policy_name, folder = asking.located()
     source, log = source_of(policy_name, asking, judging), folder / f"{name}.jsonl"
+    account = Account.beside(log)
+    if judge:
+        judge.carry(account)
+    if isinstance(source, Served):
+        source.endpoint.ledger.carry(replace(account, judge="policy"))
     digests = {
         e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else ""]) for e in examples
     }

@@ -146,7 +146,6 @@ class Endpoint:
         self.refused: set[str] = set()  # of OPTIONAL, what this server does not take
         self._met = False  # whether the first request is over
         self._answered = False  # whether any reply ever came
-        self._reserved = 0.0  # dollars that requests under way may cost
         self._under_way: dict[str, asyncio.Future] = {}
         self._requests, self._tokens = Pace(rpm), Pace(tpm)
         self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
@@ -317,14 +316,8 @@ class Endpoint:
         async with self._places:
             await self._requests.take(1)
             await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
-            while self.max_usd is not None and self.ledger.dollars(self._reserved + bound) > self.max_usd:
-                if self._reserved < 1e-12:
-                    raise OverBudget(
-                        f"{self.model} has cost ${count['dollars']:.4f}, and the next request might pass "
-                        f"--max-usd {self.max_usd:g}; raise it to go on"
-                    )
-                await asyncio.sleep(0.02)  # those under way will cost less than what is reserved for them
-            self._reserved += bound
+            await self._afford(bound)
+            request = self.ledger.reserve(bound)
             count["calls"] += 1
             cost, start = bound, time.monotonic()  # what comes too late may have to be paid for all the same
             try:
@@ -346,11 +339,21 @@ class Endpoint:
                 kind = "connection" if lost else type(error).__name__
                 raise Failure(kind, "" if lost else self._words(str(error)), transient=lost) from None
             finally:
-                self._reserved -= bound
-                count["dollars"] += cost
                 self.ledger.latencies.append(time.monotonic() - start)
+                self.ledger.settle(request, bound, cost)
         self._answered = True
         return reply
+
+    async def _afford(self, bound: float) -> None:
+        """Wait until the budget has room for what a request may cost. Raises OverBudget if it never will."""
+        ledger = self.ledger
+        while self.max_usd is not None and ledger.dollars(ledger.reserved + bound) > self.max_usd:
+            if ledger.reserved < 1e-12:
+                raise OverBudget(
+                    f"{self.model} has cost ${ledger.counts['dollars']:.4f}, and the next request might pass "
+                    f"--max-usd {self.max_usd:g}; raise it to go on"
+                )
+            await asyncio.sleep(0.02)  # those under way will cost less than what is reserved for them
 
     def _cost(self, read: int, cached: int, written: int) -> float:
         """Dollars for so many tokens, the cached ones among those that are read; 0 without a price."""

@@ -1,20 +1,25 @@
 """What asking a server leaves behind: its replies, in a cache that outlives the run, a ledger of what they
-cost and of what went wrong, and files of answers that grow from run to run."""
+cost and of what went wrong, and a record of the money that no kill and no rewind takes back."""
 
 import json
 import logging
+import os
+import re
+import secrets
 import sqlite3
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
 
 from rar_mini import forms, ranks
-from rar_mini.forms import Form, Number
+from rar_mini.files import lines
+from rar_mini.forms import ABSENT, Form, Number, Text
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,94 @@ def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
         raise ValueError(f"cannot read the prices in {path}: {forms.fault(error)}") from error
 
 
+class Entry(Form):
+    """A line of a record of spending."""
+
+    judge: Text = ABSENT
+    request: Text = ABSENT
+    dollars: Dollars = ABSENT
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one judge has cost, in a record to which lines are only ever added.
+
+    A request has a line with the most that it may cost before it is sent, and one with its cost before its
+    answer is used; the last line counts. What a killed process had under way so counts in full. Several
+    judges share a record, and each rank adds to a file of its own.
+    """
+
+    path: Path
+    judge: str = "judge"
+    number: int = 1  # of several judges that a wrapper is made of
+
+    @classmethod
+    def beside(cls, out: Path) -> "Account":
+        """That of a command which adds to a file, in a record of that file's own."""
+        return cls(out.with_name(f"{out.name}.spending.jsonl"))
+
+    def after(self, judges: int) -> "Account":
+        """The account of the judge that comes so many judges later."""
+        return replace(self, number=self.number + judges)
+
+    def spent(self) -> float:
+        """What all processes have spent so far. Raises ValueError that names a line that is none."""
+        costs: dict[tuple[Path, str], float] = {}
+        for path in self._files():
+            for number, row in enumerate(lines(path), 1):
+                try:
+                    entry = Entry.model_validate(row)
+                except ValidationError as error:
+                    raise ValueError(f"{path}, line {number}: {forms.fault(error)}") from error
+                if entry.judge == self._name:
+                    costs[path, entry.request] = entry.dollars
+        return sum(costs.values())
+
+    def open(self) -> None:
+        """Make this rank's file ready for more: without half a line, which a killed process may leave."""
+        if self._own.exists():
+            os.truncate(self._own, self._own.read_bytes().rfind(b"\n") + 1)
+
+    def put(self, request: str, dollars: float, durable: bool = True) -> None:
+        """Add a line. A `durable` one is on the disk when this returns (some milliseconds), and with it all
+        lines before."""
+        line = json.dumps({"judge": self._name, "request": request, "dollars": dollars}) + "\n"
+        try:
+            with open(self._own, "ab") as file:
+                file.write(line.encode())
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(
+                f"cannot write down what {self._name} costs in {self._own}: {error}. Nothing more is asked; "
+                "make room, then go on"
+            ) from error
+
+    def adopt(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Begin the record of a run that was started before there was one, by what its metrics say."""
+        if not self._files():
+            spent: Counter[str] = Counter()
+            for row in (row for rows in steps for row in rows):
+                for name, dollars in row.items():
+                    if judge := re.fullmatch(r"perf/(judge\d*)/dollars", name):
+                        spent[judge[1]] += dollars or 0.0
+            for judge, dollars in (+spent).items():
+                replace(self, judge=judge).put("before this record", dollars)
+
+    @property
+    def _name(self) -> str:
+        return self.judge if self.number == 1 else f"{self.judge}{self.number}"
+
+    @property
+    def _own(self) -> Path:
+        return self.path.with_stem(f"{self.path.stem}-rank-{ranks.rank}") if ranks.rank else self.path
+
+    def _files(self) -> list[Path]:
+        others = self.path.parent.glob(f"{self.path.stem}-rank-*{self.path.suffix}")
+        return [path for path in (self.path, *sorted(others)) if path.exists()]
+
+
 class Ledger:
     """What asking cost and what went wrong, in counts that only grow."""
 
@@ -50,6 +143,8 @@ class Ledger:
         self.failures: Counter[str] = Counter()  # questions without an answer, by kind
         self.words: dict[str, str] = {}  # the last words of each kind
         self.latencies: deque[float] = deque(maxlen=4096)  # seconds of the last calls
+        self.account: Account | None = None
+        self.reserved = 0.0  # dollars that requests under way may cost
         self._told: Counter[str] = Counter()
         self._pooled: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # what all ranks know of
 
@@ -57,6 +152,21 @@ class Ledger:
         """Count a question that got no answer."""
         self.failures[kind] += 1
         self.words[kind] = words
+
+    def reserve(self, most: float) -> str:
+        """Write down, before a request is sent, what it may cost. Returns a name for the request."""
+        request = secrets.token_hex(8)
+        if self.account and most:
+            self.account.put(request, most, durable=False)
+        self.reserved += most
+        return request
+
+    def settle(self, request: str, most: float, cost: float) -> None:
+        """Write down, before a request's answer is used, what it cost."""
+        self.reserved -= most
+        self.counts["dollars"] += cost
+        if self.account and most:
+            self.account.put(request, cost)
 
     def pool(self) -> None:
         """Take in what the other ranks counted since this was last called: then all know the sum."""
@@ -90,9 +200,12 @@ class Ledger:
             new |= {f"perf/judge/latency_p{share}": self.latency(share) for share in (50, 95)}
         return new
 
-    def carry(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Count what the steps of a run that goes on have cost already, so that it stays in its budget."""
-        spent = sum(row.get("perf/judge/dollars") or 0.0 for rows in steps for row in rows)
+    def carry(self, account: Account) -> None:
+        """Keep an account from here on, and count what stands in it already, so that what goes on stays in
+        its budget."""
+        spent = ranks.first(account.spent)  # before any rank spends more
+        account.open()
+        self.account = account
         if spent:
             self.counts["dollars"] += spent
             self._told["perf/judge/dollars"] += spent

@@ -16,9 +16,8 @@ from rar_mini.files import digest
 
 if TYPE_CHECKING:  # what only passes judges on needs no torch
     from rar_mini.data import Example
+    from rar_mini.judging.ledger import Account
     from rar_mini.scores import Scores
-
-Steps = Sequence[Sequence[dict[str, Any]]]  # the rows of metrics.jsonl, step by step
 
 
 class JudgeLike(Protocol):
@@ -46,8 +45,8 @@ class JudgeLike(Protocol):
     def texts(self) -> dict[str, str]:
         """Every sentence that this judge is shown, by name."""
 
-    def carry(self, steps: Steps) -> None:
-        """Count what the steps of a run that goes on have cost already."""
+    def carry(self, account: "Account") -> None:
+        """Keep an account of what this judge costs, and count what stands in it already."""
 
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called."""
@@ -93,9 +92,9 @@ class Wrapper:
         parts = self._numbered()
         return {_shift(name, by): text for judge, by in parts for name, text in judge.texts().items()}
 
-    def carry(self, steps: Steps) -> None:
+    def carry(self, account: "Account") -> None:
         for judge, by in self._numbered():
-            judge.carry([[{_shift(name, -by): row[name] for name in row} for row in rows] for rows in steps])
+            judge.carry(account.after(by))
 
     def metrics(self) -> dict[str, float]:
         parts = self._numbered()

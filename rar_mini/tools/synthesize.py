@@ -35,6 +35,7 @@ from rar_mini.data import Example
 from rar_mini.files import cache_folder, digest, kept_rows
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.ledger import Account
 from rar_mini.options import run_command
 from rar_mini.prompts import fill
 
@@ -184,6 +185,7 @@ def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) ->
     if kept:
         print(f"{out} has {len(kept)} of {len(examples)} rows: going on from there", file=sys.stderr)
     failed: dict[str, Failure] = {}
+    writer.endpoint.ledger.carry(Account.beside(out))
     try:
         with (
             open(out, "a", encoding="utf-8", errors="backslashreplace") as stream,  # as JSON escapes halves

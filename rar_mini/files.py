@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,28 @@ def cache_folder() -> Path:
         return Path(own).expanduser().absolute()
     user = Path(os.environ.get("XDG_CACHE_HOME", ""))  # its specification ignores a relative one
     return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
+
+
+class Twice(ValueError):
+    """An object of JSON has a name twice."""
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON in which no object has a name twice: which of the two was meant, nobody knows. Raises ValueError,
+    for such a name Twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Twice(f"the name {reprlib.repr(twice)} comes twice in one object")
+    return found
 
 
 def lines(

@@ -514,12 +514,13 @@ USAGE = {"prompt_tokens": 1000, "completion_tokens": 10}
         (USAGE | {"prompt_tokens_details": {"cached_tokens": 600}}, (1000, 600, 10)),
         (USAGE | {"prompt_tokens_details": {"cached_tokens": 0}}, (1000, 0, 10)),
         (USAGE | {"prompt_tokens_details": None}, (1000, 0, 10)),
-        (USAGE | {"prompt_tokens_details": {"cached_tokens": -1}}, (1000, 0, 10)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": None}}, (1000, 0, 10)),
+        (USAGE | {"prompt_tokens_details": {"cached_tokens": -1}}, None),
         (
             {"input_tokens": 900, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 5}},
             (900, 5, 0),
         ),
-        ({"prompt_tokens": 0}, (0, 0, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, (0, 0, 0)),
         ({"prompt_tokens": True}, None),
         ({"prompt_tokens": 10.5}, None),
         ({"prompt_tokens": -1}, None),
@@ -530,8 +531,8 @@ USAGE = {"prompt_tokens": 1000, "completion_tokens": 10}
 def test_tokens_are_counted_as_the_server_reports_them(
     server: Server, endpoint: Callable[..., Endpoint], usage: Any, tokens: tuple | None
 ) -> None:
-    """Under the names of either wire; where it reports none, what the request may have cost at most is
-    booked."""
+    """Under the names of either wire; if it reports none that can be true, what the request may have cost at
+    most is booked."""
     server.spoil_chat = lambda fault, body, content, whole: whole | {"usage": usage}
     made = endpoint(price=(1.0, 0.1, 10.0))
     made.ask([request("a", body={"max_tokens": 50})])

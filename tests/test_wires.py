@@ -270,7 +270,7 @@ def test_decisions_answer_what_was_asked(answers: Any, found: list[float] | None
         ({"refusal": None}, None),
         ({"content": " \n"}, "empty"),
         ({"content": None}, "empty"),
-        ({"content": ["said"]}, "empty"),
+        ({"content": ["said"]}, "malformed"),
         ({"message": "said"}, "malformed"),
     ],
 )

@@ -9,6 +9,8 @@ What this file decided:
 - **The very first request goes alone.** A wrong address, key or name costs one request and says so at once,
   and what the server refuses (structured output, a seed) is found out once.
 - **Only answers are remembered.** A failure is never stored, so that a later run can mend it.
+- **Only what can be true is believed.** A reply whose usage cannot be, or is not there, is booked at the most
+  that it may have cost; so is one that broke off. An error under HTTP 200 is an error.
 - **No secret leaves.** Errors and logs carry the server's words without the key; the cache holds digests and
   replies.
 
@@ -24,20 +26,23 @@ import math
 import os
 import random
 import re
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import openai
+from pydantic import AliasChoices, AliasPath, Field, ValidationError
 
 from rar_mini import ranks
-from rar_mini.files import cache_folder
+from rar_mini.files import Twice, cache_folder, parse
+from rar_mini.forms import ABSENT, Form, escaped
 from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
 from rar_mini.pretrained import SECRET
 
@@ -50,15 +55,22 @@ OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
 """Fields that some servers refuse, in the order in which they are given up."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
+MOST_BYTES = 2**23  # of a reply: a thousand verdicts with their reasons are a tenth of it
+
+httpx = sys.modules[openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0]]
+"""The library under openai: httpx, or from openai 3 on httpx2."""
 
 
 class Failure(Exception):
     """Why a question has no answer: a short `kind` to be counted by, and words to read, without secrets."""
 
-    def __init__(self, kind: str, words: str = "", *, transient: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, kind: str, words: str = "", *, transient: bool = False, wait: float = 0.0, free: bool = False
+    ) -> None:
         super().__init__(f"{kind}: {words}" if words else kind)
         self.kind, self.words = kind, words
         self.transient, self.wait = transient, wait  # whether to try again, after so many seconds at least
+        self.free = free  # whether no server has worked for it
 
 
 class OverBudget(ValueError):
@@ -79,6 +91,23 @@ class Request:
     read: Callable[[dict[str, Any]], Any]
     again: Callable[[dict[str, Any], dict[str, Any], Failure], dict[str, Any]] = lambda body, *_: body
     repeat: int = 0
+
+
+Tokens = Annotated[int, Field(ge=0, le=10**7)]  # no model reads or writes more at once
+
+
+class Usage(Form):
+    """What a reply says that it cost, under either wire's names."""
+
+    read: Tokens = Field(ABSENT, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
+    written: Tokens = Field(ABSENT, validation_alias=AliasChoices("completion_tokens", "output_tokens"))
+    cached: Tokens | None = Field(
+        None,  # among those that were read
+        validation_alias=AliasChoices(
+            AliasPath("prompt_tokens_details", "cached_tokens"),
+            AliasPath("input_tokens_details", "cached_tokens"),
+        ),
+    )
 
 
 class Pace:
@@ -146,13 +175,19 @@ class Endpoint:
         self.refused: set[str] = set()  # of OPTIONAL, what this server does not take
         self._met = False  # whether the first request is over
         self._answered = False  # whether any reply ever came
+        self._structured = False  # whether one came with structured output
         self._under_way: dict[str, asyncio.Future] = {}
         self._requests, self._tokens = Pace(rpm), Pace(tpm)
         self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
         # A server of one's own asks for no key, but the client insists on one. Retries are ours: they are
         # counted, and wait without a place. So is the deadline: httpx starts it anew with every byte.
         self._client = openai.AsyncOpenAI(
-            api_key=self._key or "none", base_url=url, timeout=None, max_retries=0
+            api_key=self._key or "none",
+            base_url=url,
+            timeout=None,
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},  # a bound on what is packed bounds nothing
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_bound]}),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -292,10 +327,12 @@ class Endpoint:
             except Failure as failure:
                 # Nobody there at the very first is hardly a fault that passes: the user waits for the error.
                 few = failure.kind == "connection" and not self._met
-                if blamed := _blamed(failure, sent):
+                # Some servers break where they should refuse: a guess, until structured output has worked.
+                broken = failure.kind == "HTTP 500" and tries >= min(1, self.retries) and not self._structured
+                if blamed := _blamed(failure, sent, broken):
                     without.add(blamed)
                 elif failure.transient and tries < (min(2, self.retries) if few else self.retries):
-                    pause = min(60.0, self.backoff * 2**tries) * random.uniform(0.5, 1.5)
+                    pause = min(60.0, self.backoff * 2.0 ** min(tries, 32)) * random.uniform(0.5, 1.5)
                     tries += 1
                     self.ledger.counts["retries"] += 1
                     await asyncio.sleep(failure.wait + pause)
@@ -305,6 +342,7 @@ class Endpoint:
             for name in sorted(without - self.refused):  # only now is it known that this was the reason
                 log.warning(f"the server of {self.model} does not take {name}: going on without it")
             self.refused |= without
+            self._structured |= "response_format" in sent
             return reply
 
     async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -322,22 +360,13 @@ class Endpoint:
             cost, start = bound, time.monotonic()  # what comes too late may have to be paid for all the same
             try:
                 async with asyncio.timeout(self.timeout):
-                    raw = await self._client.post(path, cast_to=bytes, body=body)
-                reply = json.loads(raw)
-                if not isinstance(reply, dict):
-                    raise ValueError
+                    response = await self._client.post(path, cast_to=httpx.Response, body=body)
+                reply = self._read(response)
                 cost = self._book(reply.get("usage"), bound)
-            except (TimeoutError, openai.APITimeoutError):
-                raise Failure("timeout", f"no reply in {self.timeout:g} s", transient=True) from None
-            except (ValueError, RecursionError):  # cut in the middle, not UTF-8, not JSON, not an object
-                raise Failure("unreadable", "the reply was not JSON", transient=True) from None
-            except openai.APIStatusError as error:
-                cost = 0.0
-                raise self._refusal(error) from None
-            except openai.OpenAIError as error:
-                cost, lost = 0.0, isinstance(error, openai.APIConnectionError)
-                kind = "connection" if lost else type(error).__name__
-                raise Failure(kind, "" if lost else self._words(str(error)), transient=lost) from None
+            except (Failure, TimeoutError, openai.OpenAIError) as error:
+                failure = self._failure(error)
+                cost = 0.0 if failure.free else bound
+                raise failure from None
             finally:
                 self.ledger.latencies.append(time.monotonic() - start)
                 self.ledger.settle(request, bound, cost)
@@ -360,29 +389,63 @@ class Endpoint:
         full, again, out = self.price or (0.0, 0.0, 0.0)
         return ((read - cached) * full + cached * again + written * out) / 1e6
 
-    def _book(self, usage: Any, bound: float) -> float:
-        """Count the tokens that a reply reports, under either wire's names; what they cost, or the bound."""
-        read, written = (
-            _number(usage, "prompt_tokens", "input_tokens"),
-            _number(usage, "completion_tokens", "output_tokens"),
-        )
-        if read is None:
+    def _book(self, reported: Any, bound: float) -> float:
+        """Count the tokens that a reply reports. Returns what they cost; the bound if that cannot be true."""
+        try:
+            usage = Usage.model_validate(reported)
+        except ValidationError:
             return bound
-        details = [usage.get(f"{name}_tokens_details") for name in ("prompt", "input")]
-        cached = next((n for d in details if (n := _number(d, "cached_tokens")) is not None), 0)
-        tokens = {"tokens_in": read, "tokens_cached": cached, "tokens_out": written or 0}
+        cached = usage.cached or 0
+        if cached > usage.read:
+            return bound
+        tokens = {"tokens_in": usage.read, "tokens_cached": cached, "tokens_out": usage.written}
         self.ledger.counts.update(tokens)
-        return self._cost(read, cached, written or 0)
+        return self._cost(usage.read, cached, usage.written)
 
-    def _refusal(self, error: openai.APIStatusError) -> Failure:
-        """An HTTP error as a Failure, with the pause that the server asks for."""
-        status, wait = error.status_code, _retry_after(error.response.headers)
-        transient = (status in (408, 409, 429) or status >= 500) and wait <= LONGEST_WAIT
-        return Failure(f"HTTP {status}", self._words(error.response.text), transient=transient, wait=wait)
+    def _read(self, response: Any) -> dict[str, Any]:
+        """A reply's JSON object. Raises Failure, also for an error that came under HTTP 200."""
+        raw = response.content
+        try:
+            reply = parse(raw)
+        except Twice as error:
+            raise Failure("malformed", str(error)) from None
+        except ValueError:  # cut in the middle, not UTF-8, or no JSON at all
+            reply = None
+        if not isinstance(reply, dict):
+            came = self._words(raw[:200].decode("utf-8", "replace"))
+            cut = raw.lstrip()[:1] in (b"{", b"[", b"")  # a page or a stream will be one the next time, too
+            raise Failure("unreadable", f"expected a JSON object, got {came!r}", transient=cut)
+        if (error := _error_in(reply)) is not None:
+            status, headers = _status(error) or _status(reply), _headers(error, response)
+            raise self._refusal(status, headers, json.dumps(error, ensure_ascii=False))
+        return reply
+
+    def _failure(self, error: Exception) -> Failure:
+        """Why a request failed."""
+        cause = error.__cause__
+        if isinstance(error, Failure):
+            return error
+        if isinstance(cause, Failure):  # of _bound, which openai takes for a lost connection
+            return cause
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return Failure("timeout", f"no reply in {self.timeout:g} s", transient=True)
+        if isinstance(error, openai.APIStatusError):
+            return self._refusal(error.status_code, error.response.headers, error.response.text)
+        if isinstance(error, openai.APIConnectionError):  # what broke off may have to be paid for
+            none = isinstance(cause, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol)
+            return Failure("connection", transient=True, free=none)
+        return Failure(type(error).__name__, self._words(str(error)), free=True)
+
+    def _refusal(self, status: int | None, headers: Any, text: str) -> Failure:
+        """A server's error as a Failure, with the pause that it asks for."""
+        kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
+        transient = status is not None and (status in (408, 409, 429) or status >= 500)
+        transient, words = transient and wait <= LONGEST_WAIT, self._words(text)
+        return Failure(kind, words, transient=transient, wait=wait, free=True)
 
     def _words(self, text: str) -> str:
         """A server's words for an error: one line, no secret, not long."""
-        text = SECRET.sub("[secret]", self._clean(text))
+        text = SECRET.sub("[secret]", self._clean(text[:65536]))
         text = re.sub(r"(?i)\b(sk-|bearer\s+)\S+", "[secret]", text)
         text = "".join(c if c.isprintable() else " " for c in text)
         return text if len(text) <= 500 else text[:500] + " ..."
@@ -406,10 +469,10 @@ def _fields(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
     return sent
 
 
-def _blamed(failure: Failure, sent: dict[str, Any]) -> str | None:
+def _blamed(failure: Failure, sent: dict[str, Any], broken: bool) -> str | None:
     """The field of OPTIONAL that a refusal names; structured output where it names none: servers refuse it
     in words of all kinds. A guess: it is remembered only if the request goes through without the field."""
-    if failure.kind not in ("HTTP 400", "HTTP 422"):
+    if failure.kind not in ("HTTP 400", "HTTP 422") and not broken:
         return None
     for name in OPTIONAL:
         # Only with its new name beside it: servers also name max_tokens where a prompt is too long.
@@ -432,10 +495,56 @@ def _retry_after(headers: Any) -> float:
     return max(0.0, wait) if not math.isnan(wait) else 0.0
 
 
-def _number(where: Any, *names: str) -> int | None:
-    """The first whole number that an object has under one of these names."""
-    found = [where.get(name) for name in names] if isinstance(where, dict) else []
-    return next((value for value in found if type(value) is int and value >= 0), None)
+class _Bounded(httpx.AsyncByteStream):
+    """The bytes of a reply, up to MOST_BYTES."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > MOST_BYTES:
+                raise Failure("unreadable", f"expected a reply of at most {MOST_BYTES >> 20} MiB, got more")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _bound(response: Any) -> None:
+    """Let a reply be no larger than MOST_BYTES. Raises Failure for one whose end or size is not to be known:
+    a stream, which may never end, and packed bytes."""
+    kind, packed = (response.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
+    if response.is_success and kind.startswith("text/event-stream"):
+        raise Failure("unreadable", "expected one JSON object, got a stream that nobody asked for")
+    if packed not in ("", "identity"):
+        raise Failure("unreadable", f"expected a reply as it is, got one packed by {escaped(packed)}")
+    response.stream = _Bounded(response.stream)
+
+
+def _error_in(reply: dict[str, Any]) -> Any:
+    """The error that a reply consists of, or its first choice; None if there is none."""
+    if reply.get("object") == "error":
+        return reply
+    choices = reply.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    return reply.get("error") or first.get("error") or None
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error in JSON names."""
+    found = [error.get(name) for name in ("code", "status")] if isinstance(error, dict) else []
+    return next((int(str(code)) for code in found if re.fullmatch("[45][0-9][0-9]", str(code))), None)
+
+
+def _headers(error: Any, response: Any) -> Any:
+    """The headers of a reply; those that a proxy's error has kept of the server's reply go before them."""
+    kept = error.get("metadata") if isinstance(error, dict) else None
+    kept = kept.get("headers") if isinstance(kept, dict) else None
+    kept = {name.lower(): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
+    return dict(response.headers) | kept
 
 
 async def _settle() -> None:

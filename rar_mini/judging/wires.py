@@ -10,7 +10,6 @@ that its client sends.
 """
 
 import hmac
-import json
 import logging
 import os
 import re
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rar_mini import prompts
+from rar_mini.files import Twice, parse
+from rar_mini.forms import escaped
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.prompts import JudgePrompts
@@ -194,10 +195,30 @@ def completion(reply: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Text, reason for its end, and refusal of a chat completion. Raises Failure for another shape."""
     try:
         choice = reply["choices"][0]
-        message = choice["message"]
-        return message.get("content"), choice.get("finish_reason"), message.get("refusal")
+        message, reason = choice["message"], choice.get("finish_reason")
+        text, refusal = _joined(message.get("content")), message.get("refusal")
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Failure("malformed", "not a chat completion") from None
+        names = ", ".join(map(escaped, list(reply)[:8])) or "nothing"
+        raise Failure("malformed", f"expected a chat completion, got an object of {names}") from None
+    silent = not (isinstance(text, str) and text.strip()) and not refusal
+    if thoughts and silent and reason != "length":
+        raise Failure(
+            "empty",
+            "the reply has thoughts (reasoning_content) and no content: expected an answer after them; the "
+            "server's reasoning parser may not fit the model",
+        )
+    return text, reason, refusal
+
+
+def _joined(content: Any) -> Any:
+    """A message's content; if it comes in parts, those of type text, without thoughts between them."""
+    if not isinstance(content, list):
+        return content
+    kinds = {part["type"] for part in content} - {"text", "thinking", "reasoning"}
+    if kinds:
+        raise Failure("malformed", f"expected content of type text, got {escaped(str(min(kinds)))}")
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def chat_text(reply: dict[str, Any]) -> str:
@@ -222,15 +243,11 @@ def only_json(reply: str) -> Any:
     if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*)\n\s*```", text, re.S):
         text = fenced.group(1)
     try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
+        return parse(text)
+    except Twice as error:
+        raise Failure("malformed", str(error)) from None
+    except ValueError:
         raise Failure("malformed", "not JSON alone") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name comes twice")
-    return dict(pairs)
 
 
 def parse_verdicts(reply: str, n: int) -> list[float]:

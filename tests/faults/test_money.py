@@ -1,5 +1,7 @@
 """--max-usd holds over kills, rewinds, resumes and ranks, whatever a server says that a reply has cost."""
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -208,3 +210,72 @@ def test_scores_of_a_file_stay_in_their_budget_over_kills(
         with pytest.raises(OverBudget, match=r"m has cost \$0.0050"):
             judges.score(path, out, "chat:m", "direct-likert", judging=settings)
     assert len(server.seen) == 5
+
+
+# --- what a reply has cost ---------------------------------------------------------------------------------
+
+SAID = {"prompt_tokens": 20, "completion_tokens": 10}
+LIES = {
+    "more cached than read": SAID | {"prompt_tokens_details": {"cached_tokens": 6 * 10**9}},
+    "cached below 0": SAID | {"prompt_tokens_details": {"cached_tokens": -5}},
+    "cached true": SAID | {"prompt_tokens_details": {"cached_tokens": True}},
+    "read true": SAID | {"prompt_tokens": True},
+    "written below 0": SAID | {"completion_tokens": -1},
+    "written in text": SAID | {"completion_tokens": "10"},
+    "400 digits": SAID | {"prompt_tokens": 10**400},
+    "400 digits written": SAID | {"completion_tokens": 10**400},
+    "more than any model reads": SAID | {"prompt_tokens": 10**9},
+    "half a token": SAID | {"completion_tokens": 9.5},
+    "no tokens written": {"prompt_tokens": 20},
+    "no usage": None,
+    "a list": [20, 10],
+}
+
+
+@pytest.mark.parametrize("usage", LIES.values(), ids=LIES)
+def test_usage_that_cannot_be_true_is_booked_at_its_most(
+    server: Server, endpoint: Callable[..., Endpoint], usage: Any
+) -> None:
+    """As many tokens read as bytes were sent, and as many written as were allowed."""
+    server.spoil_chat = lambda fault, body, content, whole: whole | {"usage": usage}
+    made = endpoint(price=(1.0, 0.1, 100.0), max_usd=1.0)
+    made.ask([request()])
+    sent = len(json.dumps(server.seen[0][1]))
+    assert made.ledger.counts["dollars"] == pytest.approx((sent + 12 * 100) / 1e6)
+    assert not made.ledger.counts["tokens_in"]
+
+
+@pytest.mark.parametrize(("fault", "most"), [("half", 1), ("lost", 1), ("truncated", 1), ("400", 0)])
+def test_a_reply_that_breaks_off_may_have_to_be_paid(
+    server: Server, endpoint: Callable[..., Endpoint], fault: str, most: int
+) -> None:
+    made = endpoint()
+    made.ask([request("the first")])
+    before = made.ledger.counts["dollars"]
+    server.fault = lambda path, body, number: fault
+    made.ask([request()])
+    assert made.ledger.counts["dollars"] - before == pytest.approx(most * 12 * 100 / 1e6)
+
+
+def test_a_server_that_nobody_reached_costs_nothing(endpoint: Callable[..., Endpoint]) -> None:
+    made = endpoint(base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ConnectionError):
+        made.ask([request()])
+    assert made.ledger.counts["dollars"] == 0
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_has_a_bound(
+    server: Server, endpoint: Callable[..., Endpoint], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, a server that never ends its reply fills the memory within the deadline."""
+    monkeypatch.setattr("rar_mini.judging.endpoint.MOST_BYTES", 2**20)
+    made = endpoint()
+    made.ask([request("the first")])
+    server.spoil = lambda *_: (status, {}, b" " * (2**20 + 1))
+    (answer,) = made.ask([request()])
+    assert str(answer) == "unreadable: expected a reply of at most 1 MiB, got more"
+    server.spoil = lambda *_: (200, {"Content-Encoding": "gzip"}, gzip.compress(b" " * 2**24))
+    (answer,) = made.ask([request("packed")])
+    assert "packed by gzip" in str(answer)
+    assert made.ledger.counts["dollars"] == pytest.approx(0.001 + 2 * 0.0012)

@@ -53,7 +53,7 @@ import torch
 from tqdm import tqdm
 
 from judge import Judge
-from rar_mini import data, grpo, ranks, report, sampler, setup
+from rar_mini import data, grpo, ranks, redact, report, sampler, setup
 from rar_mini.checkpoint import Run
 from rar_mini.config import Config
 from rar_mini.data import Example
@@ -340,6 +340,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    redact.veil_output()
     sys.stdout.reconfigure(line_buffering=True)  # a log file grows with the run
     try:
         main(sys.argv[1:])

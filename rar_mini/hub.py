@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rar_mini import pretrained
 from rar_mini.files import cache_folder
+from rar_mini.redact import redact
 
 RELEASED = {
     "medical": ("ScaleAI/RaR-Medicine", "66f9c8f"),
@@ -43,7 +44,7 @@ def fetch(domain: str, revision: str | None = None) -> tuple[Path, str]:
     except Exception as error:  # types change with the HTTP library underneath; the remedy is the same
         raise ValueError(
             f"could not get {repo} at {revision}: {type(error).__name__}: "
-            f"{pretrained.redact(str(error)).strip()}\n"
+            f"{redact(str(error)).strip()}\n"
             "Check the network and the room in the cache folder; or set HF_ENDPOINT to a mirror; or pass "
             f"--revision main for what is newest; or fetch the files elsewhere (hf download {repo} "
             "--repo-type dataset --local-dir DIRECTORY) and pass --data DIRECTORY."

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args
 
 import tyro
 
+from rar_mini.redact import veil_output
+
 T = TypeVar("T")
 
 ELSEWHERE = {
@@ -37,7 +39,8 @@ def run_command(
     argv: Sequence[str] | None = None,
 ) -> None:
     """Run the one command, or the one of several that the command line names; a refusal ends in one line,
-    without a traceback."""
+    without a traceback. No output shows a secret."""
+    veil_output()
     try:
         if callable(commands):
             tyro.cli(commands, prog=prog, description=description, args=argv)

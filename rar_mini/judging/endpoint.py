@@ -11,8 +11,7 @@ What this file decided:
 - **Only answers are remembered.** A failure is never stored, so that a later run can mend it.
 - **Only what can be true is believed.** A reply whose usage cannot be, or is not there, is booked at the most
   that it may have cost; so is one that broke off. An error under HTTP 200 is an error.
-- **No secret leaves.** Errors and logs carry the server's words without the key; the cache holds digests and
-  replies.
+- **No secret leaves.** Whatever a server says goes through redact.py before anyone reads it or keeps it.
 
 What failed comes back as a `Failure` in its place, and is counted; the caller decides what it means.
 """
@@ -26,6 +25,7 @@ import math
 import os
 import random
 import re
+import ssl
 import sys
 import threading
 import time
@@ -35,7 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
 
 import openai
 from pydantic import AliasChoices, AliasPath, Field, ValidationError
@@ -44,7 +44,7 @@ from rar_mini import ranks
 from rar_mini.files import Twice, cache_folder, parse
 from rar_mini.forms import ABSENT, Form, escaped
 from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
-from rar_mini.pretrained import SECRET
+from rar_mini.redact import hidden, redact
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Asking
@@ -55,7 +55,7 @@ OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
 """Fields that some servers refuse, in the order in which they are given up."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
-MOST_BYTES = 2**23  # of a reply: a thousand verdicts with their reasons are a tenth of it
+MOST_BYTES = 2**22  # of a reply: a thousand verdicts with their reasons are an eighth of it
 
 httpx = sys.modules[openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0]]
 """The library under openai: httpx, or from openai 3 on httpx2."""
@@ -157,20 +157,9 @@ class Endpoint:
             raise ValueError(
                 f"--max-usd {max_usd} needs a price for {model!r}, which has none; pass --prices FILE"
             )
-        self._key = os.environ.get("OPENAI_API_KEY", "")
-        if not re.fullmatch(r"[!-~]*", self._key):
-            raise ValueError(
-                "OPENAI_API_KEY: expected visible ASCII, got blanks or other characters; set it anew"
-            )
-        url = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("the base URL is not one: expected a form like http://localhost:8000/v1")
-        if base_url and ("@" in parts.netloc or parts.query):
-            raise ValueError(
-                "--base-url holds a password or a query: options are written to files, OPENAI_BASE_URL is not"
-            )
+        parts = _located(base_url)
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        self._query = parts.query
         self.ledger, self.cache = Ledger(), Cache(cache)
         self.refused: set[str] = set()  # of OPTIONAL, what this server does not take
         self._met = False  # whether the first request is over
@@ -179,16 +168,7 @@ class Endpoint:
         self._under_way: dict[str, asyncio.Future] = {}
         self._requests, self._tokens = Pace(rpm), Pace(tpm)
         self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
-        # A server of one's own asks for no key, but the client insists on one. Retries are ours: they are
-        # counted, and wait without a place. So is the deadline: httpx starts it anew with every byte.
-        self._client = openai.AsyncOpenAI(
-            api_key=self._key or "none",
-            base_url=url,
-            timeout=None,
-            max_retries=0,
-            default_headers={"Accept-Encoding": "identity"},  # a bound on what is packed bounds nothing
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_bound]}),
-        )
+        self._client = _client(parts)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
         self._thread.start()
@@ -261,7 +241,8 @@ class Endpoint:
         """From the cache, from an equal request that is under way, or from the server."""
         self.ledger.counts["questions"] += 1
         # Not the body as it is sent: what this server refuses is not known yet when a second run looks here.
-        text = json.dumps([self.address, request.path, request.body, request.repeat], sort_keys=True)
+        asked = [self.address, request.path, request.body, request.repeat, *filter(None, [self._query])]
+        text = json.dumps(asked, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()
         task = self._under_way.get(key)
         if task is None:
@@ -295,7 +276,7 @@ class Endpoint:
                 self.ledger.counts["asked_again"] += 1
                 body = request.again(body, reply, failure)
             else:
-                self.cache.put(key, self._clean(json.dumps(reply)))
+                self.cache.put(key, json.dumps(reply))
                 return answer
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -412,13 +393,13 @@ class Endpoint:
         except ValueError:  # cut in the middle, not UTF-8, or no JSON at all
             reply = None
         if not isinstance(reply, dict):
-            came = self._words(raw[:200].decode("utf-8", "replace"))
+            came = _words(raw[:200].decode("utf-8", "replace"))
             cut = raw.lstrip()[:1] in (b"{", b"[", b"")  # a page or a stream will be one the next time, too
             raise Failure("unreadable", f"expected a JSON object, got {came!r}", transient=cut)
         if (error := _error_in(reply)) is not None:
             status, headers = _status(error) or _status(reply), _headers(error, response)
             raise self._refusal(status, headers, json.dumps(error, ensure_ascii=False))
-        return reply
+        return hidden(reply)
 
     def _failure(self, error: Exception) -> Failure:
         """Why a request failed."""
@@ -433,26 +414,17 @@ class Endpoint:
             return self._refusal(error.status_code, error.response.headers, error.response.text)
         if isinstance(error, openai.APIConnectionError):  # what broke off may have to be paid for
             none = isinstance(cause, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol)
-            return Failure("connection", transient=True, free=none)
-        return Failure(type(error).__name__, self._words(str(error)), free=True)
+            names = ", ".join(_settings(self.address.partition(":")[0]))
+            words = _words(str(cause)) + (names and f" (reached by the settings of {names})")
+            return Failure("connection", words, transient=True, free=none)
+        return Failure(type(error).__name__, _words(str(error)), free=True)
 
     def _refusal(self, status: int | None, headers: Any, text: str) -> Failure:
         """A server's error as a Failure, with the pause that it asks for."""
         kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
         transient = status is not None and (status in (408, 409, 429) or status >= 500)
-        transient, words = transient and wait <= LONGEST_WAIT, self._words(text)
+        transient, words = transient and wait <= LONGEST_WAIT, _words(text)
         return Failure(kind, words, transient=transient, wait=wait, free=True)
-
-    def _words(self, text: str) -> str:
-        """A server's words for an error: one line, no secret, not long."""
-        text = SECRET.sub("[secret]", self._clean(text[:65536]))
-        text = re.sub(r"(?i)\b(sk-|bearer\s+)\S+", "[secret]", text)
-        text = "".join(c if c.isprintable() else " " for c in text)
-        return text if len(text) <= 500 else text[:500] + " ..."
-
-    def _clean(self, text: str) -> str:
-        """A text without the key. Servers echo it, and placeholders such as EMPTY are none."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
 
     def _unreachable(self, failure: Failure) -> ConnectionError:
         return ConnectionError(
@@ -460,6 +432,83 @@ class Endpoint:
             f"{self.address}, got {failure}; check that the server runs, and that the base URL (with its "
             "/v1), OPENAI_API_KEY and the model's name are right"
         )
+
+
+def _located(base_url: str | None) -> SplitResult:
+    """The address of a server in its parts. Raises ValueError, which does not show it: a password may be
+    where nobody looks for one."""
+    name, url = "--base-url", base_url
+    if not url:
+        name, url = "OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 0) >= 0
+        fits = fits and httpx.URL(url) and "#" not in url and "@" not in parts.path + parts.query
+    except (ValueError, httpx.InvalidURL):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} is no address of a server: expected a form like http://localhost:8000/v1; in a user's "
+            "name or password write / # ? and @ as %2F %23 %3F and %40"
+        )
+    if base_url and ("@" in parts.netloc or parts.query):
+        raise ValueError(
+            "--base-url holds a password or a query: options are written to files, OPENAI_BASE_URL is not"
+        )
+    return parts
+
+
+def _client(parts: SplitResult) -> openai.AsyncOpenAI:
+    """openai's client for an address. A server of one's own asks for no key, but the client insists on one.
+    Retries are ours: they are counted, and wait without a place. So is the deadline: httpx starts it anew
+    with every byte. Raises ValueError that names a setting of the network which cannot be used."""
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ValueError(
+            "OPENAI_API_KEY: expected visible ASCII, got blanks or other characters; set it anew"
+        )
+    try:
+        return openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=urlunsplit(parts._replace(query="")),
+            default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+            timeout=None,
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},  # a bound on what is packed bounds nothing
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_bound]}),
+        )
+    except Exception as error:  # of many types: a URL, a scheme, a package or a file that is none
+        settings = _settings("http") | _settings("https")
+        wrong = [name for name, value in settings.items() if not _usable(name, value)]
+        # What is no URL is quoted in pieces, too short to tell whether they are a password's.
+        why = "it is no URL" if isinstance(error, httpx.InvalidURL) else _words(f"{error}")
+        raise ValueError(
+            f"the network's setting {' or '.join(wrong or settings)} cannot be used: {why}; mend or unset it"
+        ) from None
+
+
+def _settings(scheme: str) -> dict[str, str]:
+    """The variables that say how a server is reached, and by whose certificates."""
+    names = [f"{scheme}_proxy", "all_proxy", f"{scheme}_proxy".upper(), "ALL_PROXY"]
+    names += ["SSL_CERT_FILE", "SSL_CERT_DIR"] if scheme == "https" else []
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def _usable(name: str, value: str) -> bool:
+    try:
+        if name.lower().endswith("proxy"):
+            httpx.AsyncHTTPTransport(proxy=value if "://" in value else f"http://{value}", verify=False)
+        else:
+            ssl.create_default_context(**{"cafile" if name.endswith("FILE") else "capath": value})
+        return True
+    except Exception:
+        return False
+
+
+def _words(text: str) -> str:
+    """Foreign words for an error: one line, no secret, not long."""
+    text = "".join(c if c.isprintable() else " " for c in redact(text[:4096]))
+    return text if len(text) <= 500 else text[:500] + " ..."
 
 
 def _fields(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:

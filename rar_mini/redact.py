@@ -1,0 +1,178 @@
+"""Keys and passwords, in nothing that leaves: not in errors, logs, output, tracebacks, files or the cache.
+
+`hide` knows what is secret by the environment variables that hold it, and finds it however a server or a
+library may write it: escaped for JSON, a URL or HTML, once or twice; in base64 or hexadecimal; wrapped; in
+capitals; a part of it. Whatever comes from a server goes through it, and so does all that a command prints.
+`redact` also takes out what has the form of a secret, rather too much than too little: it is for the words of
+errors alone, because answers may hold such forms for reasons of their own.
+"""
+
+import html
+import logging
+import os
+import re
+import sys
+from base64 import b64encode
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+MARK = "***"
+
+KEYS = re.compile(r"\w+_(API_KEY|ADMIN_KEY|TOKEN|SECRET|PASSWORD)")
+"""Names of variables that hold secrets."""
+URLS = re.compile(r"OPENAI_BASE_URL|HF_ENDPOINT|PIP_(EXTRA_)?INDEX_URL|\w+_PROXY", re.I)
+"""Names of variables that hold URLs, in which users, passwords and queries may be secrets."""
+
+FORMS = re.compile(
+    # user:password@ in a URL or without one, token=..., what stands after a scheme, keys that begin alike
+    r"(?i)(?<=://)\S*(?=@)|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)|(token|key|secret|password)=[^&\s]+|hf_[a-z0-9]{16,}"
+    r"|\b(sk-|(bearer|basic)\s+)\S+"
+)
+"""What looks like a secret."""
+
+ESCAPE = re.compile(
+    r"\\+u([0-9a-f]{4})|\\+x([0-9a-f]{2})|%([0-9a-f]{2})|&\#x([0-9a-f]{1,6});|&\#([0-9]{1,7});|(&[a-z]{2,8};)"
+    r"|\\+[nrt]|\\+|[\s\x00-\x1f\x7f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff\u2500-\u257f]+"
+)
+"""A character written in another way; and what may stand between two: white space, backslashes, what cannot
+be seen, and the frames that command lines draw."""
+LOWER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
+
+
+def redact(text: str) -> str:
+    """An error's words without secrets and without what looks like one."""
+    return FORMS.sub(MARK, hide(text))
+
+
+def hide(text: str) -> str:
+    """A text without the secrets of the environment, in whatever form."""
+    needles = _needles(tuple(sorted(_secrets())))
+    if not needles:
+        return text
+    plain, starts, ends = _plain(text)
+    hits = bytearray(len(plain))
+    for needle in needles:
+        # Any part of that length: servers cut what they quote. Shorter ones do not give a secret away.
+        part = min(len(needle), max(8, len(needle) // 3))
+        for first in range(len(needle) - part + 1):
+            at = plain.find(needle[first : first + part])
+            while at >= 0:
+                hits[at : at + part] = b"\1" * part
+                at = plain.find(needle[first : first + part], at + 1)
+    for match in reversed(list(re.finditer(b"\1+", hits))):
+        text = text[: starts[match.start()]] + MARK + text[ends[match.end() - 1] :]
+    return text
+
+
+def hidden(value: Any) -> Any:
+    """A JSON value whose texts and names are without the secrets of the environment."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, list):
+        return [hidden(each) for each in value]
+    if isinstance(value, dict):
+        return {hide(name): hidden(each) for name, each in value.items()}
+    return value
+
+
+def _secrets() -> set[str]:
+    """What the environment holds that nobody may see. Words such as EMPTY, which stand for no key, are too
+    short for one; a password in a URL is never such a word."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if KEYS.fullmatch(name) and len(value) >= 8:
+            found.add(value)
+        elif URLS.fullmatch(name):
+            found |= _of_url(value)
+    return found
+
+
+@lru_cache
+def _of_url(url: str) -> frozenset[str]:
+    """The user, if there is no password; else the password, and both as they are sent; long values of the
+    query. A URL that is none is taken apart all the same."""
+    user = re.sub(r"^\w+://", "", url).rpartition("@")[0]
+    name, colon, password = user.partition(":")
+    found = {user, password if colon else name}
+    found |= {unquote(each) for each in found}
+    query = url.partition("?")[2]
+    found |= {value for _, value in parse_qsl(query) if len(value) >= 8}
+    return frozenset(each for each in found if len(each) >= 6)
+
+
+@lru_cache
+def _needles(secrets: tuple[str, ...]) -> tuple[str, ...]:
+    """What to look for: secrets as `_plain` gives them, and in base64, at each place in a longer text, and in
+    hexadecimal."""
+    found: set[str] = set()
+    for secret in secrets:
+        data = secret.encode("utf-8", "replace")
+        found |= {secret, data.hex()}
+        for before in range(3):
+            code = b64encode(bytes(before) + data).decode().rstrip("=")
+            whole = code[-(-before * 4 // 3) : (before + len(data)) * 4 // 3]  # without its neighbours' bits
+            found |= {whole, whole.replace("+", "-").replace("/", "_")}
+    return tuple(needle for each in sorted(found) if len(needle := _plain(each)[0]) >= 4)
+
+
+def _plain(text: str) -> tuple[str, list[int], list[int]]:
+    """A text in small letters with nothing escaped, and where each of its characters begins and ends in the
+    text that was given."""
+    starts, ends = list(range(len(text))), list(range(1, len(text) + 1))
+    for _ in range(4):  # escapes of escapes
+        parts, new_starts, new_ends, last = [], [], [], 0
+        for match in ESCAPE.finditer(text.translate(LOWER)):
+            first, after = match.span()
+            char = _unescaped(match)
+            parts += [text[last:first], char]
+            new_starts += starts[last:first] + [starts[first]] * len(char)
+            new_ends += ends[last:first] + [ends[after - 1]] * len(char)
+            last = after
+        if not parts:
+            break
+        text = "".join([*parts, text[last:]])
+        starts, ends = new_starts + starts[last:], new_ends + ends[last:]
+    return text.translate(LOWER), starts, ends
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """The character that an escape stands for, "" if none."""
+    *hexadecimal, decimal, name = match.groups()
+    number = next((int(digits, 16) for digits in hexadecimal if digits), None)
+    if number is None and decimal:
+        number = int(decimal)
+    if number is not None:
+        return chr(number) if 32 < number < 0xD800 else ""
+    return html.unescape(name)[:1] if name and html.unescape(name) != name else name or ""
+
+
+class _Veiled:
+    """A stream that shows no secret."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(hide(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def veil_output() -> None:
+    """Let nothing that this process prints show a secret, tracebacks and libraries' logs included."""
+    loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Veiled):
+            veiled = _Veiled(stream)
+            setattr(sys, name, veiled)
+            for handler in (handler for logger in loggers for handler in logger.handlers):
+                if getattr(handler, "stream", None) is stream:
+                    handler.stream = veiled

@@ -8,6 +8,7 @@ errors alone, because answers may hold such forms for reasons of their own.
 """
 
 import html
+import json
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from urllib.parse import parse_qsl, unquote
 
 MARK = "***"
 
-KEYS = re.compile(r"\w+_(API_KEY|ADMIN_KEY|TOKEN|SECRET|PASSWORD)")
+KEYS = re.compile(r"(\w+_)?(API_KEY|ADMIN_KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)")
 """Names of variables that hold secrets."""
 URLS = re.compile(r"OPENAI_BASE_URL|HF_ENDPOINT|PIP_(EXTRA_)?INDEX_URL|\w+_PROXY", re.I)
 """Names of variables that hold URLs, in which users, passwords and queries may be secrets."""
@@ -67,12 +68,17 @@ def hide(text: str) -> str:
 
 def hidden(value: Any) -> Any:
     """A JSON value whose texts and names are without the secrets of the environment."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if hide(text) == text else _each_hidden(value)
+
+
+def _each_hidden(value: Any) -> Any:
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, list):
-        return [hidden(each) for each in value]
+        return [_each_hidden(each) for each in value]
     if isinstance(value, dict):
-        return {hide(name): hidden(each) for name, each in value.items()}
+        return {hide(name): _each_hidden(each) for name, each in value.items()}
     return value
 
 

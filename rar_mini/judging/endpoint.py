@@ -398,7 +398,8 @@ class Endpoint:
             raise Failure("unreadable", f"expected a JSON object, got {came!r}", transient=cut)
         if (error := _error_in(reply)) is not None:
             status, headers = _status(error) or _status(reply), _headers(error, response)
-            raise self._refusal(status, headers, json.dumps(error, ensure_ascii=False))
+            free = not reply.keys() & {"choices", "usage"}  # else it came in the midst of the work
+            raise _refusal(status, headers, json.dumps(error, ensure_ascii=False), free)
         return hidden(reply)
 
     def _failure(self, error: Exception) -> Failure:
@@ -411,20 +412,13 @@ class Endpoint:
         if isinstance(error, TimeoutError | openai.APITimeoutError):
             return Failure("timeout", f"no reply in {self.timeout:g} s", transient=True)
         if isinstance(error, openai.APIStatusError):
-            return self._refusal(error.status_code, error.response.headers, error.response.text)
+            return _refusal(error.status_code, error.response.headers, error.response.text)
         if isinstance(error, openai.APIConnectionError):  # what broke off may have to be paid for
             none = isinstance(cause, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol)
             names = ", ".join(_settings(self.address.partition(":")[0]))
-            words = _words(str(cause)) + (names and f" (reached by the settings of {names})")
+            words = _words(str(cause or error)) + (names and f" (reached by the settings of {names})")
             return Failure("connection", words, transient=True, free=none)
         return Failure(type(error).__name__, _words(str(error)), free=True)
-
-    def _refusal(self, status: int | None, headers: Any, text: str) -> Failure:
-        """A server's error as a Failure, with the pause that it asks for."""
-        kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
-        transient = status is not None and (status in (408, 409, 429) or status >= 500)
-        transient, words = transient and wait <= LONGEST_WAIT, _words(text)
-        return Failure(kind, words, transient=transient, wait=wait, free=True)
 
     def _unreachable(self, failure: Failure) -> ConnectionError:
         return ConnectionError(
@@ -441,9 +435,9 @@ def _located(base_url: str | None) -> SplitResult:
     if not url:
         name, url = "OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 0) >= 0
-        fits = fits and httpx.URL(url) and "#" not in url and "@" not in parts.path + parts.query
+        parts, _ = urlsplit(url), httpx.URL(url)  # each refuses what the other takes
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        fits = fits and "#" not in url and "@" not in parts.path + parts.query
     except (ValueError, httpx.InvalidURL):
         fits = False
     if not fits:
@@ -503,6 +497,13 @@ def _usable(name: str, value: str) -> bool:
         return True
     except Exception:
         return False
+
+
+def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> Failure:
+    """A server's error as a Failure, with the pause that it asks for."""
+    kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
+    passes = status is not None and (status in (408, 409, 429) or status >= 500)
+    return Failure(kind, _words(text), transient=passes and wait <= LONGEST_WAIT, wait=wait, free=free)
 
 
 def _words(text: str) -> str:
@@ -568,7 +569,7 @@ async def _bound(response: Any) -> None:
     kind, packed = (response.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
     if response.is_success and kind.startswith("text/event-stream"):
         raise Failure("unreadable", "expected one JSON object, got a stream that nobody asked for")
-    if packed not in ("", "identity"):
+    if packed.lower() not in ("", "identity"):
         raise Failure("unreadable", f"expected a reply as it is, got one packed by {escaped(packed)}")
     response.stream = _Bounded(response.stream)
 

@@ -96,6 +96,19 @@ def test_an_error_under_200_is_waited_for(
     assert server.times[2] - server.times[1] > 0.4
 
 
+def test_an_error_in_the_midst_of_the_work_may_have_to_be_paid(
+    server: Server, endpoint: Callable[..., Endpoint]
+) -> None:
+    made = endpoint(price=(0.0, 0.0, 100.0), retries=0)
+    made.ask(requests(1))
+    before, costs = made.ledger.counts["dollars"], []
+    for reply in (LIMIT, LIMIT | {"choices": []}, {"choices": [{"error": {"code": 502}}]}):
+        says(server, reply)
+        made.ask(requests(len(costs) + 2, max_tokens=12)[-1:])
+        costs.append(made.ledger.counts["dollars"] - before)
+    assert costs == pytest.approx([0, 0.0012, 0.0024])
+
+
 def test_an_error_that_is_null_is_none(server: Server, endpoint: Callable[..., Endpoint]) -> None:
     says(server, envelope("/chat/completions", "x") | {"error": None})
     assert endpoint().ask(requests(1)) == ["x"]

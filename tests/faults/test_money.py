@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, question, write_rows
 from hostile import Server
+from test_ranks import Launch
 from test_train import options, records
 
 import judge as judges
@@ -185,6 +187,27 @@ def test_each_rank_adds_to_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ranks, "rank", 0)
     assert account.spent() == 1.5
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_two_ranks_that_are_killed_stay_in_one_budget(
+    tiny: Path, tmp_path: Path, questions: Path, server: Server, priced: Path
+) -> None:
+    """Each has half of what is left. One that dies takes no more along than it had under way."""
+    run = tmp_path / "run"
+    words = asking(tiny, questions, run, priced, steps=9, save_every=1, max_usd=0.0505)
+    server.latency, first = 0.05, Launch(2, words, tmp_path / "logs")
+    while len(server.seen) < 20:
+        assert first.all[0].is_alive(), first.said()
+        time.sleep(0.02)
+    for process in first.all:
+        process.kill()
+    for turn in range(2):
+        again = Launch(2, ["--resume", str(run)], tmp_path / f"logs{turn}")
+        assert 0 not in again.codes() and "m has cost $0.0" in again.said(), again.said()
+    account = Account(run / "spending.jsonl")
+    assert 0.045 < paid(server) <= account.spent() <= 0.0505
+    assert (run / "spending-rank-1.jsonl").exists()
 
 
 def test_nothing_is_asked_that_cannot_be_written_down(

@@ -60,6 +60,7 @@ from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, Scores, choose, finite
+from rar_mini.turns import without_thoughts
 from rar_mini.viewing import show
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
@@ -214,7 +215,7 @@ class Judge:
         rating = torch.full((P, G), NAN)
         own = ranks.share(range(P))
         places = [(p, g, ks) for p in own for g in range(G) for ks in self._portions(rubrics[p])]
-        visible = [[wires.inert(wires.without_thoughts(text)) for text in group] for group in responses]
+        visible = [[without_thoughts(text) for text in group] for group in responses]
         asked = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
         with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
             answers = self.backend.ask(asked, bar.update, repeat)

@@ -19,8 +19,9 @@ from judge import Judge
 from rar_mini import data
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
-from rar_mini.judging.wires import inert, parse_rating, parse_verdicts, without_thoughts
+from rar_mini.judging.wires import parse_rating, parse_verdicts
 from rar_mini.prompts import JudgePrompts
+from rar_mini.turns import without_thoughts
 
 NAN = float("nan")
 
@@ -375,15 +376,6 @@ def test_decision_servers_are_asked_in_their_forms() -> None:
 )
 def test_a_section_of_thought_is_not_judged(response: str, judged: str) -> None:
     assert without_thoughts(response) == judged
-
-
-def test_a_response_cannot_end_the_users_turn() -> None:
-    """A tokenizer takes the characters <|im_end|> in a response for the token, which closes every fence."""
-    for mark in ("<|im_end|>", "<｜User｜>", "</s>", "<s>", "[INST]", "[/INST]", "<end_of_turn>"):
-        assert mark not in inert(f"a{mark}b") and inert(f"a{mark}b").replace(" ", "") == f"a{mark}b"
-    for harmless in ("x < |y| and 3 > 2, a[INST", "<script> is text", "½ µg → 5 °C"):
-        assert inert(harmless) == harmless
-    assert inert("half \ud83d") == "half \ufffd"
 
 
 def test_a_response_cannot_close_its_fence_or_speak_for_the_judge(

@@ -35,6 +35,7 @@ from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import refuse_outside, to_json
 from rar_mini.pretrained import resolve
+from rar_mini.turns import inert
 
 BATCH = 32
 """Prompts that are answered, graded and written at a time."""
@@ -148,7 +149,9 @@ class Served:
 
     def answer(self, examples: Sequence[Example]) -> list[Answer]:
         body = {"model": self.endpoint.model, "temperature": 0.0, "seed": 0, "max_tokens": self.most}
-        bodies = (body | {"messages": prompts.policy_messages(e.messages)} for e in examples)
+        shown = [prompts.policy_messages(example.messages) for example in examples]
+        shown = [[turn | {"content": inert(turn["content"])} for turn in turns] for turns in shown]
+        bodies = (body | {"messages": turns} for turns in shown)
         requests = (Request("/chat/completions", body, written) for body in bodies)
         with tqdm(total=len(examples), desc="answering", leave=False, disable=None) as bar:
             replies = self.endpoint.ask(requests, bar.update)

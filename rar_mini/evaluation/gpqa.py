@@ -25,9 +25,9 @@ from rar_mini.evaluation import agreement
 from rar_mini.evaluation.answers import Answered
 from rar_mini.evaluation.judged import verdicts
 from rar_mini.files import lines
-from rar_mini.judging.wires import without_thoughts
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.rubric import Criterion, Rubric
+from rar_mini.turns import without_thoughts
 
 SOURCE = (
     "GPQA is Idavidrein/gpqa on the Hub, gated: accept its terms there, then hf download Idavidrein/gpqa "

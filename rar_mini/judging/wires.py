@@ -16,7 +16,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from rar_mini.forms import escaped
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.prompts import JudgePrompts
+from rar_mini.turns import inert, whole, without_thoughts
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Options
@@ -50,18 +51,21 @@ class Worded:
     rated: bool
 
 
-def worded(asked: Asked, texts: JudgePrompts, secret: bytes) -> Worded:
-    """Put what is asked into the judge's words, with what others wrote between fences."""
-    question, reference = asked.example.question, asked.example.reference
-    response, edge = asked.response, fence(secret, question, reference, asked.response)
-    known = {"question": question, "question_fence": fence(secret, question, reference)}
-    known |= {"response": response, "reference": reference, "fence": edge}
+def worded(asked: Asked, texts: JudgePrompts, secret: bytes, foreign: Callable[[str], str] = inert) -> Worded:
+    """Put what is asked into the judge's words, with what others wrote between fences. `foreign` makes of it
+    text that is no control token to whoever is asked."""
+    shown = {"question": asked.example.question, "reference": asked.example.reference}
+    shown = {name: whole(text) for name, text in (shown | {"response": asked.response}).items()}
+    edge = fence(secret, *shown.values())
+    known = {name: foreign(text) for name, text in shown.items()}
+    known |= {"question_fence": fence(secret, shown["question"], shown["reference"]), "fence": edge}
+    criteria = [replace(each, description=foreign(each.description)) for each in asked.criteria]
     compared = asked.rating == "rate_reference"
     shared = prompts.fill(texts.shared_reference if compared else texts.shared, **known)
     if asked.rating is None:
-        return Worded(shared, edge, [prompts.closed_question(texts, c) for c in asked.criteria], False)
+        return Worded(shared, edge, [prompts.closed_question(texts, c) for c in criteria], False)
     labelled = asked.rating != "rate_unlabelled"
-    items = "\n".join(prompts.item_line(criterion, labelled) for criterion in asked.criteria)
+    items = "\n".join(prompts.item_line(criterion, labelled) for criterion in criteria)
     task = prompts.fill(getattr(texts, asked.rating), items=items, fence=edge)
     return Worded(shared, edge, [task], True)
 
@@ -158,21 +162,6 @@ def fence_secret(folder: Path) -> bytes:
             f"no secret can be kept in {folder} ({error}): no cached reply will fit this run's fences"
         )
     return fresh
-
-
-def without_thoughts(text: str) -> str:
-    """A text without its reasoning sections, also where one was cut before it ended, or where the prompt
-    opened it and only its end is here."""
-    text, removed = re.subn(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.S | re.I)
-    text, opened = re.subn(r"\A.*</think>", "", text, flags=re.S | re.I)
-    return text.strip() if removed or opened else text
-
-
-def inert(text: str) -> str:
-    """A response whose characters can only be read: a space breaks up what chat templates mark turns with,
-    which tokenizers would take for the end of the user's turn, and halves of characters become U+FFFD."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return re.sub(r"(<)([|｜]|/?s>|(?:start|end)_of_turn>|[be]os>)|(\[)(/?INST\])", r"\1\3 \2\4", text)
 
 
 def schema(n: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Account
 from rar_mini.options import run_command
 from rar_mini.prompts import fill
+from rar_mini.turns import inert, without_thoughts
 
 LEAST, MOST = 7, 20
 """How many items a rubric has."""
@@ -96,7 +97,7 @@ def _item_faults(item: Any, sentences: Sequence[str]) -> list[str]:
 
 def _line(value: Any) -> bool:
     """Whether a value is one line of text that files and chat templates take as it is."""
-    return isinstance(value, str) and len(value.splitlines()) == 1 and wires.inert(value) == value
+    return isinstance(value, str) and len(value.splitlines()) == 1 and inert(value) == value
 
 
 def _words(text: str) -> str:
@@ -130,7 +131,8 @@ class Writer:
     def _messages(self, example: Example, fence: str) -> list[dict[str, str]]:
         reference = prompts.WRITER_REFERENCE if self._reference else ""
         text = prompts.WRITER_QUESTION + reference + prompts.WRITER_TASK
-        user = fill(text, question=example.question, reference=example.reference, fence=fence)
+        shown = {"question": inert(example.question), "reference": inert(example.reference)}
+        user = fill(text, **shown, fence=fence)
         return [{"role": "system", "content": self._system}, {"role": "user", "content": user}]
 
     def request(self, example: Example) -> Request:
@@ -159,8 +161,8 @@ def _again(messages: list[dict[str, str]], body: dict, reply: dict, failure: Fai
     """The next try: with the draft, if it could be read, and what is wrong with it."""
     system, user = messages
     if failure.kind == "faulty":
-        draft = wires.inert(wires.without_thoughts(wires.chat_text(reply)))
-        correction = fill(prompts.WRITER_AGAIN["faulty"], faults=failure.words)
+        draft = inert(without_thoughts(wires.chat_text(reply)))
+        correction = fill(prompts.WRITER_AGAIN["faulty"], faults=inert(failure.words))
         turns = [user, {"role": "assistant", "content": draft}, {"role": "user", "content": correction}]
     else:  # in the same turn, because some templates refuse two turns of a user
         turns = [user | {"content": f"{user['content']}\n{prompts.WRITER_AGAIN['unread']}"}]

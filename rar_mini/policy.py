@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rar_mini.data import Example
 from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
 from rar_mini.sampler import end_tokens
+from rar_mini.turns import Turns
 
 GENERATION = "generation_config.json"
 SLICE = 2**24
@@ -37,18 +39,21 @@ class Policy:
     base: str | None = None
     merge: bool = True
 
+    @cached_property
+    def turns(self) -> Turns:
+        """What the tokenizer's chat template writes around a turn."""
+        return Turns(self.tokenizer)
+
     def encode(self, example: Example, messages: Sequence[dict[str, str]] | None = None) -> list[int]:
         """The prompt's token ids, the opening of the answer included; `messages` stand in for the example's.
 
-        With a chat template if the tokenizer has one, else as the plain text of prompts.py. The template
-        writes the special tokens itself; a plain text gets the tokenizer's own (a beginning-of-text token,
-        where it has one).
+        With a chat template if the tokenizer has one, else as the plain text of prompts.py. Of special tokens
+        it has those that the template writes; a plain text has the tokenizer's beginning-of-text token, if
+        there is one.
         """
         messages = prompts.policy_messages(example.messages) if messages is None else messages
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        return self.tokenizer.encode(prompts.policy_text(messages))
+        shown = [turn | {"content": self.turns.literal(turn["content"])} for turn in messages]
+        return self.turns.prompt(self.turns.render(shown))
 
     def completion(self, text: str) -> list[int]:
         """A text as the token ids of a completion, the end token included; `decode` gives the text back.
@@ -56,14 +61,14 @@ class Policy:
         A special token that the text spells out is read as plain characters, so that no text ends early.
         After a plain prompt there is a space first, as in the plain template.
         """
-        text = text.strip() if self.tokenizer.chat_template else " " + text.strip()
+        text = self.turns.literal(text.strip())
+        text = text if self.tokenizer.chat_template else f" {text}"
         end = self.tokenizer.eos_token_id
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return [*ids, end if end in self.ends else min(self.ends)]
+        return [*self.turns.encode(text), end if end in self.ends else min(self.ends)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.turns.decode(ids)
 
     def save(self, directory: Path) -> None:
         """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer."""

@@ -1,9 +1,22 @@
-"""What marks a turn or a thought in a text, and what others may not write: their text is data.
+"""Turns: a conversation as token ids, and token ids as a response, by a tokenizer's own chat template.
 
-The tokenizer of a server is not known here, so `inert` breaks up whatever has the shape of a control token.
+What this file decided:
+
+- **Only the template writes control tokens.** A question, a reference, a criterion or a response may spell
+  one, and is read as plain characters. The tokenizer itself says which tokens these are. A server's
+  tokenizer is not known here: `inert` breaks up whatever has the shape of a control token.
+- **A prompt ends where the answer begins.** What a tokenizer puts behind a text by itself is left out.
 """
 
 import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from rar_mini import prompts
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Around the number of a control token that foreign text spells. Unicode keeps these two for such uses."""
 
 _HTML = """a abbr address article aside b blockquote body br button caption cite code col dd del details dfn
 div dl dt em figcaption figure footer form h[1-6] head header hr html i img input ins kbd label li link main
@@ -42,3 +55,70 @@ def without_thoughts(text: str) -> str:
     text, removed = re.subn(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.S | re.I)
     text, opened = re.subn(r"\A.*</think>", "", text, flags=re.S | re.I)
     return text.strip() if removed or opened else text
+
+
+class Turns:
+    """A tokenizer, and what its chat template writes around a turn.
+
+    `controls` has the control tokens by their spelling.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self.controls = {str(token): i for i, token in added.items() if token.special}
+        self._spelt = sorted(self.controls, key=len, reverse=True)  # of two that fit, the longer one
+        self._control = re.compile(f"({'|'.join(map(re.escape, self._spelt)) or '(?!)'})")
+
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, **options)
+
+    @cached_property
+    def leading(self) -> list[int]:
+        """What the tokenizer puts in front of a plain text by itself: a beginning-of-text token, if any."""
+        bare, framed = self._ids("a"), self.tokenizer.encode("a")
+        at = (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
+        return framed[: next(at, 0)]
+
+    def literal(self, text: str) -> str:
+        """Foreign text for `render` and `encode`: each control token that it spells is a number in it, until
+        `encode` puts its characters back."""
+        text = whole(text).replace(_OPEN, f"{_OPEN}{len(self._spelt)}{_CLOSE}")
+        return self._control.sub(lambda found: f"{_OPEN}{self._spelt.index(found[0])}{_CLOSE}", text)
+
+    def render(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        """A conversation as the template writes it, up to the opening of the answer; without a template, as
+        the plain text of prompts.py. Raises ValueError if the template cannot write it."""
+        if not self.tokenizer.chat_template:
+            return prompts.policy_text(messages)
+        options = {"add_generation_prompt": True} | options
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except Exception as error:  # a template is a program, and may fail in any way
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: expected a chat template that can write a conversation of "
+                f"{roles}, got {type(error).__name__}: {error}; mend the template or take another model"
+            ) from error
+
+    def prompt(self, text: str) -> list[int]:
+        """The token ids of a rendered conversation. A template writes the leading token itself."""
+        return self.encode(text) if self.tokenizer.chat_template else self.leading + self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a rendered text: what `literal` returned is plain characters, a control token
+        elsewhere is itself, and nothing is added."""
+        if _OPEN not in text:
+            return self._ids(text)
+        ids: list[int] = []
+        for place, part in enumerate(self._control.split(text)):
+            if place % 2:
+                ids.append(self.controls[part])
+            elif part:
+                plain = re.sub(f"{_OPEN}([0-9]+){_CLOSE}", lambda m: [*self._spelt, _OPEN][int(m[1])], part)
+                ids += self._ids(plain, split_special_tokens=True)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What token ids say, without control tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()

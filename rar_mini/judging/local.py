@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rar_mini import policy, prompts
+from rar_mini import policy
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
@@ -65,7 +65,7 @@ class LocalJudge:
         """Answer all, in order: what is asked about the answers to one question in one pass."""
         answers: list[Answer] = []
         for _, group in groupby(asked, key=lambda each: id(each.example)):
-            together = [worded(each, self.texts, self.secret) for each in group]
+            together = [worded(each, self.texts, self.secret, self.loaded.turns.literal) for each in group]
             self.ledger.counts["questions"] += len(together)
             for answer in self.of_question(together):
                 if isinstance(answer, Failure):
@@ -155,23 +155,16 @@ class LocalJudge:
 
     def _render(self, system: str, user: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        if not self.loaded.tokenizer.chat_template:
-            return prompts.policy_text(messages)
-        return self.loaded.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # Qwen3 would think first; other templates do not read it
-        )
+        # Qwen3 would think first; other templates do not read this.
+        return self.loaded.turns.render(messages, enable_thinking=False)
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
         """The tokens of a prompt's beginning, or of what follows a line's end in it."""
-        encode = self.loaded.tokenizer.encode
-        if first:  # a chat template writes the beginning-of-text token itself
-            return encode(text, add_special_tokens=not self.loaded.tokenizer.chat_template)
+        turns = self.loaded.turns
+        if first:
+            return turns.prompt(text)
         # Behind a line's end, because some tokenizers put a space in front of whatever they are given.
-        end = encode("\n", add_special_tokens=False)
-        return encode("\n" + text, add_special_tokens=False)[len(end) :]
+        return turns.encode("\n" + text)[len(turns.encode("\n")) :]
 
     def _tokens(self, offered: Sequence[Sequence[str]]) -> list[list[int]]:
         """The tokens that open each answer: those of its spellings that are one token, else its first."""

@@ -127,7 +127,7 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
     total = len(places) * c.max_new_tokens
 
     def work() -> list[list[Completion]]:
-        written = sampler.sample(actor.model, requests, actor.ends, how, bar.update)
+        written = actor.sample(requests, how, bar.update)
         by_place = dict(zip(places, sum(written, []), strict=True))
         return [[by_place[p, g] for g in range(G)] for p in own]
 

@@ -79,7 +79,7 @@ from rar_mini.model import Decoder
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
 from rar_mini.rubric import rating_to_unit
-from rar_mini.sampler import Completion, uniforms
+from rar_mini.sampler import Completion, Request, sample, uniforms
 from rar_mini.scores import Rollouts, Scores
 from rar_mini.setup import Training
 from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
@@ -259,6 +259,9 @@ class Writer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(WORDS[i] for i in ids if i not in self.ends)
+
+    def sample(self, requests: Sequence[Request], *how: Any) -> list[list[Completion]]:
+        return sample(self.model, requests, self.ends, *how)
 
 
 def decoder(seed: int) -> Decoder:

@@ -3,8 +3,8 @@ response."""
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from rar_mini import lora, model, pretrained, prompts
+from rar_mini import lora, model, pretrained, prompts, sampler
 from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
-from rar_mini.sampler import end_tokens
+from rar_mini.sampler import Completion, Request, Settings, end_tokens
 from rar_mini.turns import Turns
+
+log = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
 SLICE = 2**24
@@ -29,7 +31,7 @@ SLICE = 2**24
 class Policy:
     """Weights, tokenizer and end tokens, and the directory they came from, with what its generation config
     says (a run drops the checkpoint it went on from); of adapters, the name of their base, and whether they
-    are saved merged into it, too."""
+    are saved merged into it, too; and the control tokens in answers that were warned about."""
 
     model: Decoder
     tokenizer: Any
@@ -38,6 +40,7 @@ class Policy:
     generation: str | None = None
     base: str | None = None
     merge: bool = True
+    warned: set[int] = field(default_factory=set)
 
     @cached_property
     def turns(self) -> Turns:
@@ -63,12 +66,40 @@ class Policy:
         """
         text = self.turns.literal(text.strip())
         text = text if self.tokenizer.chat_template else f" {text}"
-        end = self.tokenizer.eos_token_id
+        eos = self.tokenizer.eos_token_id
+        end = eos if self.turns.end is None else self.turns.end
         return [*self.turns.encode(text), end if end in self.ends else min(self.ends)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text, without special tokens."""
         return self.turns.decode(ids)
+
+    def sample(
+        self, requests: Sequence[Request], how: Settings, progress: Callable[[int], object]
+    ) -> list[list[Completion]]:
+        """Complete every request."""
+        groups = sampler.sample(self.model, requests, self.ends, how, progress)
+        self._warn([set(one.ids) for group in groups for one in group])
+        return groups
+
+    def _warn(self, written: Sequence[set[int]]) -> None:
+        """Say so if answers go on with turns of their own, once for each token that opens one."""
+        markers = self.turns.markers - self.ends
+        fresh = (markers & set().union(*written)) - self.warned
+        if fresh and self.ends:  # a benchmark has no end tokens
+            self.warned.update(fresh)
+            count = sum(not fresh.isdisjoint(ids) for ids in written)
+            log.warning(
+                f"{count} of {len(written)} answers hold {' and '.join(self.named(fresh))}, which the chat "
+                "template writes around turns: the policy goes on after its answer, and all of it is judged. "
+                f"An answer ends at {' or '.join(self.named(self.ends))}; see eos_token_id in {GENERATION}"
+            )
+
+    def named(self, tokens: Iterable[int]) -> list[str]:
+        """Tokens as they are spelt, or by their number if the tokenizer does not have them."""
+        numbers = sorted(tokens)
+        spelt = self.tokenizer.convert_ids_to_tokens(numbers)
+        return [name or str(number) for name, number in zip(spelt, numbers, strict=True)]
 
     def save(self, directory: Path) -> None:
         """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer."""
@@ -105,6 +136,11 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
     generation = path.read_text(encoding="utf-8") if path.is_file() else None
     also = json.loads(generation or "{}").get("eos_token_id")
     ends = end_tokens(decoder.config.eos_token_id, tokenizer.eos_token_id, also)
+    turn = Turns(tokenizer).end
+    if turn is not None and turn not in ends:
+        ends |= {turn}
+        # Whoever loads a checkpoint of this policy has to stop there, too.
+        generation = json.dumps(json.loads(generation or "{}") | {"eos_token_id": sorted(ends)}, indent=2)
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
     return Policy(decoder, tokenizer, ends, directory, generation)

@@ -29,6 +29,7 @@ from rar_mini.options import from_json, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
+from rar_mini.report import printable
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
 
@@ -157,6 +158,7 @@ def prepare(
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
     facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
     facts |= {"planned_steps": config.steps, "recipe": recipe.digest(config.recipe)}
+    facts |= {"end_tokens": t.actor.named(t.actor.ends)}
     t.run = run or ranks.first(lambda: Run.create(config.out, to_json(config), **facts))
     t.planned = t.run.config().get("planned_steps") or config.steps
     t.judge.carry(Account(t.run.folder / SPENDING))
@@ -212,6 +214,7 @@ def announce(t: Training, why: str) -> None:
     if config.recipe:
         print(f"recipe   {config.recipe}")
     print(f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}")
+    print(f"ends     an answer ends at {printable(' or '.join(t.actor.named(t.actor.ends)))}")
     print(f"judge    {t.judge.spec} ({why})" + (cost and f"; training: {cost}"))
     numbers = {name: len(rows) for name, rows in t.questions.items()}
     print(report.opening(config, numbers, answers, calls, t.run.folder))

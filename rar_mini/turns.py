@@ -5,11 +5,15 @@ What this file decided:
 - **Only the template writes control tokens.** A question, a reference, a criterion or a response may spell
   one, and is read as plain characters. The tokenizer itself says which tokens these are. A server's
   tokenizer is not known here: `inert` breaks up whatever has the shape of a control token.
+- **An answer ends where the template ends a turn.** Base models often have a chat template whose end of turn
+  is the end token of no config. So the template is asked: it writes an answered question, and the first
+  control token behind the answer ends it.
 - **A prompt ends where the answer begins.** What a tokenizer puts behind a text by itself is left out.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +21,8 @@ from rar_mini import prompts
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a control token that foreign text spells. Unicode keeps these two for such uses."""
+
+_QUESTION, _ANSWER = "Quxestion", "Anxswer"  # words that no template writes
 
 _HTML = """a abbr address article aside b blockquote body br button caption cite code col dd del details dfn
 div dl dt em figcaption figure footer form h[1-6] head header hr html i img input ins kbd label li link main
@@ -60,15 +66,37 @@ def without_thoughts(text: str) -> str:
 class Turns:
     """A tokenizer, and what its chat template writes around a turn.
 
-    `controls` has the control tokens by their spelling.
+    `controls` has the control tokens by their spelling, `markers` those around turns, and `end` the one
+    behind an answer (None if there is none).
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        asked, answered = self._written()
         added = tokenizer.added_tokens_decoder
-        self.controls = {str(token): i for i, token in added.items() if token.special}
+        names = {i: str(added[i]) for i in self._ids(asked + answered) if i in added}
+        names = {i: name for i, name in names.items() if name.strip()}
+        # Only what is marked as special can be told from its spelling, and left out of a response.
+        for token in (added[i] for i in names if not added[i].special):
+            token.special = True
+            tokenizer.add_tokens([token], special_tokens=True)
+        self.markers = frozenset(names)
+        self.end = next((i for i in self._ids(answered.partition(_ANSWER)[2]) if i in names), None)
+        self.controls = {
+            str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
         self._spelt = sorted(self.controls, key=len, reverse=True)  # of two that fit, the longer one
         self._control = re.compile(f"({'|'.join(map(re.escape, self._spelt)) or '(?!)'})")
+
+    def _written(self) -> tuple[str, str]:
+        """A question, and an answered question, as the template writes them; "" if it does not."""
+        turns = [("system", "s"), ("user", _QUESTION), ("assistant", _ANSWER)]
+        turns = [{"role": role, "content": content} for role, content in turns]
+        for first in (0, 1) if self.tokenizer.chat_template else ():  # some take no system message
+            with suppress(ValueError):
+                asked = self.render(turns[first:2])
+                return asked, self.render(turns[first:], add_generation_prompt=False)
+        return "", ""
 
     def _ids(self, text: str, **options: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, **options)

@@ -133,7 +133,7 @@ class Sampled:
         settings = sampler.Settings(most, temperature=0.0, cache_bytes=self.asking.cache_mb * 2**20)
         total = len(examples) * most
         with tqdm(total=total, desc="answering", unit="tok", leave=False, disable=None) as bar:
-            groups = sampler.sample(actor.model, requests, actor.ends, settings, bar.update)
+            groups = actor.sample(requests, settings, bar.update)
         return [{"response": actor.decode(one.ids), "finished": one.finished} for (one,) in groups]
 
 

@@ -18,7 +18,7 @@ from rar_mini.data import Example
 from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
 from rar_mini.sampler import Completion, Request, Settings, end_tokens
-from rar_mini.turns import Turns
+from rar_mini.turns import UNTHINK, Turns
 
 log = logging.getLogger(__name__)
 
@@ -62,25 +62,33 @@ class Policy:
         """A text as the token ids of a completion, the end token included; `decode` gives the text back.
 
         A special token that the text spells out is read as plain characters, so that no text ends early.
-        After a plain prompt there is a space first, as in the plain template.
+        After a plain prompt there is a space first, as in the plain template. A thought that the prompt has
+        opened is closed first, and then `decode` gives back that, too.
         """
         text = self.turns.literal(text.strip())
-        text = text if self.tokenizer.chat_template else f" {text}"
+        if self.turns.thinks:
+            text = f"{UNTHINK}\n\n{text}"
+        elif not self.tokenizer.chat_template:
+            text = f" {text}"
         eos = self.tokenizer.eos_token_id
         end = eos if self.turns.end is None else self.turns.end
         return [*self.turns.encode(text), end if end in self.ends else min(self.ends)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """A completion's text, without special tokens."""
-        return self.turns.decode(ids)
+        """A completion's text, without special tokens; "" if it is thoughts and no answer."""
+        text = self.turns.decode(ids)
+        return "" if self.turns.only_thoughts(text) else text
 
     def sample(
         self, requests: Sequence[Request], how: Settings, progress: Callable[[int], object]
     ) -> list[list[Completion]]:
-        """Complete every request."""
+        """Complete every request, and mark completions that are thoughts and no answer."""
         groups = sampler.sample(self.model, requests, self.ends, how, progress)
         self._warn([set(one.ids) for group in groups for one in group])
-        return groups
+        return [[replace(one, only_thoughts=self._only_thoughts(one.ids)) for one in each] for each in groups]
+
+    def _only_thoughts(self, ids: Sequence[int]) -> bool:
+        return self.turns.only_thoughts(self.turns.decode(ids))
 
     def _warn(self, written: Sequence[set[int]]) -> None:
         """Say so if answers go on with turns of their own, once for each token that opens one."""

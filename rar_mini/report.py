@@ -54,6 +54,7 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
         [[len(c.ids) for c in group] for group in completions], dtype=torch.float32
     )  # (P, G)
     finished = torch.tensor([[c.finished for c in group] for group in completions])
+    thoughts = torch.tensor([[c.only_thoughts for c in group] for group in completions])
     several = known.sum(-1) >= 2  # (P,)
     groups = [row[seen] for row, seen in zip(reward[several], known[several], strict=True)]
     ties = grpo.tied(reward[several]).tolist()
@@ -66,6 +67,7 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
         "completions/clipped_ratio": 1 - finished.float().mean().item(),
+        "completions/only_thoughts_ratio": thoughts.float().mean().item(),
         "judge/failures": int((~known).sum()),
     }
 
@@ -152,6 +154,8 @@ def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
         f"step {step:>{len(str(steps))}}/{steps}  {learned}  grad {show('grad_norm', '.2f')}  {seconds} s  "
         f"{show('perf/tokens_per_second', '.0f')} tok/s"
     )
+    if metrics.get("completions/only_thoughts_ratio"):
+        text += f"  cut in thoughts {show('completions/only_thoughts_ratio', '.0%')}"
     failures = metrics.get("judge/failures")
     return text + (f"  judge failed on {failures}" if failures else "")
 

@@ -60,6 +60,7 @@ class Completion:
     ids: list[int]
     logp: list[float]
     finished: bool  # False where max_new_tokens cut it
+    only_thoughts: bool = False  # whether it is thoughts and no answer, which its tokenizer can tell
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ class Rollouts:
                 "advantage": self.adv[p, g].item(),
                 "tokens": len(completion.ids),
                 "finished": completion.finished,
+                "only_thoughts": completion.only_thoughts,
                 "prompt_ids": self.prompts[p][g],
                 "ids": completion.ids,
                 # Nine digits give a float32 back.

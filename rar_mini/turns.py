@@ -9,6 +9,8 @@ What this file decided:
   is the end token of no config. So the template is asked: it writes an answered question, and the first
   control token behind the answer ends it.
 - **A prompt ends where the answer begins.** What a tokenizer puts behind a text by itself is left out.
+- **An answer is read with what the prompt opened.** Behind a prompt that ends in `<think>` it begins inside a
+  thought, and if no `</think>` follows, nothing was answered.
 """
 
 import re
@@ -18,6 +20,8 @@ from functools import cached_property
 from typing import Any
 
 from rar_mini import prompts
+
+THINK, UNTHINK = "<think>", "</think>"
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a control token that foreign text spells. Unicode keeps these two for such uses."""
@@ -67,26 +71,30 @@ class Turns:
     """A tokenizer, and what its chat template writes around a turn.
 
     `controls` has the control tokens by their spelling, `markers` those around turns, and `end` the one
-    behind an answer (None if there is none).
+    behind an answer (None if there is none). `thinks` says whether a prompt opens a thought.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         asked, answered = self._written()
+        opening, closing = asked.partition(_QUESTION)[2], answered.partition(_ANSWER)[2]
         added = tokenizer.added_tokens_decoder
         names = {i: str(added[i]) for i in self._ids(asked + answered) if i in added}
-        names = {i: name for i, name in names.items() if name.strip()}
+        names = {i: name for i, name in names.items() if name.strip() and name not in (THINK, UNTHINK)}
         # Only what is marked as special can be told from its spelling, and left out of a response.
         for token in (added[i] for i in names if not added[i].special):
             token.special = True
             tokenizer.add_tokens([token], special_tokens=True)
         self.markers = frozenset(names)
-        self.end = next((i for i in self._ids(answered.partition(_ANSWER)[2]) if i in names), None)
+        self.end = next((i for i in self._ids(closing) if i in names), None)
+        self.thinks = opening.rfind(THINK) > opening.rfind(UNTHINK)
         self.controls = {
             str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._spelt = sorted(self.controls, key=len, reverse=True)  # of two that fit, the longer one
         self._control = re.compile(f"({'|'.join(map(re.escape, self._spelt)) or '(?!)'})")
+        # Some tokenizers mark a thought's tags as special, too, and without them no thought could be told.
+        self._unsaid = {i for name, i in self.controls.items() if name not in (THINK, UNTHINK)}
 
     def _written(self) -> tuple[str, str]:
         """A question, and an answered question, as the template writes them; "" if it does not."""
@@ -149,4 +157,10 @@ class Turns:
 
     def decode(self, ids: Sequence[int]) -> str:
         """What token ids say, without control tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.tokenizer.decode([i for i in ids if i not in self._unsaid]).strip()
+
+    def only_thoughts(self, text: str) -> bool:
+        """Whether an answer, as `decode` returned it, is thoughts and nothing else. Most of these were cut
+        before their thoughts had ended."""
+        text = THINK + text if self.thinks else text
+        return bool(text) and not without_thoughts(text)

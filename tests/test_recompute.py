@@ -163,6 +163,7 @@ def of_rollouts(rows: Rows, reward: np.ndarray) -> Metrics:
         "completions/min_length": length.min(),
         "completions/max_length": length.max(),
         "completions/clipped_ratio": np.mean([not row["finished"] for row in rows]),
+        "completions/only_thoughts_ratio": np.mean([row["only_thoughts"] for row in rows]),
         "judge/failures": np.isnan(reward).sum(),
     }
 
@@ -469,6 +470,7 @@ def test_rollouts_hold_what_was_sampled(run: Run) -> None:
         assert len(ids) == row["tokens"] == len(sampler_logp)
         assert not ENDS & set(ids[:-1]) and (ids[-1] in ENDS) == row["finished"]
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == row["response"]
+        assert not row["only_thoughts"]
         assert f"user\n{row['prompt']}<|im_end|>" in tokenizer.decode(row["prompt_ids"])
         assert str(row["prompt_ids"]) not in run.output, "they are for programs"
     texts = [json.dumps(logp) for step in run.steps for row in step.rows for logp in row["sampler_logp"]]

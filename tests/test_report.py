@@ -28,6 +28,7 @@ def test_metrics_are_as_readme_defines_them() -> None:
     assert got["frac_reward_zero_std"] == 0.5
     assert got["judge/failures"] == 3
     assert got["completions/clipped_ratio"] == pytest.approx(1 / 3)
+    assert got["completions/only_thoughts_ratio"] == 0
     assert got["completions/mean_length"] == pytest.approx(31 / 9)
     assert got["reward_length_correlation"] == pytest.approx(1.0)
 

@@ -41,7 +41,8 @@ BATCH = 32
 """Prompts that are answered, graded and written at a time."""
 
 Answer = dict[str, Any]
-"""`response`, None if there is none; `finished`, False if it was cut, None if that is not known."""
+"""`response`, None if there is none; `finished`, False if it was cut, None if that is not known. A
+policy in this process also has `only_thoughts`: whether it was cut in its thoughts, and so is empty."""
 
 Answered = Sequence[tuple[Example, str | None]]
 """Examples with the text of their answer, None if there is none."""
@@ -134,7 +135,10 @@ class Sampled:
         total = len(examples) * most
         with tqdm(total=total, desc="answering", unit="tok", leave=False, disable=None) as bar:
             groups = actor.sample(requests, settings, bar.update)
-        return [{"response": actor.decode(one.ids), "finished": one.finished} for (one,) in groups]
+        return [
+            {"response": actor.decode(one.ids), "finished": one.finished, "only_thoughts": one.only_thoughts}
+            for (one,) in groups
+        ]
 
 
 class Served:

@@ -25,6 +25,7 @@ from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wires import Worded, worded
 from rar_mini.prefix import Tree, pack
 from rar_mini.prompts import JudgePrompts
+from rar_mini.turns import THINK, UNTHINK
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,9 @@ class LocalJudge:
     def _render(self, system: str, user: str) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         # Qwen3 would think first; other templates do not read this.
-        return self.loaded.turns.render(messages, enable_thinking=False)
+        text = self.loaded.turns.render(messages, enable_thinking=False)
+        # The judge is asked for its next token, which must not be one of its thoughts.
+        return f"{text}\n{UNTHINK}\n\n" if text.rstrip().endswith(THINK) else text
 
     def _encode(self, text: str, *, first: bool) -> list[int]:
         """The tokens of a prompt's beginning, or of what follows a line's end in it."""

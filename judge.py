@@ -60,7 +60,7 @@ from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, Scores, choose, finite
-from rar_mini.turns import without_thoughts
+from rar_mini.turns import said, without_thoughts
 from rar_mini.viewing import show
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
@@ -304,7 +304,7 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
     completions to one example are asked about together, as in training. A completion without a reward gets
     None, which TRL leaves out of its group; `judge/failures` counts them among TRL's metrics, beside those of
     the judge. Raises ValueError for examples that share an id or that the method has no question for, and
-    the function for an id that none of them has.
+    the function for an id that none of them has, and for a completion that is neither text nor turns.
     """
     judge.check(examples)
     known = {example.id: example for example in examples}
@@ -322,8 +322,7 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
             if name not in known:
                 raise ValueError(f"expected the id of an example that as_trl_reward was given, got {name!r}")
             places.setdefault(name, []).append(place)
-        # Text, or turns of which the last counts; one that only thinks or calls a tool says nothing.
-        texts = [each if isinstance(each, str) else each[-1].get("content") or "" for each in completions]
+        texts = [said(each) for each in completions]
         rewards = torch.full((len(texts),), NAN)
         for _, alike in groupby(sorted(places.values(), key=len), len):
             groups = list(alike)  # P x G places; more than one G where processes share a group

@@ -14,6 +14,7 @@ What this file decided:
 """
 
 import re
+import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -65,6 +66,25 @@ def without_thoughts(text: str) -> str:
     text, removed = re.subn(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.S | re.I)
     text, opened = re.subn(r"\A.*</think>", "", text, flags=re.S | re.I)
     return text.strip() if removed or opened else text
+
+
+def said(completion: Any) -> str:
+    """What a policy says at last, in TRL's forms: a text, or turns, of which the last counts, with a text or
+    with parts that are texts. "" if the last turn is a tool's, or only calls one, and if there is none.
+    Raises ValueError for any other form."""
+    text = completion
+    if isinstance(completion, list | tuple) and all(isinstance(turn, dict) for turn in completion):
+        last = completion[-1] if completion else {}
+        text = last.get("content") if last.get("role", "assistant") == "assistant" else None
+        if isinstance(text, list) and all(isinstance(part, dict) for part in text):
+            parts = [part.get("text") for part in text]
+            text = "".join(parts) if all(isinstance(part, str) for part in parts) else parts
+        text = "" if text is None else text
+    if not isinstance(text, str):
+        raise ValueError(
+            f"expected a completion as text, or as turns with text, got {reprlib.repr(completion)}"
+        )
+    return text
 
 
 class Turns:

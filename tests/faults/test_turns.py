@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import train
-from judge import Judge
+from judge import Judge, as_trl_reward
 from rar_mini import data, policy, prompts, sampler
 from rar_mini.config import Asking
 from rar_mini.evaluation import gpqa
@@ -344,3 +344,41 @@ def test_nor_is_a_policys_server_or_the_writers(folder: Path, server: Server) ->
     writer.endpoint.ask([writer.request(asked(INJECTED, reference=INJECTED))])
     writer.endpoint.close()
     assert len(server.seen) >= 3 and "<|im_" not in sent(server) and "< |im_end|>" in sent(server)
+
+
+# --- TRL's completions --------------------------------------------------------------------------------------
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ([{"role": "assistant", "content": [{"type": "text", "text": "b"}, {"text": " c"}]}], True),
+        ([{"content": "b c"}], True),
+        ([], False),
+        ([{"role": "assistant", "content": []}], False),
+        ([{"role": "assistant", "tool_calls": [1]}, {"role": "tool", "content": "b c"}], False),
+        ([{"role": "assistant", "content": "b c"}, user("b c")], False),
+    ],
+)
+def test_what_the_policy_says_at_last_is_judged_in_any_form(
+    completion: list[dict], reward: bool, tmp_path: Path
+) -> None:
+    """A tool's last word was judged as the policy's, and a completion without a turn ended training."""
+    rubric = [{"title": "b", "description": "Essential Criteria: Mentions b and c.", "weight": 1}]
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0, rubric=rubric)]))
+    found = as_trl_reward(Judge("keyword", "rar-explicit"), examples)(completions=[completion], id=["q0"])
+    assert found == [float(reward)]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [None, 3, ["b"], [{"content": 3}], [{"content": ["b"]}], [{"content": [{"type": "image_url"}]}]],
+)
+def test_a_completion_without_text_is_refused(completion: Any, questions: Path) -> None:
+    reward = as_trl_reward(Judge("keyword", "rar-explicit"), data.read(questions))
+    with pytest.raises(ValueError, match="expected a completion as text, or as turns with text, got"):
+        reward(completions=[completion], id=["q0"])

@@ -9,34 +9,39 @@
                              --lora-save adapter it is one of PEFT's itself
 
 A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
-whole or not at all; its manifest tells whether a file has changed since. No generator's state is in it,
-because none exists: every random number of a run is a function of (seed, step, question, rollout, position),
-and so is the order of the data.
+whole or not at all; its manifest tells whether a file has changed since. Only a folder that is named exactly
+so is a checkpoint: copies and links beside it are not ours. No generator's state is in it, because none
+exists: every random number of a run is a function of (seed, step, question, rollout, position), and so is the
+order of the data.
 """
 
 import importlib.metadata
+import itertools
 import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from rar_mini import forms, ranks
-from rar_mini.files import digests, lines, sync, write_json, write_whole
-from rar_mini.forms import ABSENT, Form
+from rar_mini.files import digest, digests, lines, sync, write_json, write_whole
+from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.policy import SLICE, Policy, checksum
 
-RECORDS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
 """What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
+MANIFEST = "trainer/state.json"
+STEP = re.compile("step-(0|[1-9][0-9]*)")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
@@ -54,24 +59,67 @@ class Description(Form):
     machine: dict[str, Any] = {}
 
 
+class Row(Form):
+    """What every line of a record has. The rest of metrics.jsonl is numbers, which docs/metrics.md names."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Finite | None] = Field(init=False)
+
+    step: int = ABSENT
+
+
+class Verdict(Form):
+    """What a judge said about an item."""
+
+    title: str = ABSENT
+    category: str = ABSENT
+    weight: Finite = ABSENT
+    verdict: Finite | None = None
+
+
+class Rollout(Form):
+    """A line of rollouts.jsonl, without its TOKENS."""
+
+    step: int = ABSENT
+    example_id: str = ABSENT
+    prompt: str = ABSENT
+    response: str = ABSENT
+    verdicts: list[Verdict] = ABSENT
+    rating: Finite | None = None
+    reward: Finite | None = None
+    advantage: Finite = ABSENT
+    tokens: int = ABSENT
+    finished: bool = ABSENT
+
+
+class Evaluation(Form):
+    """What is read again of a line of evaluations.jsonl."""
+
+    step: int = ABSENT
+    split: str = ABSENT
+    example_id: str = ABSENT
+    reward: Finite | None = None
+
+
+RECORDS = {"metrics.jsonl": Row, "rollouts.jsonl": Rollout, "evaluations.jsonl": Evaluation}
+"""What has one or more lines a step."""
+
+
 class Manifest(Form):
     """trainer/state.json of a checkpoint."""
 
     step: int = ABSENT
     files: dict[str, str] = ABSENT  # SHA-256 by name
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> "Manifest":
-        """That of a checkpoint. Raises OSError or ValidationError."""
-        return cls.model_validate_json((checkpoint / "trainer" / "state.json").read_bytes())
+    digest: str | None = None  # of all the rest; checkpoints had none at first
 
 
 class Run:
     """A run's folder. `create` makes a new one and `reopen` continues one. Of several ranks the first one
     writes, and all read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, written: dict[str, Any] | None = None) -> None:
         self.folder = folder
+        self.written = written or {}  # what config.json says, or is to say once the run goes on
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], **facts: Any) -> "Run":
@@ -83,8 +131,8 @@ class Run:
                 f"{folder} exists: expected a new folder for the run; "
                 f"continue that run with --resume {folder}, or name another with --out"
             ) from None
-        run = cls(folder)
-        run.describe({"settings": settings} | facts | environment())
+        run = cls(folder, {"settings": settings} | facts | environment())
+        run.describe()
         return run
 
     @classmethod
@@ -97,17 +145,23 @@ class Run:
             raise ValueError(
                 f"{folder} is no run: expected a readable config.json in it; {forms.fault(error)}"
             ) from error
-        return cls(folder), json.loads(text)
+        written = json.loads(text)
+        return cls(folder, written), written
 
-    def config(self) -> dict[str, Any]:
-        """What config.json says."""
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+    def go_on(self, checkpoint: Path | None, settings: dict[str, Any], **facts: Any) -> "Run":
+        """Bring the folder to where a run goes on from a checkpoint that has been loaded: until then nothing
+        in it may change. Without one the run starts over."""
+        step = -1 if checkpoint is None else step_of(checkpoint)
+        kept = {name: self._kept(name, step) for name in RECORDS}
+        self.written |= {"settings": settings} | facts
+        self.describe()
+        self._rewind(step, kept)
+        return self
 
-    @ranks.by_first
-    def describe(self, config: dict[str, Any]) -> None:
+    def describe(self) -> None:
         """Write config.json."""
         with self._writing():
-            write_json(self.folder / "config.json", config)
+            write_json(self.folder / "config.json", self.written)
 
     @ranks.by_first
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -116,17 +170,20 @@ class Run:
         with self._writing(), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
 
-    @ranks.by_first
-    def rewind(self, step: int) -> None:
-        """Drop what came after a step, half a line of a record included: it will be done again."""
-        for path in (self.folder / name for name in RECORDS):
-            if path.exists():
-                lines = path.read_bytes().split(b"\n")[:-1]
-                kept = [line for line in lines if json.loads(line)["step"] <= step]
+    def _kept(self, name: str, step: int) -> bytes:
+        """The lines of a record up to a step, without half a line."""
+        rows, path = records(self.folder, name, step), self.folder / name
+        each = zip(path.read_bytes().split(b"\n") if rows else [], rows, strict=False)
+        return b"".join(line + b"\n" for line, row in each if row["step"] <= step)
+
+    def _rewind(self, step: int, kept: dict[str, bytes]) -> None:
+        """Drop what came after a step, but for what is kept of the records: it will be done again."""
+        for path, text in ((self.folder / name, text) for name, text in kept.items()):
+            if path.exists() and path.stat().st_size != len(text):
                 with self._writing():
-                    write_whole(path, b"".join(line + b"\n" for line in kept))
+                    write_whole(path, text)
         for later in self.checkpoints():
-            if _step(later) > step:
+            if step_of(later) > step:
                 _remove(later)
 
     def steps(self, name: str) -> list[list[dict[str, Any]]]:
@@ -146,18 +203,19 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*"), key=_step)
+        found = (self.folder / "checkpoints").glob("step-*")
+        return sorted((path for path in found if step_of(path) is not None), key=step_of)
 
     def start(self, step: int | None) -> tuple[Path | None, int]:
         """The checkpoint to continue from, the newest or that of `step`, and its step.
 
         (None, -1) where none is: then not even the score before training is kept. Raises ValueError for a
-        step without a checkpoint, and for a damaged one, with the way back to the one before it. The
-        files are read through here and nowhere else: of 7B they are 46 GB.
+        step without a checkpoint, and for a damaged one, with the way back to the one before it. All of its
+        files are read through here, once: of 7B they are 46 GB.
         """
-        found = [path for path in self.checkpoints() if step is None or _step(path) <= step]
-        if step is not None and (not found or _step(found[-1]) != step):
-            there = ", ".join(str(_step(path)) for path in self.checkpoints()) or "none"
+        found = [path for path in self.checkpoints() if step is None or step_of(path) <= step]
+        if step is not None and (not found or step_of(found[-1]) != step):
+            there = ", ".join(str(step_of(path)) for path in self.checkpoints()) or "none"
             raise ValueError(f"{self.folder} has no checkpoint of step {step}: expected one of {there}")
         if not found:
             return None, -1
@@ -166,7 +224,9 @@ class Run:
         except ValueError as error:
             way = f"delete it, and --resume {self.folder} starts the run over"
             if found[:-1]:
-                way = f"continue from the one before it with --resume {self.folder} --step {_step(found[-2])}"
+                way = (
+                    f"continue from the one before it with --resume {self.folder} --step {step_of(found[-2])}"
+                )
             raise ValueError(f"{error}; {way}") from error
 
     def save(
@@ -184,7 +244,7 @@ class Run:
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
     ) -> Path:
         final = self.folder / "checkpoints" / f"step-{step}"
-        if final.exists():
+        if step_of(final) is not None:
             return final
         partial = final.with_name(f".partial-{step}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -194,10 +254,11 @@ class Run:
             torch.save(optimizer.state_dict(), partial / "trainer" / "optimizer.pt")
             if state:
                 torch.save(state, partial / "trainer" / "recipe.pt")
-            manifest = {"step": step, "files": digests(partial)} | environment()
-            write_json(partial / "trainer" / "state.json", manifest)
+            manifest = {"step": step, "files": digests(partial, MANIFEST)} | environment()
+            write_json(partial / MANIFEST, manifest | {"digest": digest(manifest)})
             for path in (*partial.rglob("*"), partial):
                 sync(path)
+            _make_room(final)
             os.rename(partial, final)
             sync(final.parent)
         for old in self.checkpoints()[:-keep]:
@@ -233,21 +294,46 @@ class Run:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one of a run's records without their TOKENS, none if there is no such file."""
-    return lines(folder / name, "step", without=TOKENS)
+def records(folder: Path, name: str, last: float = math.inf) -> list[dict[str, Any]]:
+    """The rows of one of a run's records without their TOKENS, none if there is no such file. Raises
+    ValueError that names the line and the field of a row that no run writes, up to the last step that counts.
+    """
+    rows = lines(folder / name, "step", without=TOKENS)
+    for number, row in enumerate(rows, 1):
+        try:
+            if not isinstance(row["step"], int) or row["step"] <= last:
+                RECORDS[name].model_validate(row)
+        except ValidationError as error:
+            raise ValueError(
+                f"{folder / name}, line {number}: {forms.fault(error)}; no run writes such a line: bring "
+                "the file back as it was"
+            ) from None
+    return rows
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint; None for anything else, such as step-8-backup, a file, or a link to a folder
+    that others may need."""
+    named = STEP.fullmatch(checkpoint.name)
+    return int(named[1]) if named and checkpoint.is_dir() and not checkpoint.is_symlink() else None
 
 
 def _remove(checkpoint: Path) -> None:
     """Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name."""
-    doomed = checkpoint.with_name(f".partial-{_step(checkpoint)}")
+    doomed = checkpoint.with_name(f".partial-{step_of(checkpoint)}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(checkpoint, doomed)
     shutil.rmtree(doomed)
+
+
+def _make_room(final: Path) -> None:
+    """Rename what is not ours and has a checkpoint's name: deleted, it would be lost; left, no step could be
+    saved here."""
+    if os.path.lexists(final):
+        names = (final.with_name(f"{final.name}-other-{number}") for number in itertools.count(1))
+        other = next(path for path in names if not os.path.lexists(path))
+        os.rename(final, other)
+        print(f"train.py: {final} was no checkpoint of this run; it is {other.name} now", file=sys.stderr)
 
 
 def statistics(tensor: torch.Tensor) -> dict[str, Any]:
@@ -270,17 +356,39 @@ def statistics(tensor: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def check(directory: Path) -> int:
-    """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one."""
+def check(directory: Path, *, resumes: bool = True) -> int:
+    """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one.
+    What only a run that `resumes` needs, two thirds of the bytes, is read for that alone."""
     try:
-        manifest = Manifest.read(directory)
-        found = digests(directory)
-        bad = [forms.escaped(name) for name, digest in manifest.files.items() if found.get(name) != digest]
+        text = (directory / MANIFEST).read_bytes()
+        manifest = Manifest.model_validate_json(text)
+        bad = _faults(directory, manifest, json.loads(text))
+        left = MANIFEST if resumes else "trainer/"
+        found, files = digests(directory, left), manifest.files.items()
+        bad += [forms.escaped(n) for n, sha in files if not n.startswith(left) and found.get(n) != sha]
     except (OSError, ValidationError) as error:
-        bad = [f"trainer/state.json ({forms.fault(error)})"]
+        bad = [f"{MANIFEST} ({forms.fault(error)})"]
     if bad:
         raise ValueError(f"the checkpoint {directory} is damaged: {bad[0]} is not what was written")
     return manifest.step
+
+
+def _faults(directory: Path, manifest: Manifest, written: dict[str, Any]) -> list[str]:
+    """What is wrong with a manifest itself."""
+    named = STEP.fullmatch(directory.name)
+    if named and int(named[1]) != manifest.step:
+        return [f"{MANIFEST} (field step: expected {named[1]} as in the name, got {manifest.step})"]
+    rest = {name: value for name, value in written.items() if name != "digest"}
+    if manifest.digest not in (None, digest(rest)):
+        return [f"{MANIFEST} (field digest: expected {digest(rest)}, got {manifest.digest!r:.40})"]
+    return []
+
+
+def refuse_damaged(model: str | Path) -> None:
+    """Read a checkpoint's weights through before they are loaded. Raises ValueError for a damaged one; any
+    other model passes, and so does a checkpoint whose trainer/ was deleted to save room."""
+    if (Path(model) / "trainer").is_dir():
+        check(Path(model), resumes=False)
 
 
 def load_state(directory: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def lines(
         try:
             row = json.loads(line)
             fits = row.keys() >= set(fields)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             fits = False
         if not fits:
             came = line[:40].decode("utf-8", "replace")
@@ -107,12 +107,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def digests(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file but the manifest itself."""
+def digests(directory: Path, without: str) -> dict[str, str]:
+    """SHA-256 of every file in a directory but those whose name begins so."""
     digests = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != "trainer/state.json":
+        if path.is_file() and not name.startswith(without):
             with open(path, "rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

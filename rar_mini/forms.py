@@ -56,6 +56,8 @@ Text = Annotated[str, Field(pattern=r"[^\s\x1c-\x1f]")]
 """Text that has more than white space, as str.strip() knows it, and no half characters."""
 Number = Annotated[float, BeforeValidator(_number)]
 """A number as JSON writes it; Python's JSON also reads NaN and Infinity."""
+Finite = Annotated[Number, Field(allow_inf_nan=False)]
+"""A number without those."""
 
 
 def fault(error: ValidationError | OSError, at: str = "") -> str:

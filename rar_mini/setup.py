@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from rar_mini import checkpoint, data, hub, model, policy, pretrained, ranks, recipe, report
-from rar_mini.checkpoint import Manifest, Run
+from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.judging.ledger import Account
@@ -120,6 +120,8 @@ def _pinned(judge: str | None) -> str | None:
 
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
     """What a step works with, and no more: neither questions nor a folder."""
+    if resume is None or config.lora_rank or config.beta:  # else nothing of the base is read again
+        ranks.first(lambda: checkpoint.refuse_damaged(config.policy))
     actor, reference = policy.prepare(config, resume)
     if config.attention == "flex" and (width := model.head_width(actor.model.config)) < NARROWEST:
         raise ValueError(
@@ -149,24 +151,33 @@ def prepare(
     t.gold = gold
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
-        t.first += Manifest.read(resume).step  # whose files `reopen` has read through
+        t.first += checkpoint.step_of(resume)
     if config.steps:
         t.optimizer.make_moments()
     t.questions = read_questions(t)
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
-    # Made now that nothing is left to be refused.
+    # Made, or brought to where it goes on, now that nothing is left to be refused.
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
     facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
-    facts |= {"planned_steps": config.steps, "recipe": recipe.digest(config.recipe)}
+    facts |= {"recipe": recipe.digest(config.recipe)}
     facts |= {"end_tokens": t.actor.named(t.actor.ends)}
-    t.run = run or ranks.first(lambda: Run.create(config.out, to_json(config), **facts))
-    t.planned = t.run.config().get("planned_steps") or config.steps
+    t.run = ranks.first(lambda: begin(config, run, resume, facts))
+    t.planned = t.run.written.get("planned_steps") or config.steps
     t.judge.carry(Account(t.run.folder / SPENDING))
     if t.gold:
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
     return t
+
+
+def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str, Any]) -> Run:
+    """The folder of a new run; or with `run` that one, brought to where it goes on from its checkpoint
+    `resume` or starts over."""
+    if run is None:
+        return Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
+    Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))  # whose last lines may go now
+    return run.go_on(resume, to_json(config), **facts)
 
 
 def read_questions(t: Training) -> Splits:
@@ -221,7 +232,7 @@ def announce(t: Training, why: str) -> None:
 
 
 def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
-    """Settings, folder and checkpoint of the run that `--resume RUN` names, with its records rewound."""
+    """Settings, folder and checkpoint of the run that `--resume RUN` names."""
     parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
@@ -242,12 +253,9 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         if options.steps < max(config.steps, done):
             raise ValueError(f"--steps {options.steps}: expected the run's {config.steps} or more")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        written["planned_steps"] = written.get("planned_steps", config.steps) or options.steps
+        run.written["planned_steps"] = written.get("planned_steps", config.steps) or options.steps
         config = dataclasses.replace(config, steps=options.steps)
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")
-    run.describe(written | {"settings": to_json(config)})
-    Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))
-    run.rewind(done)
     print(f"resume   {run.folder} after step {max(done, 0)}")
     return config, run, found

@@ -18,7 +18,9 @@ def run(tmp_path: Path) -> Run:
 
 
 def row(step: int, **more: object) -> dict:
-    return {"step": step, "split": "train", "example_id": "q", "reward": 0.5} | more
+    row = {"step": step, "split": "train", "example_id": "q", "prompt": "?", "response": "!", "verdicts": []}
+    row |= {"rating": None, "reward": 0.5, "advantage": 0.0, "tokens": 1, "finished": True}
+    return row | more
 
 
 def test_records_are_text_that_people_read(run: Run) -> None:
@@ -28,12 +30,14 @@ def test_records_are_text_that_people_read(run: Run) -> None:
     with pytest.raises(ValueError, match="JSON"):
         run.append("rollouts.jsonl", [row(2, reward=math.nan)])
     assert [r["step"] for r in records(run.folder, "rollouts.jsonl")] == [1], "half a step is none"
-    run.describe({"name": "früh"})
+    run.written = {"name": "früh"}
+    run.describe()
     text = (run.folder / "config.json").read_text(encoding="utf-8")
     assert text == '{\n  "name": "früh"\n}\n'
+    run.written = {"rate": math.inf}
     with pytest.raises(ValueError, match="JSON"):
-        run.describe({"rate": math.inf})
-    assert run.config() == {"name": "früh"}
+        run.describe()
+    assert (run.folder / "config.json").read_text(encoding="utf-8") == text
 
 
 def test_records_are_read_without_their_tokens(run: Run) -> None:

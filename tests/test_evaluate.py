@@ -240,7 +240,8 @@ def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:
             for c in example.rubric.criteria
         ]
         row = {"step": step, "example_id": example.id, "prompt": example.question, "verdicts": verdicts}
-        rows.append(row | {"response": f"{step} {g}", "reward": 0.1 * g, "rating": None})
+        row |= {"response": f"{step} {g}", "reward": 0.1 * g, "rating": None, "advantage": 0.0}
+        rows.append(row | {"tokens": 4, "finished": True})
     write_rows(folder / "rollouts.jsonl", rows)
     return folder
 

@@ -66,7 +66,6 @@ RUNS = {
         "",
     ),
     "half a line at the end": ([step(1), step(2)], BEFORE, '{"step": 3, "rewa'),
-    "numbers that are none": ([step(1, entropy=float("nan")), step(2, reward="x")], [], ""),
     "long": ([step(i) for i in range(1, 200)], BEFORE + answers(150, {"a": 0.3, "b": 0.7}), ""),
 }
 

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from rar_mini import policy, prompts, ranks, sampler
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, refuse_damaged
 from rar_mini.config import Asking
 from rar_mini.data import Example
 from rar_mini.files import digest, lines
@@ -116,6 +116,7 @@ class Sampled:
         device = self.asking.policy_device
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         ranks.claim(device)
+        refuse_damaged(self.directory)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
         window, kept = policy.window(self.actor), []

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rar_mini import policy
+from rar_mini.checkpoint import refuse_damaged
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
@@ -55,6 +56,7 @@ class LocalJudge:
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         # bfloat16 halves the memory of a GPU; on a CPU it is emulated and slow.
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        refuse_damaged(name)
         self.loaded = policy.load(name, dtype, device)
         self.device, self.name, self.texts, self.secret = device, name, texts, secret
         self.ledger, self._warned = Ledger(), False

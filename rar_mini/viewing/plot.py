@@ -45,9 +45,9 @@ SERIES = {  # metric: title, unit, and values that are always in sight, with a l
 
 
 def points(rows: Sequence[dict[str, Any]], *names: str) -> list[tuple[float, ...]]:
-    """(step, value, ...) of the rows in which all the named metrics are numbers."""
+    """(step, value, ...) of the rows that have all the named metrics."""
     picked = [(row["step"], *(row.get(name) for name in names)) for row in rows]
-    return [p for p in picked if all(isinstance(v, int | float) and math.isfinite(v) for v in p)]
+    return [p for p in picked if None not in p]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -59,7 +59,7 @@ from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
-from rar_mini.scores import NAN, Scores, choose, finite
+from rar_mini.scores import NAN, ScoredRow, Scores, choose, finite
 from rar_mini.turns import said, without_thoughts
 from rar_mini.viewing import show
 
@@ -397,26 +397,27 @@ def score(
     if recipe:
         asked = [f"{each}-{recipes.digest(recipe)}" for each in asked]
     wanted = "the score of that row by this judge with these options"
-    rows = kept_rows(out, file, lambda number, key: asked[number - 1 : number] == [key], wanted)
-    if rows:
-        print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
-    for start in range(len(rows), len(examples), CHUNK):
-        chunk = examples[start : start + CHUNK]
-        progress = f"judging {start + len(chunk)}/{len(examples)}"
-        responses = [[made.answer(example, example.row["response"])] for example in chunk]
-        pairs = zip(chunk, made.rubrics(chunk, responses), strict=True)
-        posed = [replace(example, rubric=rubric) for example, rubric in pairs]
-        scores = asker.score(posed, responses, progress=progress)
-        rewards = made.reward(scores)[:, 0].tolist()  # (P,)
-        new = [
-            {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
-            | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0), "asked": asked[start + p]}
-            for p, (example, reward) in enumerate(zip(chunk, rewards, strict=True))
-        ]
-        with open(out, "a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
-        rows += new
-    scored = [row["reward"] for row in rows if not row["failed"]]
+    with kept_rows(out, file, lambda n, key: asked[n - 1 : n] == [key], wanted, ScoredRow) as rows:
+        if rows:
+            print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
+        for start in range(len(rows), len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            progress = f"judging {start + len(chunk)}/{len(examples)}"
+            responses = [[made.answer(example, example.row["response"])] for example in chunk]
+            pairs = zip(chunk, made.rubrics(chunk, responses), strict=True)
+            posed = [replace(example, rubric=rubric) for example, rubric in pairs]
+            scores = asker.score(posed, responses, progress=progress)
+            rewards = made.reward(scores)[:, 0].tolist()  # (P,)
+            new = [
+                {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
+                | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0)}
+                | {"asked": asked[start + p]}
+                for p, (example, reward) in enumerate(zip(chunk, rewards, strict=True))
+            ]
+            with open(out, "a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+            rows += new
+    scored = [row["reward"] for row in rows if row["reward"] is not None]
     mean = f"{sum(scored) / len(scored):.4f}" if scored else "none"
     said = asker.metrics()
     mass = f"mass of the offered answers {said['judge/mass']:.2f}, " if "judge/mass" in said else ""

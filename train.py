@@ -54,7 +54,7 @@ from tqdm import tqdm
 
 from judge import Judge
 from rar_mini import data, grpo, ranks, redact, report, sampler, setup
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.guard import check_failures, guarded, stop, stop_on_interrupt
@@ -326,7 +326,7 @@ def bench(argv: list[str]) -> None:
 def main(argv: list[str]) -> None:
     """Train, resume, plan, measure or check, as the command line says."""
     named = {word.split("=")[0] for word in argv}
-    with ranks.joined():
+    with ranks.joined(), alone():
         if "--resume" in named:
             train(*ranks.first(lambda: setup.reopen(argv)))
         elif "--bench" in named:

@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 
 from rar_mini import forms, ranks
-from rar_mini.files import digest, digests, lines, sync, write_json, write_whole
+from rar_mini.files import digest, digests, lines, locked, sync, write_json, write_whole
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.policy import SLICE, Policy, checksum
 
@@ -111,6 +111,22 @@ class Manifest(Form):
     step: int = ABSENT
     files: dict[str, str] = ABSENT  # SHA-256 by name
     digest: str | None = None  # of all the rest; checkpoints had none at first
+
+
+_held = ExitStack()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Around a command: free at its end what `hold` has locked."""
+    with _held:
+        yield
+
+
+def hold(folder: Path) -> None:
+    """Lock a run's folder until the command has ended: two processes would interleave its steps. Rank 0 alone
+    does so, in the name of all."""
+    _held.enter_context(locked(folder))
 
 
 class Run:

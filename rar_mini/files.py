@@ -1,12 +1,21 @@
-"""Files that the program writes and reads again: JSON Lines, JSON, digests, and the cache folder."""
+"""Files that the program writes and reads again: JSON Lines, JSON, locks, digests, and the cache folder."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rar_mini import forms
+from rar_mini.forms import Form
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -67,21 +76,56 @@ def lines(
     return rows
 
 
-def kept_rows(out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str) -> list[dict[str, Any]]:
-    """The rows that a file of answers about `source` already has, without a last line that was cut.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a file, or into a folder. Raises ValueError if one has it locked.
+
+    The system frees the lock of a process that dies. Between machines it holds as far as their file system
+    has locks, as NFS does; where it has none, a warning has to do.
+    """
+    # The lock's file stays: were it removed, two could lock a file of its name, an old one and a new one.
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    with open(lock, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"{holder} is at work on {path}: wait until it has ended, or end it") from None
+        except OSError as error:
+            log.warning(f"{path} cannot be locked ({error}): nothing else should write to it meanwhile")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def kept_rows(
+    out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str, form: type[Form] = Form
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows that a file of answers about `source` already has, without a last line that was cut. No other
+    process may add to it meanwhile.
 
     Each row says under `asked` what it answers. Raises ValueError if that does not fit the number of its
-    line, with what was wanted; and if `out` is `source` itself, whose last line may only look cut.
+    line, with what was wanted, or a row not its form; and if `out` is `source` itself, whose last line may
+    only look cut.
     """
-    if not out.exists():
-        return []
+    with locked(out):
+        yield _kept_rows(out, source, fits, wanted, form) if out.exists() else []
+
+
+def _kept_rows(
+    out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str, form: type[Form]
+) -> list[dict[str, Any]]:
     if out.samefile(source):
         raise ValueError(f"--out {out} is the file that is read: expected another one")
     try:
         rows = lines(out, "asked")
         for number, row in enumerate(rows, 1):
-            if not fits(number, row["asked"]):
+            if not isinstance(row["asked"], str) or not fits(number, row["asked"]):
                 raise ValueError(f"{out}, line {number}: expected {wanted}, got another")
+            forms.read(form, row, f"{out}, line {number}")
     except ValueError as error:
         remedy = "name another file with --out, or delete this one (the cache remembers replies)"
         raise ValueError(f"{error}; {remedy}") from None

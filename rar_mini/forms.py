@@ -22,6 +22,7 @@ WANTED = {
     "string_unicode": "whole characters",
     "float_type": "a number",
     "int_type": "a whole number",
+    "bool_type": "true or false",
     "list_type": "a list with at least one item",
     "too_short": "a list with at least one item",
     "dict_type": "an object",
@@ -58,6 +59,17 @@ Number = Annotated[float, BeforeValidator(_number)]
 """A number as JSON writes it; Python's JSON also reads NaN and Infinity."""
 Finite = Annotated[Number, Field(allow_inf_nan=False)]
 """A number without those."""
+
+
+F = TypeVar("F", bound=Form)
+
+
+def read(form: type[F], value: Any, place: str, remedy: str = "") -> F:
+    """Check a value against its form. Raises ValueError that names the place, the field and the remedy."""
+    try:
+        return form.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(f"{place}: {fault(error)}" + (remedy and f"; {remedy}")) from None
 
 
 def fault(error: ValidationError | OSError, at: str = "") -> str:

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 
 from rar_mini.data import Example
+from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.rubric import Rubric
 from rar_mini.sampler import Completion
 
 NAN = float("nan")
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
+
+
+class ScoredRow(Form):
+    """What is read again of a line that `judge.py score` has written."""
+
+    reward: Finite | None = None
+    failed: bool = ABSENT
 
 
 @dataclass(frozen=True)

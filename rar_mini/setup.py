@@ -175,7 +175,9 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
     """The folder of a new run; or with `run` that one, brought to where it goes on from its checkpoint
     `resume` or starts over."""
     if run is None:
-        return Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
+        run = Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
+        checkpoint.hold(run.folder)
+        return run
     Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))  # whose last lines may go now
     return run.go_on(resume, to_json(config), **facts)
 
@@ -240,6 +242,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
+    checkpoint.hold(run.folder)
     config = from_json(PRESETS["cpu"], written["settings"])
     if options.max_usd is not None:
         judging = dataclasses.replace(config.judging, max_usd=options.max_usd)

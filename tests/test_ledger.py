@@ -215,7 +215,8 @@ ROWS = [{"asked": "a", "text": "\u2028 is no end of a line"}, {"asked": "b", "te
 def kept(out: Path, fits: Callable = lambda number, key: "abc"[number - 1] == key) -> list[dict]:
     source = out.with_name("source.jsonl")
     source.touch()
-    return kept_rows(out, source, fits, "the answer to it")
+    with kept_rows(out, source, fits, "the answer to it") as rows:
+        return rows
 
 
 def test_rows_that_are_there_are_kept_and_a_cut_one_is_not(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from rar_mini import policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run, refuse_damaged
 from rar_mini.config import Asking
 from rar_mini.data import Example
-from rar_mini.files import digest, lines
+from rar_mini.files import digest, lines, locked
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Account
@@ -247,24 +247,26 @@ def graded(
     digests = {
         e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else ""]) for e in examples
     }
-    rows = kept(log, digests)
-    todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
-    fitting = source.fitting(todo)
-    skipped = len(todo) - len(fitting)
-    counts = f"{len(fitting)} answers to ask for, {skipped} prompts too long"
-    print(f"policy    {policy_name}: {counts}, rows in {log}")
-    if judge and (cost := judge.estimate(fitting, len(fitting), asking.max_new_tokens)):
-        print(f"grading   at most {cost}")
-    for start in range(0, len(fitting), BATCH):
-        batch = fitting[start : start + BATCH]
-        given = source.answer(batch)
-        grades = grade([(example, each["response"]) for example, each in zip(batch, given, strict=True)])
-        new = {
-            example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
-            for example, each, fields in zip(batch, given, grades, strict=True)
-        }
-        keep(log, new.values())
-        rows |= new
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with locked(log):
+        rows = kept(log, digests)
+        todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
+        fitting = source.fitting(todo)
+        skipped = len(todo) - len(fitting)
+        counts = f"{len(fitting)} answers to ask for, {skipped} prompts too long"
+        print(f"policy    {policy_name}: {counts}, rows in {log}")
+        if judge and (cost := judge.estimate(fitting, len(fitting), asking.max_new_tokens)):
+            print(f"grading   at most {cost}")
+        for start in range(0, len(fitting), BATCH):
+            batch = fitting[start : start + BATCH]
+            given = source.answer(batch)
+            grades = grade([(example, each["response"]) for example, each in zip(batch, given, strict=True)])
+            new = {
+                example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
+                for example, each, fields in zip(batch, given, grades, strict=True)
+            }
+            keep(log, new.values())
+            rows |= new
     if isinstance(source, Served):
         print(f"answered  {source.endpoint.ledger.line()}")
     settings = to_json(asking) | to_json(judging)
@@ -283,7 +285,6 @@ def kept(path: Path, digests: dict[str, str]) -> dict[str, dict[str, Any]]:
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
             "another folder with --out, or delete the file; --responses takes its answers over"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without half a line
     return {name: rows[name] for name in digests if name in rows}

@@ -181,18 +181,17 @@ def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) ->
     """Append to OUT the rubrics that it lacks. If the writer fails at some, prints why and raises ValueError
     after all were asked for."""
     left = {writer.digest(example): example for example in examples}
-    kept = kept_rows(
-        out, file, lambda _, key: left.pop(key, None), f"a rubric by this writer for a row of {file}"
-    )
-    if kept:
-        print(f"{out} has {len(kept)} of {len(examples)} rows: going on from there", file=sys.stderr)
+    wanted = f"a rubric by this writer for a row of {file}"
     failed: dict[str, Failure] = {}
     writer.endpoint.ledger.carry(Account.beside(out))
     try:
         with (
+            kept_rows(out, file, lambda _, key: left.pop(key, None), wanted) as kept,
             open(out, "a", encoding="utf-8", errors="backslashreplace") as stream,  # as JSON escapes halves
             tqdm(total=len(left), desc="writing", leave=False, disable=None) as bar,
         ):
+            if kept:
+                print(f"{out} has {len(kept)} of {len(examples)} rows: going on from there", file=sys.stderr)
             for start in range(0, len(left), CHUNK):
                 chunk = list(left.items())[start : start + CHUNK]
                 answers = writer.endpoint.ask((writer.request(example) for _, example in chunk), bar.update)

@@ -1,0 +1,91 @@
+"""One process at a time writes to a run, or to a file of answers; the lock of one that died is free."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, question, write_rows
+from test_train import options, records
+
+import evaluate
+import judge
+import train
+from rar_mini import files
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rar_mini.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[[Path], subprocess.Popen]]:
+    """`holder(path)` starts another process that has locked it."""
+    started = []
+
+    def hold(path: Path) -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_goes_on_in_one_process_at_a_time(
+    tiny: Path, tmp_path: Path, questions: Path, holder: Callable
+) -> None:
+    """Two that went on interleaved their steps. The lock of a process that is killed is free."""
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=1))
+    other, again = holder(run), ["--resume", str(run), "--steps", "2"]
+    with pytest.raises(ValueError, match=rf"process {other.pid} on \S+ is at work on {run}: wait"):
+        train.main(again)
+    other.kill()
+    other.wait()
+    train.main(again)
+    assert [row["step"] for row in records(run)] == [0, 1, 2]
+    with files.locked(run):
+        pass  # a run that has ended has freed its own
+
+
+def test_a_file_of_scores_grows_in_one_process_at_a_time(tmp_path: Path, holder: Callable) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", [question(0, response="Fever.")])
+    other = holder(tmp_path / "out.jsonl")
+    with pytest.raises(ValueError, match=rf"process {other.pid} on \S+ is at work on \S+out.jsonl"):
+        judge.score(rows, tmp_path / "out.jsonl", "keyword")
+    other.kill()
+    other.wait()
+    judge.score(rows, tmp_path / "out.jsonl", "keyword")
+    write_rows(tmp_path / "out.jsonl", [json.loads((tmp_path / "out.jsonl").read_text()) | {"failed": 7}])
+    with pytest.raises(ValueError, match="out.jsonl, line 1: field failed: expected true or false, got 7"):
+        judge.score(rows, tmp_path / "out.jsonl", "keyword")
+
+
+def test_an_evaluation_keeps_its_rows_in_one_process_at_a_time(tmp_path: Path, holder: Callable) -> None:
+    data = write_rows(tmp_path / "q.jsonl", [{"question": "?", "choices": ["a", "b"], "answer": "a"}])
+    given = write_rows(tmp_path / "given.jsonl", [{"prompt_id": "x", "response": "y"}])
+    other = holder(tmp_path / "gpqa.jsonl")
+    with pytest.raises(ValueError, match=rf"process {other.pid} on \S+ is at work on \S+gpqa.jsonl"):
+        evaluate.on_gpqa(data, asking=evaluate.Answering(responses=given, out=tmp_path))
+
+
+def test_without_locks_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unable(*_: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", unable)
+    with files.locked(tmp_path):
+        assert "cannot be locked (no locks available)" in caplog.text

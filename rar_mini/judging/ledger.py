@@ -264,12 +264,16 @@ class Cache:
                 time.sleep(0.05)
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The reply under a key, None if there is none."""
+        """The reply under a key, None if there is none. One that is no JSON object makes room for another."""
         with self._guarded():
-            if self._db:
-                row = self._db.execute("SELECT reply FROM replies WHERE key = ?", [key]).fetchone()
-                found = json.loads(row[0]) if row else None
-                return found if isinstance(found, dict) else None
+            row = self._db and self._db.execute("SELECT reply FROM replies WHERE key = ?", [key]).fetchone()
+            if row:
+                found = None
+                with suppress(ValueError, TypeError, RecursionError):  # NULL is no text
+                    found = json.loads(row[0])
+                if isinstance(found, dict):
+                    return found
+                self._db.execute("DELETE FROM replies WHERE key = ? AND reply IS ?", [key, row[0]])
         return None
 
     def put(self, key: str, reply: str) -> None:

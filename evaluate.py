@@ -37,13 +37,13 @@ import tyro
 from judge import Judge
 from rar_mini import recipe
 from rar_mini.checkpoint import Run, environment, records
-from rar_mini.config import PRESETS, Options
+from rar_mini.config import Options
 from rar_mini.evaluation import alignment, answers, gpqa, healthbench, labelled, paper, trust
 from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
 from rar_mini.files import write_json
 from rar_mini.judging.wrappers import JudgeLike
-from rar_mini.options import from_json, run_command
+from rar_mini.options import run_command
 from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing
 
@@ -113,8 +113,8 @@ def replay(
     """
     if most < 1:
         raise ValueError(f"--most {most}: expected a number of answers from 1 on")
-    written = Run.reopen(run)[1]
-    config = from_json(PRESETS["cpu"], written["settings"])
+    opened, written = Run.reopen(run)
+    config = opened.settings()
     if config.supervised:
         raise ValueError(f"{run} learnt from reference answers (--method sft): expected a run with rewards")
     spec, why = choose(judge)
@@ -122,7 +122,9 @@ def replay(
     if written.get("recipe") != recipe.digest(config.recipe):
         print(f"evaluate.py: the recipe {config.recipe} has changed since the run", file=sys.stderr)
     rows = replays.spaced(records(run, "rollouts.jsonl"), most)
-    examples, groups = replays.examples_of(run, made, rows), replays.groups_of(rows, config.group_size)
+    groups = replays.groups_of(rows, config.group_size)
+    replays.refuse_uneven(run / "rollouts.jsonl", rows, groups)
+    examples = replays.examples_of(run, made, rows)
     print(f"judge     {spec} ({why}) after {config.judge}, method {config.method}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
     asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))

@@ -22,39 +22,56 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rar_mini import forms, ranks
+from rar_mini.config import Config
 from rar_mini.files import digest, digests, lines, locked, sync, write_json, write_whole
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.policy import SLICE, Policy, checksum
 
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
 """What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
+SETTINGS = TypeAdapter(Config)
 MANIFEST = "trainer/state.json"
 STEP = re.compile("step-(0|[1-9][0-9]*)")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
 class Settings(Form):
-    """The setting that no run is without."""
+    """The settings that no run is without, or that are read alone."""
 
     seed: int = ABSENT
+    method: str = Config.method
+    group_size: Annotated[int, Field(ge=1)] = Config.group_size
+
+
+class Questions(Form):
+    """By what a run knows the questions of a split again."""
+
+    rows: int = ABSENT
+    digest: str = ABSENT
 
 
 class Description(Form):
-    """config.json, as far as every run has to have it; options.py reads the settings."""
+    """config.json, as far as it is read again. `Run.settings` reads all settings, for whoever needs them."""
 
     settings: Settings = ABSENT
+    questions: dict[str, Questions] = {}
+    judge_texts: dict[str, str] = {}
+    recipe: str | None = None
+    planned_steps: int | None = None
+    accepted: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
 
@@ -110,6 +127,7 @@ class Manifest(Form):
 
     step: int = ABSENT
     files: dict[str, str] = ABSENT  # SHA-256 by name
+    records: dict[str, int] = {}  # bytes by name, up to this step
     digest: str | None = None  # of all the rest; checkpoints had none at first
 
 
@@ -136,19 +154,31 @@ class Run:
     def __init__(self, folder: Path, written: dict[str, Any] | None = None) -> None:
         self.folder = folder
         self.written = written or {}  # what config.json says, or is to say once the run goes on
+        self.accepts = False  # whether the run may go on although its data or texts have changed
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], **facts: Any) -> "Run":
-        """Make the folder and write settings and facts down. One that exists is refused, not overwritten."""
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
+        """Make the folder with settings and facts in it, whole or not at all. One that exists is refused, not
+        overwritten."""
+        if os.path.lexists(folder):
+            other = "name another with --out"
+            if (folder / "config.json").exists():
+                raise ValueError(
+                    f"{folder} exists: expected a new folder for the run; continue that run with --resume "
+                    f"{folder}, or {other}"
+                )
             raise ValueError(
-                f"{folder} exists: expected a new folder for the run; "
-                f"continue that run with --resume {folder}, or name another with --out"
-            ) from None
+                f"{folder} exists and has no run in it: delete it if nobody needs it, or {other}"
+            )
         run = cls(folder, {"settings": settings} | facts | environment())
-        run.describe()
+        partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+        try:
+            partial.mkdir(parents=True)
+            write_json(partial / "config.json", run.written)
+            os.rename(partial, folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         return run
 
     @classmethod
@@ -164,11 +194,32 @@ class Run:
         written = json.loads(text)
         return cls(folder, written), written
 
+    def settings(self) -> Config:
+        """The run's settings; those that it did not know yet have their defaults. Raises ValueError by the
+        name of one that no run has."""
+        try:
+            return SETTINGS.validate_json(json.dumps(self.written["settings"]), strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{self.folder}/config.json: {forms.fault(error, 'settings')}") from None
+
     def go_on(self, checkpoint: Path | None, settings: dict[str, Any], **facts: Any) -> "Run":
         """Bring the folder to where a run goes on from a checkpoint that has been loaded: until then nothing
-        in it may change. Without one the run starts over."""
+        in it may change. Without one the run starts over.
+
+        Raises ValueError by the names of what has changed if it would go on as another experiment. If the run
+        accepts that, config.json keeps it.
+        """
         step = -1 if checkpoint is None else step_of(checkpoint)
         kept = {name: self._kept(name, step) for name in RECORDS}
+        if changes := [*_changes(self.written, facts), *_losses(checkpoint, kept)]:
+            if not self.accepts:
+                raise ValueError(
+                    f"{self.folder} would go on as another experiment, because these have changed: "
+                    f"{'; '.join(changes)}. Bring them back as they were; or pass --accept-changes, and "
+                    "config.json keeps what you accepted"
+                )
+            accepted = {"after_step": max(step, 0), "changes": changes}
+            self.written["accepted"] = [*self.written.get("accepted", []), accepted]
         self.written |= {"settings": settings} | facts
         self.describe()
         self._rewind(step, kept)
@@ -264,13 +315,17 @@ class Run:
             return final
         partial = final.with_name(f".partial-{step}")
         shutil.rmtree(partial, ignore_errors=True)
+        records = [self.folder / name for name in RECORDS]
+        sizes = {path.name: path.stat().st_size for path in records if path.exists()}
         with self._writing(partial):
             (partial / "trainer").mkdir(parents=True)
             policy.save(partial)
             torch.save(optimizer.state_dict(), partial / "trainer" / "optimizer.pt")
             if state:
                 torch.save(state, partial / "trainer" / "recipe.pt")
-            manifest = {"step": step, "files": digests(partial, MANIFEST)} | environment()
+            for name in sizes:
+                sync(self.folder / name)  # no step of a checkpoint may be missing after a power cut
+            manifest = {"step": step, "files": digests(partial, MANIFEST), "records": sizes} | environment()
             write_json(partial / MANIFEST, manifest | {"digest": digest(manifest)})
             for path in (*partial.rglob("*"), partial):
                 sync(path)
@@ -316,14 +371,9 @@ def records(folder: Path, name: str, last: float = math.inf) -> list[dict[str, A
     """
     rows = lines(folder / name, "step", without=TOKENS)
     for number, row in enumerate(rows, 1):
-        try:
-            if not isinstance(row["step"], int) or row["step"] <= last:
-                RECORDS[name].model_validate(row)
-        except ValidationError as error:
-            raise ValueError(
-                f"{folder / name}, line {number}: {forms.fault(error)}; no run writes such a line: bring "
-                "the file back as it was"
-            ) from None
+        if not isinstance(row["step"], int) or row["step"] <= last:
+            remedy = "no run writes such a line: bring the file back as it was"
+            forms.read(RECORDS[name], row, f"{folder / name}, line {number}", remedy)
     return rows
 
 
@@ -398,6 +448,33 @@ def _faults(directory: Path, manifest: Manifest, written: dict[str, Any]) -> lis
     if manifest.digest not in (None, digest(rest)):
         return [f"{MANIFEST} (field digest: expected {digest(rest)}, got {manifest.digest!r:.40})"]
     return []
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes a run another experiment, by name. What an older run did not write down is not compared."""
+    changes = []
+    for split, rows in now.get("questions", {}).items():
+        if (before := then.get("questions", {}).get(split)) not in (None, rows):
+            changes.append(f"{split} questions ({before['rows']} then, {rows['rows']} now, not all the same)")
+    if "judge_texts" in then:
+        old, new = then["judge_texts"], now["judge_texts"]
+        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        changes += ["the judge's prompts (" + ", ".join(map(forms.escaped, names)) + ")"] if names else []
+    if "recipe" in then and then["recipe"] != now["recipe"]:
+        changes.append(f"the recipe's file ({then['settings'].get('recipe')})")
+    return changes
+
+
+def _losses(checkpoint: Path | None, kept: dict[str, bytes]) -> list[str]:
+    """The records that are not as they were when the checkpoint was written."""
+    if checkpoint is None:
+        return []
+    sizes = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
+    return [
+        f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {len(kept[name]):,} now)"
+        for name, size in sizes.items()
+        if name in kept and len(kept[name]) != size
+    ]
 
 
 def refuse_damaged(model: str | Path) -> None:

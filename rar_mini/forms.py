@@ -81,6 +81,8 @@ def fault(error: ValidationError | OSError, at: str = "") -> str:
     if isinstance(error, OSError):
         return str(error)
     first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":  # of a dataclass that checks itself, in its own words
+        return str(first["ctx"]["error"])
     name = at
     for part in first["loc"]:
         name += f"[{part}]" if isinstance(part, int) else f".{escaped(part)}"

@@ -1,4 +1,4 @@
-"""Settings: from a command line, which answers a mistake with the nearest option, into a file and back."""
+"""Settings: from a command line, which answers a mistake with the nearest option, and into a file."""
 
 import argparse
 import dataclasses
@@ -6,13 +6,11 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import tyro
 
 from rar_mini.redact import veil_output
-
-T = TypeVar("T")
 
 ELSEWHERE = {
     "learning-rate": "it is --lr here.",
@@ -97,21 +95,6 @@ def to_json(settings: Any) -> dict[str, Any]:
             value = to_json(value)
         written[name] = str(value.absolute()) if isinstance(value, Path) else value
     return written
-
-
-def from_json(default: T, written: dict[str, Any]) -> T:
-    """The dataclass that `to_json` wrote; fields that it did not know yet are as in `default`."""
-    read = {}
-    for field in dataclasses.fields(default):
-        value = written.get(field.name, getattr(default, field.name))
-        if isinstance(value, dict):
-            value = from_json(getattr(default, field.name), value)
-        elif isinstance(value, str) and Path in get_args(field.type):
-            value = Path(value)
-        elif isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-        read[field.name] = value
-    return dataclasses.replace(default, **read)
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -9,8 +9,8 @@ import sys
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rar_mini import checkpoint, data, hub, model, policy, pretrained, ranks, recipe, report
+from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, ranks, recipe, report
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import from_json, refuse_unknown, to_json
+from rar_mini.options import refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
@@ -161,6 +161,7 @@ def prepare(
     facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
     facts |= {"recipe": recipe.digest(config.recipe)}
     facts |= {"end_tokens": t.actor.named(t.actor.ends)}
+    facts |= {"questions": {split: fingerprint(rows) for split, rows in t.questions.items()}}
     t.run = ranks.first(lambda: begin(config, run, resume, facts))
     t.planned = t.run.written.get("planned_steps") or config.steps
     t.judge.carry(Account(t.run.folder / SPENDING))
@@ -180,6 +181,13 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
         return run
     Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))  # whose last lines may go now
     return run.go_on(resume, to_json(config), **facts)
+
+
+def fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
+    """By what a run that goes on knows its questions again."""
+    criteria = [[astuple(criterion) for criterion in example.rubric.criteria] for example in examples]
+    told = [[e.id, e.messages, e.reference, items] for e, items in zip(examples, criteria, strict=True)]
+    return {"rows": len(examples), "digest": files.digest(told)}
 
 
 def read_questions(t: Training) -> Splits:
@@ -239,18 +247,21 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
     parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
+    changes = (
+        "go on although questions, recipe, judge's prompts or records have changed; config.json keeps it"
+    )
+    parser.add_argument("--accept-changes", action="store_true", help=changes)
     parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)
     checkpoint.hold(run.folder)
-    config = from_json(PRESETS["cpu"], written["settings"])
+    run.accepts = options.accept_changes
+    config = run.settings()
     if options.max_usd is not None:
         judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
         config = dataclasses.replace(config, judging=judging)
     for difference in checkpoint.differences(written):
         print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
-    if written.get("recipe") != recipe.digest(config.recipe):
-        print(f"train.py: the recipe {config.recipe} has changed; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):

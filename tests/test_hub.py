@@ -22,11 +22,10 @@ from pyarrow import parquet
 
 import train
 from rar_mini import data, hub, policy, recipe, setup
-from rar_mini.config import PRESETS
+from rar_mini.checkpoint import Run
 from rar_mini.data import Example
 from rar_mini.evaluation import replay as rollouts
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import from_json
 from rar_mini.recipe import Recipe
 from rar_mini.tools import tables
 
@@ -410,7 +409,7 @@ def test_a_run_on_the_released_data_is_pinned_and_repeated_without_the_hub(
     lines = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1, 2, 3}
     assert all(line["example_id"].startswith("train-") for line in lines)
-    own = recipe.make(None, from_json(PRESETS["cpu"], settings))
+    own = recipe.make(None, Run(run, {"settings": settings}).settings())
     assert rollouts.examples_of(run, own, lines)[0].split == "train"
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     by = {(s["step"], s["split"]): [] for s in scores}

@@ -650,8 +650,10 @@ def test_a_model_without_weights_is_refused(tiny: Path, tmp_path: Path, question
 
 def test_an_existing_folder_is_refused_with_the_way_on(tiny: Path, tmp_path: Path, questions: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="--resume"):
-        train.main(options(tiny, questions, tmp_path / "run"))
+    for has, way in (("notes.txt", "has no run in it: delete it"), ("config.json", "with --resume")):
+        (tmp_path / "run" / has).touch()
+        with pytest.raises(ValueError, match=way):
+            train.main(options(tiny, questions, tmp_path / "run"))
 
 
 def test_a_resumed_run_stays_in_its_budget(

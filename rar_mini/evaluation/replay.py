@@ -95,6 +95,18 @@ def groups_of(rows: Rows, size: int) -> Groups:
     return groups
 
 
+def refuse_uneven(file: Path, rows: Rows, groups: Groups) -> None:
+    """Raise ValueError if the answers of a group were not judged by the same items, as a run judges them."""
+    for group in groups:
+        items = [[(item["title"], item["weight"]) for item in rows[i]["verdicts"]] for i in group]
+        if other := next((i for i, own in zip(group, items, strict=True) if own != items[0]), None):
+            row = rows[other]
+            raise ValueError(
+                f"{file}, step {row['step']}, {row['example_id']!r:.80}: expected verdicts on the same items "
+                "in each answer of a group, got others; bring the file back as it was"
+            )
+
+
 def ask(judge: JudgeLike, recipe: Recipe, examples: Sequence[Example], rows: Rows, groups: Groups) -> Judged:
     """Have N rows judged group by group, as in training: a recipe's judge or reward may compare the responses
     of a group."""
@@ -145,6 +157,11 @@ def compare(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Callable[[n
     first, second = np.where(scored, first, math.nan), np.where(scored, judged.reward, math.nan)
     verdict = np.full(judged.verdict.shape, math.nan)  # (N, K)
     for n, row in enumerate(rows):
+        if len(row["verdicts"]) > verdict.shape[1]:
+            raise ValueError(
+                f"rollouts.jsonl, step {row['step']}, {row['example_id']!r:.80}: expected at most "
+                f"{verdict.shape[1]} verdicts by this method, got {len(row['verdicts'])}"
+            )
         verdict[n, : len(row["verdicts"])] = [item["verdict"] for item in row["verdicts"]]  # null becomes NaN
     group = np.empty(len(rows), dtype=int)
     for number, places in enumerate(groups):

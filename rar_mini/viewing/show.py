@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rar_mini.checkpoint import Run, records
+from rar_mini.config import Config
+from rar_mini.evaluation.replay import groups_of, refuse_uneven
 from rar_mini.report import printable
 
 
@@ -28,11 +30,10 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     if step not in steps:
         raise ValueError(f"{folder} has no step {step}: expected one from {steps[0]} to {steps[-1]}")
     rows = [row for row in rows if row["step"] == step]
-    # Groups are told by place, because a step at the turn of an epoch can draw a question twice.
-    size = config["settings"]["group_size"]
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    groups = groups_of(rows, config["settings"].get("group_size", Config.group_size))
+    refuse_uneven(run.folder / "rollouts.jsonl", rows, groups)
     head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
-    return "\n\n".join([head, *(_group(group, width) for group in groups)])
+    return "\n\n".join([head, *(_group([rows[i] for i in group], width) for group in groups)])
 
 
 def _group(rows: list[dict[str, Any]], width: int) -> str:

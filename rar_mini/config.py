@@ -6,6 +6,7 @@ command lines into these and back.
 
 import math
 from dataclasses import dataclass, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -186,6 +187,8 @@ class Config:
     device: str = "auto"
     """cpu, cuda, or auto"""
 
+    day: str | None = None
+    """the date that a chat template may show, YYYY-MM-DD; the day on which the run begins if not given"""
     seed: int = 0
     """of the order of the questions and of all sampling"""
     eval_every: int = 100
@@ -205,6 +208,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
+        try:
+            date.fromisoformat(self.day or "2000-01-01")
+        except ValueError:
+            raise ValueError(f"--day {self.day}: expected a date, YYYY-MM-DD") from None
         if not self.lora_targets:
             raise ValueError("--lora-targets: expected a projection or more, got none")
         for field in fields(self) if self.lora_rank == 0 else ():

@@ -6,11 +6,13 @@ stands between fences that the author of that text cannot guess, because a respo
 finished verdict included.
 """
 
+import json
 import re
 import reprlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from rar_mini import files
@@ -39,6 +41,11 @@ RIGHT_CHOICE = "The final answer of the response is choice {letter}, {choice}, a
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
+_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+day: str | None = None
+"""The date that chat templates show, YYYY-MM-DD; None for today's. A run keeps that of its first day."""
+
 PREDEFINED = (
     Criterion("Correctness", "The answer is correct and free of misleading errors.", "essential", 1.0),
     Criterion("Completeness", "The answer covers every essential part in enough detail.", "essential", 1.0),
@@ -53,6 +60,14 @@ def policy_messages(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     if messages[0]["role"] == "system":
         return list(messages)
     return [{"role": "system", "content": POLICY_SYSTEM}, *messages]
+
+
+def dated(template: str) -> str:
+    """A chat template whose calls of strftime_now are replaced by `day`."""
+    if day is None:
+        return template
+    shown = date.fromisoformat(day)
+    return _DATE.sub(lambda call: json.dumps(shown.strftime(call[2])), template)
 
 
 def policy_text(messages: Sequence[dict[str, str]]) -> str:

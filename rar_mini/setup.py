@@ -11,6 +11,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, ranks, recipe, report
+from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, prompts, ranks, recipe, report
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -109,8 +110,9 @@ def settle(config: Config) -> tuple[Config, str]:
         source = str(Path(source).absolute())
     G = 1 if config.supervised else config.group_size
     own = config.recipe and recipe.located(config.recipe)
+    day = config.day or ranks.first(lambda: date.today().isoformat())
     settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
-    return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G), why
+    return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day), why
 
 
 def _pinned(judge: str | None) -> str | None:
@@ -139,6 +141,7 @@ def prepare(
     """All that a run needs, from settings: a new run, or with `run` that one, from its checkpoint `resume` or
     (without one) from its start. Says what the run is about to do."""
     config, why = settle(config)
+    prompts.day = config.day
     if config.device.startswith("cuda"):
         print(memory.advice(config))
     # Reference answers need no judge, but the scores do.

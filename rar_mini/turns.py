@@ -149,7 +149,10 @@ class Turns:
             return prompts.policy_text(messages)
         options = {"add_generation_prompt": True} | options
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            template = prompts.dated(self.tokenizer.get_chat_template())
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, **options
+            )
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(

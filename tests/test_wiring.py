@@ -344,7 +344,8 @@ def test_a_preset_is_the_default_of_every_option(
     (run,) = (tmp_path / "runs").glob("science-*")
     settings = json.loads((run / "config.json").read_text())["settings"]
     paper = json.loads(json.dumps(to_json(PRESETS["paper"])))
-    assert settings == paper | given | {"out": str(run), "device": settings["device"]}
+    decided = {name: settings[name] for name in ("device", "day")}
+    assert settings == paper | given | decided | {"out": str(run)}
     rows = records(run, "evaluations")
     assert len(rows) == 4 and {row["split"] for row in rows} == {"train", "held_out"}
     assert all(row["example_id"].startswith("science-") for row in rows)
@@ -480,6 +481,7 @@ HELD_BY = {
     "test_a_score_is_the_mean_over_questions_of_the_answers_that_have_a_reward": "eval_every eval_samples "
     "eval_questions",
     "test_things_are_kept_and_shown_when_they_should_be": "save_every keep show_every",
+    "test_a_template_shows_the_day_on_which_the_run_began": "day",
     "test_a_seed_decides_the_order_and_the_answers": "seed",
     "test_batches_change_no_number_beyond_rounding": "tokens_per_batch",
     "test_the_cache_of_the_sampler_has_a_bound": "cache_mb",
@@ -510,7 +512,7 @@ HELD_BY = {
 
 
 def test_every_setting_has_a_test_of_its_effect() -> None:
-    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py")}
     defined = {name for text in texts.values() for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
     assert HELD_BY.keys() <= defined | texts.keys()
     held = " ".join(HELD_BY.values()).split()

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
-from test_train import options
+from conftest import byte_tokenizer, question, write_rows
+from test_train import options, records
 
 import train
+from rar_mini import setup
 from rar_mini.checkpoint import Run
 from rar_mini.viewing.show import show
 
@@ -202,3 +204,31 @@ def test_a_run_that_is_killed_while_its_folder_is_made_leaves_none(
     assert not any(tmp_path.iterdir())
     Run.create(tmp_path / "run", {"seed": 0})
     assert Run.reopen(tmp_path / "run")[1]["settings"] == {"seed": 0}
+
+
+# --- the first day ------------------------------------------------------------------------------------------
+
+DATED = (
+    "{{ strftime_now('%d %b %Y') }} {{ strftime_now( \"%Y\" ) }}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+def test_a_template_shows_the_day_on_which_the_run_began(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped before midnight went on with other prompts."""
+    dated = shutil.copytree(tiny, tmp_path / "dated")
+    byte_tokenizer(DATED).save_pretrained(dated)
+    words = options(dated, questions, tmp_path / "run", steps=1)
+    train.main([*words, "--day", "2024-02-29"])
+    train.main(["--resume", str(tmp_path / "run"), "--steps", "2"])
+    ids = [row["prompt_ids"] for row in records(tmp_path / "run", "rollouts")]
+    texts = {byte_tokenizer().decode(each)[:16] for each in ids}
+    assert texts == {"29 Feb 2024 2024"}
+    saved = tmp_path / "run" / "checkpoints" / "step-2" / "chat_template.jinja"
+    assert saved.read_text() == DATED, "whoever loads the checkpoint has their own day"
+    config = setup.settle(setup.parse(["--policy", str(tiny), "--judge", "keyword"]))[0]
+    assert config.day == date.today().isoformat()
+    with pytest.raises(SystemExit):
+        setup.parse(["--day", "tomorrow"])

@@ -70,6 +70,7 @@ class Description(Form):
     questions: dict[str, Questions] = {}
     judge_texts: dict[str, str] = {}
     recipe: str | None = None
+    base: int | None = None
     planned_steps: int | None = None
     accepted: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
@@ -211,7 +212,7 @@ class Run:
         """
         step = -1 if checkpoint is None else step_of(checkpoint)
         kept = {name: self._kept(name, step) for name in RECORDS}
-        if changes := [*_changes(self.written, facts), *_losses(checkpoint, kept)]:
+        if changes := [*_changes(self.written, facts), *_losses(self, checkpoint, kept)]:
             if not self.accepts:
                 raise ValueError(
                     f"{self.folder} would go on as another experiment, because these have changed: "
@@ -460,15 +461,18 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = then["judge_texts"], now["judge_texts"]
         names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         changes += ["the judge's prompts (" + ", ".join(map(forms.escaped, names)) + ")"] if names else []
-    if "recipe" in then and then["recipe"] != now["recipe"]:
-        changes.append(f"the recipe's file ({then['settings'].get('recipe')})")
+    for name, what, setting in (("recipe", "the recipe's file", "recipe"), ("base", "the weights", "policy")):
+        if name in then and then[name] != now[name]:
+            changes.append(f"{what} ({forms.escaped(str(then['settings'].get(setting)))})")
     return changes
 
 
-def _losses(checkpoint: Path | None, kept: dict[str, bytes]) -> list[str]:
-    """The records that are not as they were when the checkpoint was written."""
+def _losses(run: Run, checkpoint: Path | None, kept: dict[str, bytes]) -> list[str]:
+    """What a run's folder does not hold any more: a checkpoint, or records as they were at that time."""
     if checkpoint is None:
-        return []
+        often = run.settings().save_every
+        last = max((row["step"] for row in records(run.folder, "metrics.jsonl", -1)), default=0)
+        return [f"checkpoints/ (none, although {last} steps are done)"] if 0 < often < last else []
     sizes = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
     return [
         f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {len(kept[name]):,} now)"

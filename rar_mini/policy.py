@@ -208,6 +208,14 @@ def checksum(policy: Policy) -> int:
     return sum(int(part.sum()) for p in integers for part in p.split(SLICE))
 
 
+def base_checksum(actor: Policy, reference: Policy | None) -> int | None:
+    """The checksum of what a run that goes on loads besides its checkpoint: the weights under its adapters,
+    or those that its KL penalty compares with."""
+    if reference is None and actor.base is not None:
+        reference = replace(actor, model=lora.base(actor.model))
+    return reference and checksum(reference)
+
+
 def window(policy: Policy) -> int:
     """How many tokens a prompt and its completion may have together."""
     return policy.model.config.max_position_embeddings

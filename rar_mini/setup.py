@@ -163,6 +163,7 @@ def prepare(
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
     facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
     facts |= {"recipe": recipe.digest(config.recipe)}
+    facts |= {"base": policy.base_checksum(t.actor, t.reference)}
     facts |= {"end_tokens": t.actor.named(t.actor.ends)}
     facts |= {"questions": {split: fingerprint(rows) for split, rows in t.questions.items()}}
     t.run = ranks.first(lambda: begin(config, run, resume, facts))

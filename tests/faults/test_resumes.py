@@ -6,13 +6,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import byte_tokenizer, question, write_rows
+from safetensors.torch import load_file, save_file
 from test_train import options, records
 
 import train
 from rar_mini import setup
 from rar_mini.checkpoint import Run
+from rar_mini.evaluation import replay
+from rar_mini.evaluation.judged import Judged
 from rar_mini.viewing.show import show
 
 RECIPE = """
@@ -95,6 +99,32 @@ def test_a_resume_that_would_be_another_experiment_is_refused_by_what_changed(
     assert {path: path.read_bytes() for path in (folder / "run").rglob("*.json*")} == before
 
 
+def test_adapters_go_on_beside_the_weights_that_they_were_trained_beside(
+    tiny: Path, tmp_path: Path, questions: Path
+) -> None:
+    """And so does a KL penalty, which compares with them."""
+    base = shutil.copytree(tiny, tmp_path / "base")
+    for changes in ({"lora_rank": 2}, {"beta": 0.1}):
+        run = tmp_path / next(iter(changes))
+        train.main(options(base, questions, run, steps=1, eval_every=0, **changes))
+        weights = load_file(base / "model.safetensors")
+        weights["model.norm.weight"] += 1
+        save_file(weights, base / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"these have changed: the weights \({base}\)\."):
+            train.main(["--resume", str(run), "--steps", "2"])
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over_unasked(folder: Path) -> None:
+    """It did, and dropped all of its records."""
+    on(folder)
+    (folder / "run" / "checkpoints").rename(folder / "moved")
+    with pytest.raises(ValueError, match=r"changed: checkpoints/ \(none, although 2 steps are done\)"):
+        train.main(["--resume", str(folder / "run")])
+    assert [row["step"] for row in records(folder / "run")] == [0, 1, 2]
+    train.main(["--resume", str(folder / "run"), "--accept-changes"])
+    assert [row["step"] for row in records(folder / "run")] == [0, 1, 2]
+
+
 def test_changes_that_are_accepted_are_written_down_once(folder: Path) -> None:
     edit(folder / "questions.jsonl", "What is 1?", "What is one?")
     on(folder, "--accept-changes")
@@ -174,6 +204,14 @@ def test_a_line_that_no_run_writes_is_refused_by_file_line_and_field(folder: Pat
         with pytest.raises(ValueError) as error:
             show(folder / "run")
         assert f"{record}.jsonl, {said}" in str(error.value)
+
+
+def test_more_verdicts_than_the_method_has_are_refused(folder: Path) -> None:
+    """A replay by an overall rating put them into an array of one column."""
+    rows = [json.loads(line) for line in (folder / "run" / "rollouts.jsonl").read_text().splitlines()]
+    judged = Judged(*(np.zeros((len(rows), 1)),) * 2, *(np.zeros(len(rows)),) * 2)
+    with pytest.raises(ValueError, match=r"step 1, 'q\d': expected at most 1 verdicts by this method"):
+        replay.compare(rows, replay.groups_of(rows, 4), judged)
 
 
 def test_answers_of_a_group_that_were_judged_by_other_items_are_refused(folder: Path) -> None:

@@ -48,6 +48,9 @@ STEP = re.compile("step-(0|[1-9][0-9]*)")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
 
 
+Step = Annotated[int, Field(ge=0, le=10**9)]
+
+
 class Settings(Form):
     """The settings that no run is without, or that are read alone."""
 
@@ -83,7 +86,7 @@ class Row(Form):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Finite | None] = Field(init=False)
 
-    step: int = ABSENT
+    step: Step = ABSENT
 
 
 class Verdict(Form):
@@ -92,19 +95,19 @@ class Verdict(Form):
     title: str = ABSENT
     category: str = ABSENT
     weight: Finite = ABSENT
-    verdict: Finite | None = None
+    verdict: Finite | None
 
 
 class Rollout(Form):
     """A line of rollouts.jsonl, without its TOKENS."""
 
-    step: int = ABSENT
+    step: Step = ABSENT
     example_id: str = ABSENT
     prompt: str = ABSENT
     response: str = ABSENT
     verdicts: list[Verdict] = ABSENT
-    rating: Finite | None = None
-    reward: Finite | None = None
+    rating: Finite | None
+    reward: Finite | None
     advantage: Finite = ABSENT
     tokens: int = ABSENT
     finished: bool = ABSENT
@@ -113,10 +116,10 @@ class Rollout(Form):
 class Evaluation(Form):
     """What is read again of a line of evaluations.jsonl."""
 
-    step: int = ABSENT
+    step: Step = ABSENT
     split: str = ABSENT
     example_id: str = ABSENT
-    reward: Finite | None = None
+    reward: Finite | None
 
 
 RECORDS = {"metrics.jsonl": Row, "rollouts.jsonl": Rollout, "evaluations.jsonl": Evaluation}
@@ -265,7 +268,8 @@ class Run:
         """The mean reward of each question at an evaluation, read from the record; NaN where none is."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
         for row in records(self.folder, "evaluations.jsonl"):
-            if row["step"] == step and row["split"] == split and row["reward"] is not None:
+            known = row["split"] == split and row["example_id"] in rewards  # the data may have changed
+            if known and row["step"] == step and row["reward"] is not None:
                 rewards[row["example_id"]].append(row["reward"])
         return [sum(values) / len(values) if values else float("nan") for values in rewards.values()]
 

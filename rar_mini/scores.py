@@ -23,7 +23,7 @@ DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
 class ScoredRow(Form):
     """What is read again of a line that `judge.py score` has written."""
 
-    reward: Finite | None = None
+    reward: Finite | None
     failed: bool = ABSENT
 
 

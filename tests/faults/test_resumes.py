@@ -126,7 +126,7 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over_unasked(folder:
 
 
 def test_changes_that_are_accepted_are_written_down_once(folder: Path) -> None:
-    edit(folder / "questions.jsonl", "What is 1?", "What is one?")
+    edit(folder / "questions.jsonl", '"q1"', '"one"')
     on(folder, "--accept-changes")
     (accepted,) = json.loads((folder / "run" / "config.json").read_text())["accepted"]
     assert accepted == {

@@ -74,6 +74,7 @@ class Description(Form):
     judge_texts: dict[str, str] = {}
     recipe: str | None = None
     base: int | None = None
+    end_tokens: list[str] = []
     planned_steps: int | None = None
     accepted: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
@@ -465,7 +466,8 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = then["judge_texts"], now["judge_texts"]
         names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         changes += ["the judge's prompts (" + ", ".join(map(forms.escaped, names)) + ")"] if names else []
-    for name, what, setting in (("recipe", "the recipe's file", "recipe"), ("base", "the weights", "policy")):
+    names = ("recipe", "the recipe's file", "recipe"), ("base", "the weights", "policy")
+    for name, what, setting in (*names, ("end_tokens", "the end tokens", "policy")):
         if name in then and then[name] != now[name]:
             changes.append(f"{what} ({forms.escaped(str(then['settings'].get(setting)))})")
     return changes

@@ -74,6 +74,7 @@ EDITS = {
     "a row": ("questions.jsonl", [], r"held_out questions \(2 then, 1 now, not all the same\)"),
     "the judge's prompts": ("judge.toml", ["system", "again"], r"the judge's prompts \(again, system\)"),
     "the recipe": ("own.py", ["pass", "k: int = 1"], r"the recipe's file \(\S+own.py\)"),
+    "the end tokens": ("run/config.json", ['"<|im_end|>"', '"x"'], r"the end tokens \(\S+policy\)"),
     "lost metrics": ("run/metrics.jsonl", None, r"metrics.jsonl \([\d,]+ bytes up to step 1 then, 0 now\)"),
     "cut metrics": ("run/metrics.jsonl", [], r"metrics.jsonl \([\d,]+ bytes up to step 1 then, \d+ now\)"),
     "cut rollouts": ("run/rollouts.jsonl", [], "rollouts.jsonl"),

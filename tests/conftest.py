@@ -9,18 +9,21 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hostile import Server
+from hostile import Server, truth
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from rar_mini import pretrained
+from judge import Judge
+from rar_mini import data, pretrained, prompts
 from rar_mini.sampler import Completion
 from rar_mini.scores import Rollouts
+from rar_mini.tools import memory
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,6 +66,14 @@ def write_tiny(directory: Path, **changes: object) -> Path:
     model.save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+def known(name: str, **changes: object) -> PretrainedConfig:
+    """The config of a model whose size is known, without a file."""
+    return AutoConfig.for_model(**memory.KNOWN[name] | changes)
+
+
+qwen7, qwen1 = partial(known, "Qwen/Qwen2.5-7B"), partial(known, "Qwen/Qwen2.5-1.5B")
 
 
 @pytest.fixture(scope="session")
@@ -161,6 +172,18 @@ def questions(tmp_path: Path) -> Path:
     """Five training questions and two held out."""
     rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
     return write_rows(tmp_path / "questions.jsonl", rows)
+
+
+@pytest.fixture
+def examples(questions: Path) -> list[data.Example]:
+    """Two of the training questions."""
+    return data.read(questions)[:2]
+
+
+def told(asker: Judge, example: data.Example, responses: list[str]) -> list[list[float]]:
+    """What the honest server says of an example's G responses, criterion by criterion: G x K."""
+    asked = [prompts.closed_question(asker.prompts, c) for c in asker.rubric(example).criteria]
+    return [[float(truth(response + each)) for each in asked] for response in responses]
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ extra twice order empty echo cut refusal verdictless""".split()
 OF_DECISIONS = ("shape", "missing", "extra", "empty", "verdictless")
 """Those of them that each wire reads in its own way, a model that does not write included."""
 
+SERVERS = ("chat:m", "systemone:m", "decisions:m")
+"""A judge on each wire."""
+
 
 def truth(text: str) -> bool:
     """What the honest server says to a closed question: yes to about half of all."""
@@ -42,6 +45,18 @@ def questions(user: str) -> list[str]:
 
 def verdicts(words: list[bool]) -> dict[str, Any]:
     return {str(i): {"reason": "r", "verdict": "yes" if w else "no"} for i, w in enumerate(words, 1)}
+
+
+def says(word: str) -> Callable[[str, dict], str]:
+    """A chat model with one verdict for everything."""
+
+    def reply(path: str, body: dict) -> str:
+        asked = body["messages"][-1]["content"]
+        n = len(re.findall(r"^\d+\. ", asked, re.M))
+        entry = {"reason": "r", "verdict": word}
+        return json.dumps({str(i): entry for i in range(1, n + 1)} if n else {"reason": "r", "rating": 4})
+
+    return reply
 
 
 def honest(path: str, body: dict) -> Any:

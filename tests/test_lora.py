@@ -174,7 +174,8 @@ def test_sampler_and_trainer_agree(
 def test_a_reference_on_the_cpu_computes_the_same(
     tiny: Path, batch: Callable[[Decoder], grpo.MicroBatch]
 ) -> None:
-    """Here its layers visit a device where they are already; tests/test_memory.py sends them to another."""
+    """Here its layers visit a device where they are already; tests/test_memory_traced.py sends them
+    to another."""
     plain, visitor = (model.load(tiny, torch.float32, "cpu") for _ in range(2))
     drawn = batch(plain)
     visitor.visit()

@@ -28,11 +28,6 @@ NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-@pytest.fixture
-def examples(questions: Path) -> list[data.Example]:
-    return data.read(questions)[:2]
-
-
 # --- reading replies ----------------------------------------------------------------------------------------
 
 YES, NO = ({"reason": "r", "verdict": word} for word in ("yes", "no"))

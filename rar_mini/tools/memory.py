@@ -14,8 +14,8 @@ bytes, with A = H d and B = KV d, a token takes
 The second line is two norms, each with its input in float32 and, in the weights' dtype, the normed copy and
 the scaled one; queries, keys, values and what attention makes of them; gate, silu(gate), up and their
 product; and the sums of attention. Frozen weights need no normed copies, nor what they are multiplied with;
-an adapter needs its input and r numbers (x A^T). tests/test_memory.py holds each phase against the code
-itself, traced.
+an adapter needs its input and r numbers (x A^T). tests/test_memory_traced.py holds each phase against the
+code itself, traced.
 
 Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. What no
 plan knows is left alone: the CUDA context and the workspaces of libraries (RESERVE), and the holes that

@@ -1,4 +1,5 @@
-"""What all forms that are read from outside share: strict models, and one sentence for a fault.
+"""What all forms that are read from outside share: strict models, one sentence for a fault, and foreign text
+made fit for files and terminals.
 
 A form is a pydantic model beside the code that reads it: rows in data.py, prices in judging/ledger.py, a
 run's own files in checkpoint.py. A strict model converts nothing: "5" and true are no numbers, 5 is no text.
@@ -23,13 +24,14 @@ WANTED = {
     "float_type": "a number",
     "int_type": "a whole number",
     "bool_type": "true or false",
-    "list_type": "a list with at least one item",
+    "list_type": "a list",
     "too_short": "a list with at least one item",
     "dict_type": "an object",
     "model_type": "an object",
     "missing": "a value",
     "too_long": "at most {max_length} items",
     "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
     "json_invalid": "JSON ({error})",
 }
 """What was expected, by pydantic's name of the fault. Any other fault is told in pydantic's words."""
@@ -59,6 +61,10 @@ Number = Annotated[float, BeforeValidator(_number)]
 """A number as JSON writes it; Python's JSON also reads NaN and Infinity."""
 Finite = Annotated[Number, Field(allow_inf_nan=False)]
 """A number without those."""
+Unit = Annotated[Number, Field(ge=0, le=1)]
+"""A probability or a share."""
+Response = Annotated[str, BeforeValidator(lambda text: whole(text) if isinstance(text, str) else text)]
+"""What a model wrote: any text. Halves of characters in it are replaced, because it may be a cut answer."""
 
 
 F = TypeVar("F", bound=Form)
@@ -72,13 +78,12 @@ def read(form: type[F], value: Any, place: str, remedy: str = "") -> F:
         raise ValueError(f"{place}: {fault(error)}" + (remedy and f"; {remedy}")) from None
 
 
-def fault(error: ValidationError | OSError, at: str = "") -> str:
+def fault(error: ValueError | OSError, at: str = "") -> str:
     """Say what is wrong first: `field rubric[3].weight: expected a number, got '5'`.
 
-    `at` is the field that was read, if it was not the whole. A file that could not be read is told in the
-    system's words.
+    `at` is the field that was read, if it was not the whole. Any error but pydantic's has its own words.
     """
-    if isinstance(error, OSError):
+    if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":  # of a dataclass that checks itself, in its own words
@@ -102,5 +107,15 @@ def sentence(name: str, wanted: str, came: Any) -> str:
 
 
 def escaped(name: str) -> str:
-    """A foreign name: short, and nothing that a terminal could take for a command."""
-    return repr(name[:80])[1:-1]
+    """A foreign name: short and printable."""
+    return printable(name[:80])
+
+
+def printable(text: str) -> str:
+    """Foreign text for a terminal, a table or a page: one line, without characters that act."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
+
+
+def whole(text: str) -> str:
+    """Foreign text for files and tokenizers: U+FFFD in place of each half of a character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

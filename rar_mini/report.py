@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rar_mini import grpo
+from rar_mini.forms import printable
 from rar_mini.sampler import Completion
 
 FIRST_LOSS = """\
@@ -174,11 +175,6 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
     end = "" if row["finished"] else ", cut"
     lines.append(f"    reward {reward}, advantage {row['advantage']:+.2f}, {row['tokens']} tokens{end}")
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """A model's text for a terminal: one line, with whatever could command the terminal written out."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
 def opening(config: Any, questions: dict[str, int], answers: int, calls: float, folder: Path) -> str:

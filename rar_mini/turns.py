@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from rar_mini import prompts
+from rar_mini.forms import whole
 
 THINK, UNTHINK = "<think>", "</think>"
 
@@ -47,11 +48,6 @@ _SHAPE = re.compile(
     """,
     re.VERBOSE,
 )
-
-
-def whole(text: str) -> str:
-    """A text with U+FFFD for halves of characters, which neither tokenizers nor files take."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def inert(text: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rar_mini.forms import printable
+
 PAPER = {  # HealthBench, HealthBench-1k, GPQA-Diamond
     "Qwen2.5-7B": ("7.7", "", "31.7"),
     "Qwen2.5-7B-Instruct": ("22.7", "", "35.0"),
@@ -80,6 +82,6 @@ def markdown(runs: Sequence[dict[str, Any]]) -> str:
         for run in [run for run in runs if run["name"] == name] or [{}]:
             health, choice = (in_percent(run.get(key)) for key in ("healthbench", "gpqa"))
             cells = [name, *paper[:2], health, paper[2], choice, run.get("run", "")]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |")
             paper = ("", "", "")  # only in the first line
-    return "\n".join([*lines, "", *(f"- {run['run']}: {run['note']}" for run in runs)])
+    return "\n".join([*lines, "", *(printable(f"- {run['run']}: {run['note']}") for run in runs)])

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from rar_mini import prompts
 from rar_mini.files import Twice, parse
-from rar_mini.forms import escaped
+from rar_mini.forms import escaped, whole
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.prompts import JudgePrompts
-from rar_mini.turns import inert, whole, without_thoughts
+from rar_mini.turns import inert, without_thoughts
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Options

@@ -10,7 +10,7 @@ from typing import Any
 from rar_mini.checkpoint import Run, records
 from rar_mini.config import Config
 from rar_mini.evaluation.replay import groups_of, refuse_uneven
-from rar_mini.report import printable
+from rar_mini.forms import printable
 
 
 def show(folder: Path, step: int | None = None, width: int | None = None) -> str:

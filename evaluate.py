@@ -177,13 +177,13 @@ def on_healthbench(
     if rescore:
         finish({"rows_of": str(rescore)} | healthbench.report(healthbench.kept(rescore)))
         return
-    examples = labelled.examples(answers.existing(data, healthbench.SOURCE), skip_bad=skip_bad_rows)
-    healthbench.check(examples)
+    examples = healthbench.read(answers.existing(data, healthbench.SOURCE), skip_bad_rows)
     spec, why = choose(judge)
     print(f"judge     {spec} ({why})")
     asker = Judge(spec, "rar-explicit", **vars(judging))
     examples, grade = answers.draw(examples, asking.limit), partial(healthbench.grade, asker)
-    about, rows, file = answers.graded("healthbench", examples, grade, asker, asking, judging)
+    form = healthbench.Kept
+    about, rows, file = answers.graded("healthbench", form, examples, grade, asker, asking, judging)
     finish(about | {"judge": spec, "data": str(data)} | healthbench.report(rows), asker, file)
 
 
@@ -211,7 +211,7 @@ def on_gpqa(
         raise ValueError("--verifier keyword: expected a model, because words alone do not tell a choice")
     asker = Judge(spec, "rar-explicit", **vars(judging)) if spec else None
     examples, grade = gpqa.permuted(questions, runs, seed), partial(gpqa.grade, asker)
-    about, rows, file = answers.graded("gpqa", examples, grade, asker, asking, judging)
+    about, rows, file = answers.graded("gpqa", gpqa.Kept, examples, grade, asker, asking, judging)
     about |= {"verifier": spec, "data": str(data), "seed": seed}
     finish(about | gpqa.report(rows), asker, file)
 

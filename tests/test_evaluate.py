@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,21 +147,24 @@ def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    "answers",
+    ("field", "answers"),
     [
-        [{"response": "r", "quality": "good", "labels": [1]}],
-        [{"response": "r", "quality": "fine", "labels": [1] * 15}],
-        [{"response": None, "quality": "good", "labels": [1] * 15}],
-        [{"response": "r", "quality": "good", "labels": [2] * 15}],
-        [{"response": "r", "quality": "good"}],
-        ["r"],
-        {"response": "r"},
-        7,
+        ("[0].labels: expected 0 or 1 for each of 15 items", [{"labels": [1]}]),
+        ("[0].labels[0]: expected 0 or 1", [{"labels": [2] * 15}]),
+        ("[0].labels: expected a list", [{"labels": None}]),
+        ("[0].quality: expected 'good' or 'flawed'", [{"quality": "fine"}]),
+        ("[0].response: expected text", [{"response": None}]),
+        ("[1]: expected an object", [{}, "r"]),
+        (": expected a list", {"response": "r"}),
+        (": expected a list", 7),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tmp_path: Path, answers: list) -> None:
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path, field: str, answers: Any) -> None:
+    good = {"response": "r", "quality": "good", "labels": [1] * 15}
+    if isinstance(answers, list):
+        answers = [good | each if isinstance(each, dict) else each for each in answers]
     file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=answers)])
-    with pytest.raises(ValueError, match=r"x.jsonl, 'q1', labelled_responses.*: expected .*, got "):
+    with pytest.raises(ValueError, match=re.escape(f"x.jsonl, 'q1': field labelled_responses{field}, got ")):
         labelled.read(file, "all")
 
 
@@ -426,8 +430,8 @@ def test_the_sample_has_pairs_and_the_keyword_judge_no_likert(capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (pair(1, "a", None), "'q1': expected texts in `preferred` and `worsened`, got 'a' and None"),
-        (pair(1, 3, "a"), "'q1': expected texts"),
+        (pair(1, "a", None), "'q1': field worsened: expected text, got nothing"),
+        (pair(1, 3, "a"), "'q1': field preferred: expected text, got 3"),
         (
             pair(1, "a", "b", rubric_without_reference=[]),
             "'q1': field rubric_without_reference: expected a list",

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rar_mini import checkpoint, data, prompts
+from rar_mini.evaluation import gpqa, healthbench, labelled
 from rar_mini.judging import ledger, wires
 from rar_mini.judging.endpoint import Failure
 
@@ -40,6 +41,9 @@ BENCH = {
     "rubrics": [{"criterion": "c", "points": -3}],
     "ideal_completions_data": {"ideal_completion": "d"},
 }
+LABELLED = [{"response": "r", "quality": "good", "labels": [1]}]
+POINTS = [{"points": 2, "verdict": 1.0, "tags": ["axis:a"]}]
+KEPT = {"prompt_id": "p", "finished": None, "failed": False, "example_tags": ["theme:t"], "rubrics": POINTS}
 RUN = {"settings": {"seed": 0}, "versions": {"torch": "2"}, "machine": {}, "git": None}
 VERDICTS = {"1": {"reason": "r", "verdict": "yes"}, "2": {"reason": "r", "verdict": "no"}}
 SAID = {"choices": [{"message": {"content": "said"}, "finish_reason": "stop"}]}
@@ -48,12 +52,47 @@ PREDICATES = [{"type": "predicate", "name": "1", "probability": 0.5}, {"type": "
 LEVELS = [{"label": str(i), "probability": float(i == 4)} for i in range(1, 11)]
 RATED = {"type": "score", "name": "1", "probabilities": LEVELS}
 
+
+def ended(path: Path) -> Path:
+    """A file whose last line is no half one."""
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    return path
+
+
 READERS = {
     "row": Reader(
         data.read, ROW, ("rubric", 0, "weight"), "rows.jsonl", "line 1: field rubric[0].weight: expected "
     ),
     "HealthBench row": Reader(
         data.read, BENCH, ("rubrics", 0, "points"), "rows.jsonl", "line 1: field rubrics[0].points: expected "
+    ),
+    "labelled row": Reader(
+        lambda path: labelled.read(path, "all"),
+        ROW | {"labelled_responses": LABELLED},
+        ("labelled_responses", 0, "labels", 0),
+        "rows.jsonl",
+        "rows.jsonl, 'q1': field labelled_responses[0].labels",
+    ),
+    "pair": Reader(
+        lambda path: labelled.pairs(path, "all"),
+        ROW | {"preferred": "a", "worsened": "b", "rubric_without_reference": copy.deepcopy(ROW["rubric"])},
+        ("rubric_without_reference", 0, "weight"),
+        "rows.jsonl",
+        "rows.jsonl, 'q1': field rubric_without_reference[0].weight: expected ",
+    ),
+    "GPQA row": Reader(
+        gpqa.read,
+        {"id": 1, "question": "q", "choices": ["u", "v"], "answer": 0},
+        ("answer",),
+        "rows.jsonl",
+        "rows.jsonl, row 1: field answer: expected ",
+    ),
+    "kept row": Reader(
+        lambda path: healthbench.kept(ended(path)),
+        KEPT,
+        ("rubrics", 0, "verdict"),
+        "rows.jsonl",
+        "rows.jsonl, line 1: field rubrics[0].verdict: expected ",
     ),
     "prices": Reader(
         lambda path: ledger.read_price(path, "m"),

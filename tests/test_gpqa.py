@@ -135,27 +135,28 @@ def test_gpqas_columns_are_read_from_csv_and_from_jsonl(tmp_path: Path) -> None:
         ({"choices": ["u", "v", "w"], "answer": "B"}, 1),
         ({"options": ["u", "v", "w"], "answer": "w"}, 2),
         ({"choices": ["B", "A"], "answer": 0}, 0),
-        ({"choices": ["B", "A"], "answer": "A"}, None),  # a letter or a text?
-        ({"choices": ["u", "u"], "answer": "u"}, None),
-        ({"choices": ["u", "v"], "answer": 2}, None),
-        ({"choices": ["u", "v"], "answer": -1}, None),
-        ({"choices": ["u", "v"], "answer": True}, None),
-        ({"choices": ["u", "v"], "answer": "C"}, None),
-        ({"choices": ["u", "v"]}, None),
-        ({"choices": ["u"], "answer": 0}, None),
-        ({"choices": ["u", " "], "answer": 0}, None),
-        ({"choices": ["u", 3], "answer": 0}, None),
-        ({"choices": "uv", "answer": 0}, None),
-        ({"choices": ["u", "v"], "answer": 0, "question": ""}, None),
-        ({"Question": "q", "Correct Answer": "c"}, None),
+        ({"choices": ["B", "A"], "answer": "A"}, "answer"),  # a letter or a text?
+        ({"choices": ["u", "u"], "answer": "u"}, "answer"),
+        ({"choices": ["u", "u "], "answer": "u"}, "answer"),
+        ({"choices": ["u", "v"], "answer": 2}, "answer"),
+        ({"choices": ["u", "v"], "answer": -1}, "answer"),
+        ({"choices": ["u", "v"], "answer": True}, "answer"),
+        ({"choices": ["u", "v"], "answer": "C"}, "answer"),
+        ({"choices": ["u", "v"]}, "answer"),
+        ({"choices": ["u"], "answer": 0}, "choices"),
+        ({"choices": ["u", " "], "answer": 0}, "choices[1]"),
+        ({"choices": ["u", 3], "answer": 0}, "choices[1]"),
+        ({"choices": "uv", "answer": 0}, "choices"),
+        ({"choices": ["u", "v"], "answer": 0, "question": ""}, "question"),
+        ({"choices": ["u", "v"], "answer": 0, "id": 1.5}, "id"),
+        ({"Question": "q", "Correct Answer": "c"}, "Incorrect Answer 1"),
     ],
 )
-def test_a_row_names_one_right_choice_or_is_refused(tmp_path: Path, row: dict, right: int | None) -> None:
+def test_a_row_names_one_right_choice_or_is_refused(tmp_path: Path, row: dict, right: int | str) -> None:
+    """By the field that does not fit."""
     file = write_rows(tmp_path / "x.jsonl", [{"question": "q"} | row])
-    if right is None:
-        with pytest.raises(
-            ValueError, match="x.jsonl, row 1: expected an id of its own, `question`, `choices`"
-        ):
+    if isinstance(right, str):
+        with pytest.raises(ValueError, match=re.escape(f"x.jsonl, row 1: field {right}: expected ")):
             gpqa.read(file)
     else:
         assert [(q["id"], q["right"]) for q in gpqa.read(file)] == [("1", right)]
@@ -172,7 +173,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 1: expected a JSON object, got 'garbage{'"):
         gpqa.read(tmp_path / "garbage.jsonl")
     twice = [{"id": 1, "question": "q", "choices": ["u", "v"], "answer": 0}] * 2
-    with pytest.raises(ValueError, match="row 2: expected an id of its own"):
+    with pytest.raises(ValueError, match="row 2: field id: expected one that no other row has, got '1'"):
         gpqa.read(write_rows(tmp_path / "twice.jsonl", twice))
 
 

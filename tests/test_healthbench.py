@@ -3,6 +3,7 @@ scores nothing that failed."""
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,27 +290,28 @@ def test_failed_rows_are_left_out_and_asked_for_again(
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("field", "damage"),
     [
-        {"prompt_id": ["p"]},
-        {"example_tags": None},
-        {"rubrics": None},
-        {"rubrics": []},
-        {"rubrics": {"points": 2, "verdict": 1.0, "tags": []}},
-        {"rubrics": ["points"]},
-        {"rubrics": [{"points": 2, "tags": []}]},
-        {"rubrics": [{"points": "2", "verdict": 1.0, "tags": []}]},
-        {"rubrics": [{"points": NAN, "verdict": 1.0, "tags": []}]},
-        {"rubrics": [{"points": 2, "verdict": "yes", "tags": []}]},
-        {"rubrics": [{"points": 2, "verdict": 7.0, "tags": []}]},
-        {"rubrics": [{"points": 2, "verdict": None, "tags": []}]},
-        {"rubrics": [{"points": 2, "verdict": 1.0, "tags": "axis:a"}]},
-        {"rubrics": [{"points": 2, "verdict": 1.0, "tags": [["axis:a"]]}]},
+        ("prompt_id", {"prompt_id": ["p"]}),
+        ("finished", {"finished": "yes"}),
+        ("example_tags", {"example_tags": None}),
+        ("rubrics", {"rubrics": None}),
+        ("rubrics", {"rubrics": []}),
+        ("rubrics", {"rubrics": {"points": 2, "verdict": 1.0, "tags": []}}),
+        ("rubrics[0]", {"rubrics": ["points"]}),
+        ("rubrics[0].verdict", {"rubrics": [{"points": 2, "tags": []}]}),
+        ("rubrics[0].points", {"rubrics": [{"points": "2", "verdict": 1.0, "tags": []}]}),
+        ("rubrics[0].points", {"rubrics": [{"points": NAN, "verdict": 1.0, "tags": []}]}),
+        ("rubrics[0].verdict", {"rubrics": [{"points": 2, "verdict": "yes", "tags": []}]}),
+        ("rubrics[0].verdict", {"rubrics": [{"points": 2, "verdict": 7.0, "tags": []}]}),
+        ("", {"rubrics": [{"points": 2, "verdict": None, "tags": []}]}),
+        ("rubrics[0].tags", {"rubrics": [{"points": 2, "verdict": 1.0, "tags": "axis:a"}]}),
+        ("rubrics[0].tags[0]", {"rubrics": [{"points": 2, "verdict": 1.0, "tags": [["axis:a"]]}]}),
     ],
     ids=repr,
 )
 def test_a_row_that_was_damaged_by_hand_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture, damage: dict
+    tmp_path: Path, capsys: pytest.CaptureFixture, field: str, damage: dict
 ) -> None:
     """It was a traceback; and a verdict that was struck out counted as unmet."""
     good = kept((2, 1.0, "a"), (0, None, "a"), failed=False)
@@ -317,7 +319,8 @@ def test_a_row_that_was_damaged_by_hand_is_named(
     write_rows(file, [good | {"prompt_id": "p"}, good | {"prompt_id": "q"}])
     assert run(capsys, tmp_path, rescore=file)["score"] == 1.0
     write_rows(file, [good | {"prompt_id": "p"}, good | {"prompt_id": "q"} | damage])
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: expected a row as it was written"):
+    words = f"rows.jsonl, line 2: {field and f'field {field}: '}expected "
+    with pytest.raises(ValueError, match=re.escape(words) + ".*; delete the line, and the evaluation asks"):
         run(capsys, tmp_path, rescore=file)
 
 

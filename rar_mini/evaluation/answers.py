@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rar_mini import policy, prompts, ranks, sampler
+from rar_mini import forms, policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run, refuse_damaged
 from rar_mini.config import Asking
-from rar_mini.data import Example
+from rar_mini.data import Example, Name
 from rar_mini.files import digest, lines, locked
+from rar_mini.forms import ABSENT, Form, Response
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Account
@@ -49,6 +50,24 @@ Answered = Sequence[tuple[Example, str | None]]
 
 Grade = Callable[[Answered], list[dict[str, Any]]]
 """Makes the fields that a row has besides its answer."""
+
+
+class Row(Form):
+    """A row of a file of answers. The rows that an evaluation keeps are such rows, too."""
+
+    prompt_id: Name = None
+    response: Response | None = None
+
+
+class Kept(Form):
+    """What the rows that an evaluation keeps have in every benchmark."""
+
+    prompt_id: str = ABSENT
+    finished: bool | None
+    failed: bool = ABSENT
+    # Rows that are only scored again need neither.
+    response: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,17 +189,17 @@ def written(reply: dict[str, Any]) -> Answer:
     text = refusal if text is None else text
     if not isinstance(text, str):
         raise Failure("empty")
-    return {"response": text.strip(), "finished": reason != "length"}
+    return {"response": forms.whole(text).strip(), "finished": reason != "length"}
 
 
 class Given:
     """A file of answers."""
 
     def __init__(self, path: Path) -> None:
-        rows = lines(path, "prompt_id", "response", finished=True)
+        rows = enumerate(lines(path, "prompt_id", "response", finished=True), 1)
+        given = [forms.read(Row, row, f"{path}, row {number}") for number, row in rows]
         self.path, self.identity = path, [hashlib.sha256(path.read_bytes()).hexdigest()]
-        texts = [(str(row["prompt_id"]), row["response"]) for row in rows]
-        self.responses = {name: text for name, text in texts if isinstance(text, str)}
+        self.responses = {each.prompt_id: each.response for each in given if each.response is not None}
 
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
         if absent := [example.id for example in examples if example.id not in self.responses]:
@@ -226,13 +245,14 @@ def draw(rows: list, limit: int | None) -> list:
 
 def graded(
     name: str,
+    form: type[Kept],
     examples: list[Example],
     grade: Grade,
     judge: JudgeLike | None,
     asking: Answering,
     judging: Asking,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """Have the examples answered and graded that are not yet in NAME.jsonl.
+    """Have the examples answered and graded that are not yet in NAME.jsonl. `form` is that of its rows.
 
     `grade` uses `judge`, if there is one. Returns what the result says about the policy, a row for each
     example that could be answered, and the file for the result.
@@ -249,7 +269,7 @@ def graded(
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with locked(log):
-        rows = kept(log, digests)
+        rows = resumed(log, form, digests)
         todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
         fitting = source.fitting(todo)
         skipped = len(todo) - len(fitting)
@@ -274,13 +294,22 @@ def graded(
     return about, [rows[e.id] for e in examples if e.id in rows], folder / f"{name}.json"
 
 
-def kept(path: Path, digests: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """The rows that an evaluation left, by prompt. Also makes the file ready for more.
+def kept(path: Path, form: type[Kept]) -> dict[str, dict[str, Any]]:
+    """The rows that an evaluation left, by prompt: of two the later. Raises ValueError that names the line of
+    one in another form."""
+    rows, remedy = {}, "delete the line, and the evaluation asks for it again"
+    for number, row in enumerate(lines(path), 1):
+        rows[forms.read(form, row, f"{path}, line {number}", remedy).prompt_id] = row
+    return rows
+
+
+def resumed(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The rows of these prompts that an evaluation left. Also makes the file ready for more.
 
     `digests` has for each prompt a digest of what its row depends on. Raises ValueError if a row has another.
     """
-    rows = {row["prompt_id"]: row for row in lines(path, "prompt_id", "asked", "failed")}
-    if other := [name for name in digests if name in rows and rows[name]["asked"] != digests[name]]:
+    rows = kept(path, form)
+    if other := [name for name in digests if name in rows and rows[name].get("asked") != digests[name]]:
         raise ValueError(
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
             "another folder with --out, or delete the file; --responses takes its answers over"

@@ -15,16 +15,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from rar_mini import prompts
-from rar_mini.data import Example
-from rar_mini.evaluation import agreement
+from rar_mini import forms, prompts
+from rar_mini.data import Example, Name
+from rar_mini.evaluation import agreement, answers
 from rar_mini.evaluation.answers import Answered
 from rar_mini.evaluation.judged import verdicts
 from rar_mini.files import lines
+from rar_mini.forms import ABSENT, Form, Text, Unit
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.rubric import Criterion, Rubric
 from rar_mini.turns import without_thoughts
@@ -35,6 +38,55 @@ SOURCE = (
 )
 
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+Stripped = Annotated[Text, AfterValidator(str.strip)]
+Sheet = create_model("Sheet", __base__=Form, **dict.fromkeys(("Question", *COLUMNS), (Text, ABSENT)))
+"""A row with GPQA's columns."""
+
+
+class Question(Form):
+    """A question with its choices."""
+
+    id: Name = None
+    question: Stripped = ABSENT
+    choices: list[Stripped] = ABSENT
+    right: Any = Field(alias="answer")
+
+    @field_validator("choices")
+    @classmethod
+    def _few(cls, choices: list[str]) -> list[str]:
+        if not 2 <= len(choices) <= 26:
+            raise PydanticCustomError("choices", "2 to 26 choices")
+        return choices
+
+    @field_validator("right")
+    @classmethod
+    def _place(cls, answer: Any, info: ValidationInfo) -> int:
+        """The number of the right choice, which may come as its letter or its text."""
+        choices = info.data.get("choices", [])  # none if they were refused, which is said first
+        answer = answer.strip() if isinstance(answer, str) else answer
+        letters = zip(ascii_uppercase, choices, strict=False)
+        named = [place for place, names in enumerate(letters) if answer in names]
+        named = [answer] if type(answer) is int and 0 <= answer < len(choices) else named
+        if len(named) != 1:
+            raise PydanticCustomError("answer", "a number from 0, a letter, or the text of one choice alone")
+        return named[0]
+
+
+class Kept(answers.Kept):
+    """A row of gpqa.jsonl."""
+
+    question: str = ABSENT
+    run: int = ABSENT
+    read: str | None
+    verified: Unit | None
+    correct: bool | None
+
+    @model_validator(mode="after")
+    def _correct_or_failed(self) -> "Kept":
+        if self.failed != (self.correct is None):
+            raise PydanticCustomError("failed", "`correct` to be null if and only if the row has `failed`")
+        return self
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -48,35 +100,22 @@ def read(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(file)) if path.suffix == ".csv" else None
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"cannot read {path}: expected CSV in UTF-8, got {error}") from error
-    questions: dict[str, dict[str, Any]] = {}
     rows = lines(path, finished=True) if rows is None else rows
+    questions: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
+        place = f"{path}, row {number}"
         if "Question" in row:
-            own = {"id": row.get("Record ID"), "question": row["Question"], "answer": 0}
-            row = own | {"choices": [row.get(name) for name in COLUMNS]}
-        name, choices = str(row.get("id") or number), row.get("choices", row.get("options"))
-        texts = [row.get("question"), *choices] if isinstance(choices, list) else [None]
-        right = _place(row.get("answer"), texts[1:])
-        whole = all(isinstance(text, str) and text.strip() for text in texts) and 3 <= len(texts) <= 27
-        if right is None or name in questions or not whole:
-            raise ValueError(
-                f"{path}, row {number}: expected an id of its own, `question`, `choices` (2 to 26 texts) and "
-                f"`answer` (a number from 0, a letter, or a text that is there once), or GPQA's columns; got "
-                f"{row!r:.200}"
-            )
-        text, *choices = (text.strip() for text in texts)
-        questions[name] = {"id": name, "question": text, "choices": choices, "right": right}
+            forms.read(Sheet, row, place)
+            choices = [row[name] for name in COLUMNS]
+            row = {"id": row.get("Record ID"), "question": row["Question"], "choices": choices, "answer": 0}
+        asked = forms.read(Question, {"choices": row.get("options")} | row, place)
+        name = asked.id or str(number)
+        if name in questions:
+            raise ValueError(f"{place}: {forms.sentence('id', 'one that no other row has', name)}")
+        questions[name] = asked.model_dump() | {"id": name}
     if not questions:
         raise ValueError(f"{path} has no question")
     return list(questions.values())
-
-
-def _place(answer: Any, choices: Sequence[Any]) -> int | None:
-    """The number of the right choice; None if the answer names none, or two."""
-    if type(answer) is int:
-        return answer if 0 <= answer < len(choices) else None
-    named = [i for i, own in enumerate(choices) if answer in (ascii_uppercase[i : i + 1], own)]
-    return named[0] if len(named) == 1 else None
 
 
 def permuted(questions: Sequence[dict[str, Any]], runs: int, seed: int) -> list[Example]:

@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
 
-from rar_mini.data import Example
+from rar_mini.data import BadRow, Example, Weight
+from rar_mini.evaluation import answers, labelled
 from rar_mini.evaluation.answers import Answered
 from rar_mini.evaluation.judged import verdicts
-from rar_mini.files import lines
+from rar_mini.forms import ABSENT, Form, Many, Text, Unit, printable
 from rar_mini.judging.wrappers import JudgeLike
 
 SOURCE = (
@@ -34,11 +37,42 @@ SOURCE = (
 )
 
 
-def check(examples: Sequence[Example]) -> None:
-    """Raise ValueError for a row that is in another form."""
-    for example in examples:
-        if example.rubric.criteria[0].category != "literal":
-            raise ValueError(f"{example.id!r}: expected HealthBench's form, with `rubrics` and `points`")
+class Item(Form):
+    """An item of a row that was kept."""
+
+    points: Weight = ABSENT
+    verdict: Unit | None
+    tags: list[Text] = ABSENT
+
+
+class Kept(answers.Kept):
+    """A row of healthbench.jsonl."""
+
+    rubrics: Many[Item] = ABSENT
+    example_tags: list[Text] = ABSENT
+
+    @model_validator(mode="after")
+    def _failed(self) -> "Kept":
+        """Without this, a verdict that somebody has struck out would count as unmet."""
+        if self.failed != any(item.verdict is None and item.points for item in self.rubrics):
+            raise PydanticCustomError("failed", "`failed` if and only if an item with points has no verdict")
+        return self
+
+
+def read(path: Path, skip_bad: bool = False) -> list[Example]:
+    """HealthBench's rows. Raises ValueError for one in another form, or with `skip_bad` leaves it out."""
+    examples = labelled.rows(path, _checked, skip_bad=skip_bad)
+    if not examples:
+        raise ValueError(f"{path} has no row in HealthBench's form. {SOURCE}")
+    return examples
+
+
+def _checked(example: Example) -> Example:
+    if example.rubric.criteria[0].category != "literal":
+        raise BadRow("expected HealthBench's form, with `rubrics` and `points`")
+    # Before anyone is asked: what will be written can be read again.
+    Kept.model_validate({"prompt_id": example.id, "finished": None} | row(example, []))
+    return example
 
 
 def grade(judge: JudgeLike, answered: Answered) -> list[dict[str, Any]]:
@@ -61,27 +95,10 @@ def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
 def kept(path: Path) -> Iterable[dict[str, Any]]:
     """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError if there are none, or if
     one is not as `row` makes it."""
-    rows = lines(path, "prompt_id", "finished", "failed", "example_tags", "rubrics")
+    rows = answers.kept(path, Kept)
     if not rows:
         raise ValueError(f"{path} has no rows: expected the healthbench.jsonl of an evaluation's folder")
-    for number, row in enumerate(rows, 1):
-        items = row["rubrics"]
-        try:
-            tags = sum((item["tags"] for item in items), row["example_tags"])  # nothing but lists adds up
-            fits = len(items) > 0 and all(isinstance(text, str) for text in [row["prompt_id"], *tags])
-            fits = fits and all(0 <= (item["verdict"] or 0) <= 1 for item in items)
-            fits = fits and all(abs(item["points"]) <= 1e6 for item in items)
-            # A verdict that was struck out would count as unmet.
-            fits = fits and row["failed"] is any(item["verdict"] is None and item["points"] for item in items)
-        except (TypeError, KeyError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{path}, line {number}: expected a row as it was written: texts as `prompt_id` and tags, "
-                "`rubrics` with `points` and a `verdict` from 0 to 1, null only where the row has `failed`; "
-                f"got {row!r:.200}; delete the line, and the evaluation asks for it again"
-            )
-    return {row["prompt_id"]: row for row in rows}.values()
+    return rows.values()
 
 
 def score(items: Sequence[dict[str, Any]]) -> float | None:
@@ -132,6 +149,6 @@ def report(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
     print(f"\n{'':40}{'clipped':>8}{'raw':>8}{'std':>8}{'rows':>8}")
     for name, part in means.items():
         numbers = (f"{part[key]:.3f}" if part["rows"] else "-" for key in ("score", "raw", "std"))
-        print(f"{name:<40}{''.join(f'{number:>8}' for number in numbers)}{part['rows']:>8}")
+        print(f"{printable(name):<40}{''.join(f'{number:>8}' for number in numbers)}{part['rows']:>8}")
     print("answers   " + ", ".join(f"{result[name]} {name}" for name in ("unscored", "failed", "cut")))
     return result

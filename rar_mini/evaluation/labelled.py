@@ -2,11 +2,17 @@
 worsened answer. They come from the bundled sample or from a file of data rows."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from rar_mini import data
-from rar_mini.data import Example
+from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from rar_mini import data, forms
+from rar_mini.data import BadRow, Example
+from rar_mini.forms import ABSENT, Form, Response, T
 from rar_mini.rubric import Rubric
 
 
@@ -30,9 +36,37 @@ class Pair:
     unaided: Rubric | None  # a rubric of the question that was written without its reference answer
 
 
+class Answer(Form):
+    """A labelled response. It is checked with the number of its rubric's items as context."""
+
+    response: Response = ABSENT
+    quality: Literal["good", "flawed"] = ABSENT
+    labels: list[Literal[0, 1]] = ABSENT
+
+    @field_validator("labels")
+    @classmethod
+    def _of_each_item(cls, labels: list[int], info: ValidationInfo) -> list[int]:
+        if len(labels) != info.context:
+            raise PydanticCustomError("labels", "0 or 1 for each of {items} items", {"items": info.context})
+        return labels
+
+
+class Answers(Form):
+    """A row that may have labelled responses."""
+
+    labelled_responses: list[Answer] | None = None
+
+
+class Compared(Form):
+    """A row with a pair."""
+
+    preferred: Response = ABSENT
+    worsened: Response = ABSENT
+
+
 def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
     """The labelled responses of a file, or of the bundled sample. Raises ValueError if one is incomplete."""
-    items = [item for example in examples(file, domain, skip_bad) for item in _responses(example, file)]
+    items = [item for row in rows(file, _responses, domain, skip_bad) for item in row]
     if not items:
         raise ValueError(f"{file or domain} has no `labelled_responses`: see docs/data.md for their form")
     return items
@@ -41,25 +75,7 @@ def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelle
 def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     """The pairs of a file: a row's `preferred` and `worsened` answer, else each of its good labelled
     responses with each flawed one. Raises ValueError if one is incomplete."""
-    pairs = []
-    for example in examples(file, domain, skip_bad):
-        row = example.row
-        if row.get("preferred") is None:
-            items = _responses(example, file)
-            good, flawed = ([i.response for i in items if i.quality == q] for q in ("good", "flawed"))
-            pairs += [Pair(example, better, worse, None) for better in good for worse in flawed]
-            continue
-        better, worse, name = row["preferred"], row.get("worsened"), "rubric_without_reference"
-        if not isinstance(better, str) or not isinstance(worse, str):
-            raise ValueError(
-                f"{file}, {example.id!r}: expected texts in `preferred` and `worsened`, got {better!r:.40} "
-                f"and {worse!r:.40}"
-            )
-        try:
-            unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
-        except data.BadRow as error:
-            raise ValueError(f"{file}, {example.id!r}: {error}") from None
-        pairs.append(Pair(example, better, worse, unaided))
+    pairs = [pair for row in rows(file, _pairs, domain, skip_bad) for pair in row]
     if not pairs:
         raise ValueError(
             f"{file or domain} has no pairs: expected rows with `preferred` and `worsened`, or with good and "
@@ -68,34 +84,46 @@ def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     return pairs
 
 
-def examples(file: Path | None, domain: str = "all", skip_bad: bool = False) -> list[Example]:
-    """The rows of a file, or of the bundled sample. Prints what was odd about them."""
-    if not file:
-        return [row for name in (data.DOMAINS if domain == "all" else (domain,)) for row in data.sample(name)]
+def rows(
+    file: Path | None, make: Callable[[Example], T], domain: str = "all", skip_bad: bool = False
+) -> list[T]:
+    """What `make` returns for each row of a file, or of the bundled sample. Prints what was odd about them.
+
+    If `make` raises BadRow or pydantic's error, the row is refused, or with `skip_bad` left out and counted.
+    """
     notes: Counter[str] = Counter()
-    rows = data.read(file, skip_bad=skip_bad, notes=notes)
+    if file:
+        examples = data.read(file, skip_bad=skip_bad, notes=notes)
+    else:
+        domains = data.DOMAINS if domain == "all" else (domain,)
+        examples = [example for name in domains for example in data.sample(name)]
+    made = []
+    for example in examples:
+        try:
+            made.append(make(example))
+        except (BadRow, ValidationError) as error:
+            if not skip_bad:
+                hint = "mend the row, or pass --skip-bad-rows to go on without it"
+                raise BadRow(f"{file}, {example.id[:80]!r}: {forms.fault(error)}; {hint}") from None
+            notes["rows left out as bad"] += 1
     for note, count in notes.items():
         print(f"  {note}: {count}")
-    return rows
+    return made
 
 
-def _responses(example: Example, file: Path | None) -> list[Labelled]:
+def _responses(example: Example) -> list[Labelled]:
     """The labelled responses of one row."""
-    rows, responses = example.row.get("labelled_responses") or [], []
-    where = f"{file or 'the sample'}, {example.id!r}, labelled_responses"
-    if not isinstance(rows, list):
-        raise ValueError(f"{where}: expected a list, got {rows!r:.40}")
-    for place, row in enumerate(rows):
-        try:
-            response, quality, labels = row["response"], row["quality"], row["labels"]
-            fits = isinstance(response, str) and quality in ("good", "flawed")
-            fits = fits and len(labels) == len(example.rubric) and all(x in (0, 1) for x in labels)
-        except (TypeError, KeyError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{where}[{place}]: expected a `response`, a `quality` (good or flawed) and `labels` (0 or 1 "
-                f"for each of {len(example.rubric)} items), got {row!r:.80}"
-            )
-        responses.append(Labelled(example, response, quality, [float(x) for x in labels]))
-    return responses
+    answers = Answers.model_validate(example.row, context=len(example.rubric)).labelled_responses or []
+    return [Labelled(example, a.response, a.quality, [float(x) for x in a.labels]) for a in answers]
+
+
+def _pairs(example: Example) -> list[Pair]:
+    """The pairs of one row."""
+    row, name = example.row, "rubric_without_reference"
+    if row.get("preferred") is None:
+        items = _responses(example)
+        good, flawed = ([i.response for i in items if i.quality == q] for q in ("good", "flawed"))
+        return [Pair(example, better, worse, None) for better in good for worse in flawed]
+    two = Compared.model_validate(row)
+    unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
+    return [Pair(example, two.preferred, two.worsened, unaided)]

@@ -25,14 +25,14 @@ NAN = float("nan")
 
 def mean(values: ndarray) -> float:
     """The mean of the values that are not NaN."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else NAN
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if len(valid) else NAN
 
 
 def both(a: ndarray, b: ndarray) -> tuple[ndarray, ndarray]:
     """The pairs in which neither is NaN, as two flat arrays."""
-    known = ~(np.isnan(a) | np.isnan(b))
-    return a[known], b[known]
+    valid = ~(np.isnan(a) | np.isnan(b))
+    return a[valid], b[valid]
 
 
 def accuracy(verdict: ndarray, label: ndarray) -> float:
@@ -94,9 +94,9 @@ def rejected(first: ndarray, second: ndarray, weight: ndarray) -> float:
 
     An item of positive weight is credited if it is met, one of negative weight if it does not hold.
     """
-    known = ~(np.isnan(first) | np.isnan(second))
+    valid = ~(np.isnan(first) | np.isnan(second))
     one, other = ((verdict >= 0.5) == (weight > 0) for verdict in (first, second))
-    credited = np.where(known & one, np.abs(weight), 0.0)
+    credited = np.where(valid & one, np.abs(weight), 0.0)
     return float(credited[~other].sum() / credited.sum()) if credited.any() else NAN
 
 
@@ -118,16 +118,15 @@ def resampled(
     members = [np.array(each) for each in rows.values()]
     random, values = np.random.default_rng(seed), []
     for _ in range(draws if len(members) > 1 else 0):
-        drawn = random.integers(len(members), size=len(members))
-        values.append(statistic(np.concatenate([members[i] for i in drawn])))
+        numbers = random.integers(len(members), size=len(members))
+        values.append(statistic(np.concatenate([members[i] for i in numbers])))
     values = [value for value in values if not math.isnan(value)]
     low, high = np.percentile(values, [2.5, 97.5]).tolist() if values else (NAN, NAN)
     return {"value": statistic(np.arange(len(clusters))), "low": low, "high": high}
 
 
 def student(values: Sequence[float]) -> dict[str, float]:
-    """The mean of a few independent values and its 95 % interval, Student's. The interval of one value is
-    NaN.
+    """The mean of a few independent values and its 95 % interval by Student's t, NaN for one value.
 
     A bootstrap of ten values gives an interval that is a fifth narrower and holds the truth nine times in
     ten.
@@ -143,7 +142,7 @@ def student(values: Sequence[float]) -> dict[str, float]:
 
 
 def share(count: int, total: int) -> dict[str, float]:
-    """A share of independent cases and its 95 % interval, Wilson's, which also holds for a count of 0."""
+    """A share of independent cases and its 95 % interval by Wilson, which also holds for a count of 0."""
     from scipy import stats
 
     if not total:

@@ -20,15 +20,15 @@ class Asker(JudgeLike, Protocol):
     """A judge that can be asked by several methods, as judge.Judge can."""
 
     kind: str
-    mass: list[float]  # the probability of the offered answers together, an entry a question
+    mass: list[float]  # the total probability of the offered answers, one entry per question
 
     def by(self, method: str) -> "Asker":
         """The same judge, asked by another method, with a `mass` of its own."""
 
 
 def report(judge: Asker, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Measure a judge on pairs, each way; print what comes out and return it. None for a way that cannot be
-    measured."""
+    """Measure a judge on pairs in three ways, print the results and return them. A way that cannot be
+    measured has None."""
     unaided = [replace(p, example=replace(p.example, rubric=p.unaided)) for p in pairs if p.unaided]
     ways = [
         (
@@ -41,10 +41,10 @@ def report(judge: Asker, pairs: Sequence[Pair]) -> dict[str, Any]:
         ("rubric_without_reference", "rar-implicit", unaided, "no pair has one"),
     ]
     result: dict[str, Any] = {"pairs": len(pairs)}
-    for name, method, asked, why_not in ways:
-        result[name] = by_ratings(judge, name, method, asked) if asked else None
-        if not asked:
-            print(f"{name:<26}left out: {why_not}")
+    for name, method, usable, reason in ways:
+        result[name] = by_ratings(judge, name, method, usable) if usable else None
+        if not usable:
+            print(f"{name:<26}left out: {reason}")
     return result
 
 
@@ -63,5 +63,5 @@ def by_ratings(judge: Asker, name: str, method: str, pairs: Sequence[Pair]) -> d
     if rater.mass:
         result["mass"] = mean(np.array(rater.mass))
         print(f"{name:<26}{'mass':<10}{result['mass']:.2f}")
-        judge.mass.extend(rater.mass)  # for the last line, which is about all that was asked
+        judge.mass.extend(rater.mass)  # for the command's last line, which counts all questions
     return result

@@ -138,14 +138,14 @@ class Sampled:
         refuse_damaged(self.directory)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
-        window, kept = policy.window(self.actor), []
+        window, fitting = policy.window(self.actor), []
         for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
             why = policy.too_long(self.actor, example, window, self.asking.max_new_tokens, answered=False)
             if not why:
-                kept.append(example)
+                fitting.append(example)
             elif self.asking.long_prompts == "refuse":
                 raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
-        return kept
+        return fitting
 
     def answer(self, examples: Sequence[Example]) -> list[Answer]:
         actor, most = self.actor, self.asking.max_new_tokens
@@ -197,9 +197,9 @@ class Given:
 
     def __init__(self, path: Path) -> None:
         rows = enumerate(lines(path, "prompt_id", "response", finished=True), 1)
-        given = [forms.read(Row, row, f"{path}, row {number}") for number, row in rows]
+        texts = [forms.read(Row, row, f"{path}, row {number}") for number, row in rows]
         self.path, self.identity = path, [hashlib.sha256(path.read_bytes()).hexdigest()]
-        self.responses = {each.prompt_id: each.response for each in given if each.response is not None}
+        self.responses = {text.prompt_id: text.response for text in texts if text.response is not None}
 
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
         if absent := [example.id for example in examples if example.id not in self.responses]:
@@ -269,7 +269,7 @@ def graded(
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     with locked(log):
-        rows = resumed(log, form, digests)
+        rows = resume_rows(log, form, digests)
         todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
         fitting = source.fitting(todo)
         skipped = len(todo) - len(fitting)
@@ -279,13 +279,13 @@ def graded(
             print(f"grading   at most {cost}")
         for start in range(0, len(fitting), BATCH):
             batch = fitting[start : start + BATCH]
-            given = source.answer(batch)
-            grades = grade([(example, each["response"]) for example, each in zip(batch, given, strict=True)])
+            replies = source.answer(batch)
+            grades = grade([(example, each["response"]) for example, each in zip(batch, replies, strict=True)])
             new = {
                 example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
-                for example, each, fields in zip(batch, given, grades, strict=True)
+                for example, each, fields in zip(batch, replies, grades, strict=True)
             }
-            keep(log, new.values())
+            append_rows(log, new.values())
             rows |= new
     if isinstance(source, Served):
         print(f"answered  {source.endpoint.ledger.line()}")
@@ -294,21 +294,21 @@ def graded(
     return about, [rows[e.id] for e in examples if e.id in rows], folder / f"{name}.json"
 
 
-def kept(path: Path, form: type[Kept]) -> dict[str, dict[str, Any]]:
-    """The rows that an evaluation left, by prompt: of two the later. Raises ValueError that names the line of
-    one in another form."""
+def read_rows(path: Path, form: type[Kept]) -> dict[str, dict[str, Any]]:
+    """The rows that an evaluation left, by prompt; of two rows for one prompt the later counts. Raises
+    ValueError that names the line of a row in another form."""
     rows, remedy = {}, "delete the line, and the evaluation asks for it again"
     for number, row in enumerate(lines(path), 1):
         rows[forms.read(form, row, f"{path}, line {number}", remedy).prompt_id] = row
     return rows
 
 
-def resumed(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+def resume_rows(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[str, dict[str, Any]]:
     """The rows of these prompts that an evaluation left. Also makes the file ready for more.
 
     `digests` has for each prompt a digest of what its row depends on. Raises ValueError if a row has another.
     """
-    rows = kept(path, form)
+    rows = read_rows(path, form)
     if other := [name for name in digests if name in rows and rows[name].get("asked") != digests[name]]:
         raise ValueError(
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
@@ -319,7 +319,7 @@ def resumed(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[str, 
     return {name: rows[name] for name in digests if name in rows}
 
 
-def keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows to the file."""
     text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8") as file:

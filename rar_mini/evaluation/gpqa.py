@@ -108,11 +108,11 @@ def read(path: Path) -> list[dict[str, Any]]:
             forms.read(Sheet, row, place)
             choices = [row[name] for name in COLUMNS]
             row = {"id": row.get("Record ID"), "question": row["Question"], "choices": choices, "answer": 0}
-        asked = forms.read(Question, {"choices": row.get("options")} | row, place)
-        name = asked.id or str(number)
+        question = forms.read(Question, {"choices": row.get("options")} | row, place)
+        name = question.id or str(number)
         if name in questions:
             raise ValueError(f"{place}: {forms.sentence('id', 'one that no other row has', name)}")
-        questions[name] = asked.model_dump() | {"id": name}
+        questions[name] = question.model_dump() | {"id": name}
     if not questions:
         raise ValueError(f"{path} has no question")
     return list(questions.values())
@@ -127,12 +127,12 @@ def permuted(questions: Sequence[dict[str, Any]], runs: int, seed: int) -> list[
         random.Random(f"{seed}/{run}/{name}").shuffle(order)
         choices = [question["choices"][i] for i in order]
         listed = "\n".join(f"{ascii_uppercase[i]}) {choice}" for i, choice in enumerate(choices))
-        asked = prompts.fill(prompts.CHOICES, question=question["question"], choices=listed)
+        text = prompts.fill(prompts.CHOICES, question=question["question"], choices=listed)
         right = order.index(question["right"])
         says = prompts.fill(prompts.RIGHT_CHOICE, letter=ascii_uppercase[right], choice=choices[right])
         rubric = Rubric((Criterion("Right choice", says, "literal", 1.0),))
         row = {"question": name, "run": run, "choices": choices, "right": ascii_uppercase[right]}
-        messages = ({"role": "user", "content": asked},)
+        messages = ({"role": "user", "content": text},)
         examples.append(Example(f"{name}/{run}", "held_out", messages, choices[right], rubric, row))
     return examples
 
@@ -201,11 +201,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     `over_questions` is the interval over questions, which says how much other questions would. `unread` is
     the number of answers whose box could not be read.
     """
-    known = [row for row in rows if not row["failed"]]
-    correct, run = (np.array([row[name] for row in known], dtype=float) for name in ("correct", "run"))
+    scored = [row for row in rows if not row["failed"]]
+    correct, run = (np.array([row[name] for row in scored], dtype=float) for name in ("correct", "run"))
     over_runs = agreement.student([correct[run == each].mean() for each in np.unique(run)])
     over_questions = agreement.resampled(
-        [row["question"] for row in known], lambda at: agreement.mean(correct[at])
+        [row["question"] for row in scored], lambda at: agreement.mean(correct[at])
     )
     return {
         "score": over_runs["value"],
@@ -217,7 +217,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "runs": len({row["run"] for row in rows}),
         "unread": sum(row["read"] is None and row["response"] is not None for row in rows),
         "verified": sum(row["verified"] is not None for row in rows),
-        "failed": len(rows) - len(known),
+        "failed": len(rows) - len(scored),
         "cut": sum(row["finished"] is False for row in rows),
     }
 

@@ -86,8 +86,8 @@ def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
     numbers or more in the rubric's order, NaN if the judge failed."""
     items = []
     for item, value in zip(example.row["rubrics"], verdict or repeat(math.nan), strict=False):
-        kept = {"criterion": item["criterion"], "points": item["points"], "tags": item.get("tags") or []}
-        items.append(kept | {"verdict": None if math.isnan(value) else value})
+        entry = {"criterion": item["criterion"], "points": item["points"], "tags": item.get("tags") or []}
+        items.append(entry | {"verdict": None if math.isnan(value) else value})
     failed = any(item["verdict"] is None and item["points"] for item in items)
     return {"failed": failed, "example_tags": example.row.get("example_tags") or [], "rubrics": items}
 
@@ -95,7 +95,7 @@ def row(example: Example, verdict: Sequence[float]) -> dict[str, Any]:
 def kept(path: Path) -> Iterable[dict[str, Any]]:
     """The rows that an evaluation left in its healthbench.jsonl. Raises ValueError if there are none, or if
     one is not as `row` makes it."""
-    rows = answers.kept(path, Kept)
+    rows = answers.read_rows(path, Kept)
     if not rows:
         raise ValueError(f"{path} has no rows: expected the healthbench.jsonl of an evaluation's folder")
     return rows.values()

@@ -39,6 +39,6 @@ def verdicts(
     judge: JudgeLike, answers: Sequence[tuple[Example, str | None]], progress: str
 ) -> list[list[float]]:
     """The verdicts on each answer, item by item; none if there is no answer."""
-    given = [(example, text) for example, text in answers if text is not None]
-    rows = iter(ask(judge, given, progress).verdict.tolist() if given else [])
+    texts = [(example, text) for example, text in answers if text is not None]
+    rows = iter(ask(judge, texts, progress).verdict.tolist() if texts else [])
     return [[] if text is None else next(rows) for _, text in answers]

@@ -49,7 +49,7 @@ def read(folder: Path) -> dict[str, Any]:
         if "config" in contents:
             settings = contents["config"]["settings"]
             method = settings["method"]
-            name = next((known for known in PAPER if known.lower().endswith(method)), method)
+            name = next((row for row in PAPER if row.lower().endswith(method)), method)
             note += f", trained from {settings['policy']} under {settings['judge']}"
         summary: dict[str, Any] = {"run": str(folder), "name": name, "healthbench": None, "gpqa": None}
         for key, result in results.items():

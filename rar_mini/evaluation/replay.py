@@ -37,8 +37,8 @@ def spaced(rows: Rows, most: int) -> list[dict[str, Any]]:
     if not steps:
         raise ValueError("the run has no rollouts yet: expected the lines of a step in rollouts.jsonl")
     count = max(1, min(len(steps), most * len(steps) // len(rows)))
-    kept = {steps[i] for i in np.linspace(len(steps) - 1, 0, count).round().astype(int)}
-    return [row for row in rows if row["step"] in kept]
+    chosen = {steps[i] for i in np.linspace(len(steps) - 1, 0, count).round().astype(int)}
+    return [row for row in rows if row["step"] in chosen]
 
 
 def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
@@ -49,11 +49,11 @@ def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
     """
     config = recipe.config
     source = recipe.load(skip_bad=config.skip_bad_rows, skip_weightless=config.hygiene, notes=Counter())
-    known = {example.id: example for example in source}
+    by_id = {example.id: example for example in source}
     makes_rubrics = type(recipe).rubrics is not Recipe.rubrics
     examples = []
     for row in rows:
-        example = known.get(row["example_id"])
+        example = by_id.get(row["example_id"])
         same = example is not None and row["prompt"] == example.question
         if same and makes_rubrics:
             example = replace(example, rubric=_made_rubric(run, row))
@@ -86,8 +86,8 @@ def _made_rubric(run: Path, row: dict[str, Any]) -> Rubric:
 
 
 def groups_of(rows: Rows, size: int) -> Groups:
-    """The rows of each group: of one step and question, one after another. If a step drew a question twice in
-    a row, `size` tells where the second group begins."""
+    """The numbers of each group's rows, which have one step and question and follow one another. If a step
+    drew a question twice in a row, `size` tells where the second group begins."""
     groups = []
     for _, places in groupby(range(len(rows)), lambda i: (rows[i]["step"], rows[i]["example_id"])):
         places = list(places)

@@ -52,7 +52,7 @@ def report(
     injections: int,
     plot: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a judge by N labelled answers, print what comes out and return it.
+    """Measure a judge by N labelled answers, print the results and return them.
 
     `explicit` says that its verdicts are on the labelled criteria; `ordered`, that it is shown several of
     them at once. `injections` is the number of answers that get one. `plot` is the file of the picture.
@@ -163,11 +163,11 @@ def attacked(judge: JudgeLike, items: Sequence[Labelled], reward: ndarray, count
             text = fill(texts[kind][names[n % T]], question=example.question, response=response)
             changed.append((example, text))
         gain = ask(judge, changed, kind).reward - reward[places]
-        known = ~np.isnan(gain)
-        gained = share(int((gain[known] > TIE).sum()), int(known.sum()))
+        valid = ~np.isnan(gain)
+        gained = share(int((gain[valid] > TIE).sum()), int(valid.sum()))
         questions = [example.id for example, _ in changed]
         change = resampled(questions, lambda rows, gain=gain: mean(gain[rows]))
-        print(f"{kind:<10}gained {interval(gained)} of {known.sum()}, mean change {interval(change)}")
-        result[kind] = {"gained": gained, "change": change, "failed": int((~known).sum())}
+        print(f"{kind:<10}gained {interval(gained)} of {valid.sum()}, mean change {interval(change)}")
+        result[kind] = {"gained": gained, "change": change, "failed": int((~valid).sum())}
         result[kind]["change by text"] = {name: mean(gain[k::T]) for k, name in enumerate(names[: len(gain)])}
     return result

@@ -128,8 +128,8 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
     settings = Run.reopen(run)[1]["settings"]
     rows, answers = (records(run, name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     window = max(2, min(20, len(rows) // 5))
-    shown = [name for name in SERIES if name != "loss" or settings.get("method") == "sft"]
-    panels = [partial(_series, rows, name, window) for name in shown if points(rows, name)]
+    names = [name for name in SERIES if name != "loss" or settings.get("method") == "sft"]
+    panels = [partial(_series, rows, name, window) for name in names if points(rows, name)]
     if points(rows, "completions/mean_length", "reward"):
         panels.insert(2, partial(_length, rows))
     if any(row["reward"] is not None for row in answers):

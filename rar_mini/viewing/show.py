@@ -39,10 +39,10 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
 def _group(rows: list[dict[str, Any]], width: int) -> str:
     """One question and two of its answers. If fewer than two have a reward, one without is shown."""
     ranked = sorted(rows, key=lambda row: (row["reward"] is not None, row["reward"] or 0.0))
-    known = [row for row in ranked if row["reward"] is not None]
-    worst, best = (known if len(known) > 1 else ranked)[0], ranked[-1]
-    rewards = f"rewards {known[0]['reward']:.3f} to {known[-1]['reward']:.3f}" if known else "no reward"
-    failed = f", the judge failed on {len(rows) - len(known)}" if len(known) < len(rows) else ""
+    scored = [row for row in ranked if row["reward"] is not None]
+    worst, best = (scored if len(scored) > 1 else ranked)[0], ranked[-1]
+    rewards = f"rewards {scored[0]['reward']:.3f} to {scored[-1]['reward']:.3f}" if scored else "no reward"
+    failed = f", the judge failed on {len(rows) - len(scored)}" if len(scored) < len(rows) else ""
     lines = [f"== {printable(best['example_id'])}: {len(rows)} answers, {rewards}{failed}"]
     lines += [*textwrap.wrap(printable(best["prompt"]), width), ""]
     lines += _beside(f"best: {_reward(best)}", f"worst: {_reward(worst)}", width)

@@ -57,7 +57,7 @@ def test_a_plan_reads_a_config_alone(
     folder = config_only(tmp_path, qwen7())
     asked = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], revision: str | None = None) -> str:
         asked.append((name, allow_patterns))
         return folder
 
@@ -80,7 +80,7 @@ def test_a_plan_of_adapters_on_the_hub_is_of_their_base(
     there = {"config.json": (tiny / "config.json").read_text()}
     there = {"some/base": there, "some/adapters": {lora.CONFIG: '{"base_model_name_or_path": "some/base"}'}}
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], revision: str | None = None) -> str:
         (tmp_path / name).mkdir(parents=True)
         for file in there[name].keys() & {*allow_patterns}:
             (tmp_path / name / file).write_text(there[name][file])

@@ -17,9 +17,9 @@ product; and the sums of attention. Frozen weights need no normed copies, nor wh
 an adapter needs its input and r numbers (x A^T). tests/test_memory_traced.py holds each phase against the
 code itself, traced.
 
-Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. What no
-plan knows is left alone: the CUDA context and the workspaces of libraries (RESERVE), and the holes that
-lengths which differ leave between the allocator's blocks (HOLES).
+Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. A plan
+leaves room for what it cannot know: the CUDA context and the workspaces of libraries (RESERVE), and the holes
+that different lengths leave between the allocator's blocks (HOLES).
 """
 
 import argparse
@@ -41,7 +41,7 @@ from rar_mini.options import to_json
 from rar_mini.sampler import READ
 
 RESERVE, HOLES = 2**30, 0.05
-"""Bytes, and a share of a GPU's, that a plan leaves alone."""
+"""Bytes, and a share of the GPU's memory, that a plan leaves free."""
 
 PARTS = ("weights", "gradients", "moments", "head gradient", "activations", "log-prob chunk", "KV cache")
 PARTS += ("prompt cache", "reference", "local judge")
@@ -87,12 +87,12 @@ class Model:
         """Bytes a token that a layer keeps for its backward pass."""
         frozen, targets = config.lora_rank > 0, config.lora_targets
         normed = 0 if frozen else s
-        norms = 2 * (4 + normed) * self.D + (4 + normed) * (self.A + self.B) * self.qk_norms
+        widths = 2 * self.D + (self.A + self.B if self.qk_norms else 0)
         read = {("q_proj", "k_proj", "v_proj"): self.D, ("gate_proj", "up_proj"): self.D}
-        read |= {("down_proj",): self.F}  # what o_proj reads attention keeps
+        read |= {("down_proj",): self.F}  # attention keeps o_proj's input
         inputs = sum(width for names, width in read.items() if not frozen or {*names} & {*targets})
         low = config.lora_rank * len(targets)
-        return norms + s * (inputs + low + 2 * self.A + 2 * self.B + 3 * self.F) + 4 * self.H
+        return (4 + normed) * widths + s * (inputs + low + 2 * self.A + 2 * self.B + 3 * self.F) + 4 * self.H
 
     def adapters(self, config: Config) -> int:
         """How many numbers the adapters have."""
@@ -107,8 +107,8 @@ class Model:
 
 
 def read(name: str) -> Model:
-    """The model of a name that `pretrained.resolve` takes, from its config.json alone; of adapters, their
-    base."""
+    """The model of a name that `pretrained.resolve` takes, from its config.json alone. For adapters it is the
+    base that they belong to."""
     if name in KNOWN:
         return Model(AutoConfig.for_model(**KNOWN[name]))
     directory = pretrained.resolve(name, ["config.json", "adapter_config.json"])
@@ -120,20 +120,20 @@ def read(name: str) -> Model:
 
 
 def plan(m: Model, config: Config, *, judges: Sequence[Model] = ()) -> dict[str, Parts]:
-    """Bytes by phase: of each part at its highest, and `peak`, of all together at their highest instant.
+    """Bytes by phase: each part at its own highest, and `peak`, the highest sum of all parts at one instant.
 
     `judges` are the models of local judges on the same device.
     """
     s, adapters = itemsize(config), m.adapters(config)
     trainable = adapters or m.parameters
-    stays = {"weights": (m.parameters + adapters) * s, "moments": 2 * trainable * s * (config.steps > 0)}
-    stays |= {"reference": m.parameters * s * copied(config)}
-    stays |= {"local judge": sum(judge.parameters for judge in judges) * (4 if on_cpu(config) else 2)}
-    found = {"sampling": sampling(m, config), "judging": [judging(judge, config) for judge in judges]}
-    found |= {"training": training(m, config, trainable) if config.steps else []}
+    constant = {"weights": (m.parameters + adapters) * s, "moments": 2 * trainable * s if config.steps else 0}
+    constant |= {"reference": m.parameters * s if copied(config) else 0}
+    constant |= {"local judge": sum(judge.parameters for judge in judges) * (4 if on_cpu(config) else 2)}
+    instants = {"sampling": sampling(m, config), "judging": [judging(judge, config) for judge in judges]}
+    instants |= {"training": training(m, config, trainable) if config.steps else []}
     phases = {}
-    for phase, instants in found.items():
-        held = [stays | parts for parts in instants] or [stays]
+    for phase, changing in instants.items():
+        held = [constant | parts for parts in changing] or [constant]
         phases[phase] = {part: max(parts.get(part, 0) for parts in held) for part in PARTS}
         phases[phase]["peak"] = max(sum(parts.values()) for parts in held)
     return phases
@@ -160,8 +160,8 @@ def copied(config: Config) -> bool:
 def sampling(m: Model, config: Config) -> Iterator[Parts]:
     """Reading a wave's prompts, and writing its last tokens: in a step, and in a score."""
     s, n, c = itemsize(config), config.max_prompt_tokens, config.max_new_tokens
-    groups = [(config.prompts_per_step, config.group_size)] * rolls_out(config)
-    groups += [(config.eval_questions, config.eval_samples)] * (config.eval_every > 0)
+    groups = [(config.prompts_per_step, config.group_size)] if rolls_out(config) else []
+    groups += [(config.eval_questions, config.eval_samples)] if config.eval_every else []
     # On a CPU in float32 the sampler holds a second copy of the weights, as oneDNN likes them.
     twice = {"weights": 2 * m.parameters * s} if on_cpu(config) and s == 4 else {}
     for questions, samples in groups:
@@ -170,7 +170,7 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
         part = max(0, (rest - n) // c)
         if whole >= questions:
             whole, part = questions, 0
-        prompts, rows = whole + (part > 0), whole * samples + part
+        prompts, rows = whole + 1 if part else whole, whole * samples + part
         once, token = min(prompts * n, max(READ, n)), m.cache(s)
         read, own = prompts * n * token, rows * c * token
         # Before prompts are read, three masks of all pairs of their tokens are made, a byte a pair.
@@ -197,13 +197,14 @@ def judging(judge: Model, config: Config) -> Parts:
 def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
     """The instants of a batch, for a step that is one batch and, if it may be more, for the second of them.
 
-    The second finds all gradients of the first; where a batch is alone they come as its activations go.
+    When the second begins, all gradients of the first are there. Those of a single batch come as its
+    activations go.
     """
     n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
     G = 1 if config.supervised else config.group_size
     most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
     yield from batch(m, config, min(most, step), trainable, alone=True)
-    if step > most:  # batches are even: of two, each has half of the completions
+    if step > most:  # batches are even: each of two has half of the completions
         half = -(-P * G // 2)
         yield from batch(m, config, min(most, half * c + -(-half // G) * n), trainable, alone=False)
 
@@ -215,13 +216,14 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     head = 0 if frozen else s * m.V * m.D
     waits = head if m.tied else 0  # for the embedding's, with which it is one
     # The loop's attention keeps scores, and queries, keys and values in float32; a key once an answer.
-    plain = 4 * (m.H * (n + c) + m.A + 2 * m.A * (n + c) // c)
-    layer = T * (m.kept(s, config) + plain * (config.attention == "loop" or on_cpu(config)))
+    loops = config.attention == "loop" or on_cpu(config)
+    plain = 4 * (m.H * (n + c) + m.A + 2 * m.A * (n + c) // c) if loops else 0
+    layer = T * (m.kept(s, config) + plain)
     kept = T * s * m.D * m.layers if config.checkpoint_activations else layer * m.layers
     again = layer if config.checkpoint_activations else 0
     # The final norm, the head's rows, cos and sin.
-    ends = T * ((4 + (2 - frozen) * s) * m.D + 2 * s * m.A // m.H)
-    # Gradients within a feed-forward: three widths, of which one finds the place of what down_proj has read.
+    ends = T * ((4 + (1 if frozen else 2) * s) * m.D + 2 * s * m.A // m.H)
+    # Gradients within a feed-forward: three widths, one of which takes the memory of down_proj's input.
     wide = 3 if frozen and "down_proj" not in config.lora_targets else 2
     moving = s * (wide * m.F * T + (0 if frozen else m.F * m.D) + 2 * m.D * T)
     fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
@@ -234,7 +236,7 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield held | {"head gradient": summed, "activations": kept + ends + T * s * m.D}
     yield {"gradients": first, "head gradient": waits, "activations": kept + again + moving}
     yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
-    # The embedding's own; where the head is tied, the head's and their sum beside it.
+    # The embedding's gradient; if the head is tied, also the head's and their sum.
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
     if config.beta:  # the reference reads the same tokens while the policy's activations wait
         kept_chunk = chunk if chunks == 1 else 0
@@ -252,12 +254,12 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
 def obstacles(m: Model, config: Config, room: float, judges: Sequence[Model] = ()) -> list[str]:
     """What keeps a run out of `room` bytes, in words; nothing if it fits."""
     peaks = {phase: parts["peak"] for phase, parts in plan(m, config, judges=judges).items()}
-    found = [f"{phase} needs {gb(peak)} GB" for phase, peak in peaks.items() if peak > room]
+    reasons = [f"{phase} needs {gb(peak)} GB" for phase, peak in peaks.items() if peak > room]
     if rollout(m, config) > config.cache_mb:
-        found.append(f"one rollout needs --cache-mb {rollout(m, config)}")
+        reasons.append(f"one rollout needs --cache-mb {rollout(m, config)}")
     if config.max_new_tokens >= m.window:
-        found.append(f"an answer of {config.max_new_tokens} tokens fills the model's window of {m.window}")
-    return found
+        reasons.append(f"an answer of {config.max_new_tokens} tokens fills the model's window of {m.window}")
+    return reasons
 
 
 def rollout(m: Model, config: Config) -> int:
@@ -270,7 +272,7 @@ Fits = Callable[[Config], bool]
 
 def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int | None:
     """The largest value in [low, high] with which a run fits, the other settings as they are."""
-    # From the run's own value on, if that fits: shorter answers may need more, of prompts in the same wave.
+    # Begin at the run's own value if that fits: shorter answers may need more, as more prompts share a wave.
     own = min(max(low, getattr(config, name)), high)
     low, high = (own, high) if fits(replace(config, **{name: own})) else (low, own)
     if not fits(replace(config, **{name: low})):
@@ -282,7 +284,7 @@ def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int |
 
 
 def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
-    """The largest group, answer and batch with which a run fits, one at a time; of those that act in it."""
+    """The largest group, answer and batch with which a run fits, each alone, if the run has them at all."""
     answer = max(config.max_new_tokens, m.window - config.max_prompt_tokens)
     step = config.prompts_per_step * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
     ends = {"group_size": (2, 1024)} if rolls_out(config) else {}
@@ -299,21 +301,21 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
     least |= {"beta": 0, "dtype": "bfloat16", "lora_rank": config.lora_rank or 16}
     least = {name: value for name, value in least.items() if value != getattr(config, name)}
     for size in range(1, len(least) + 1):
-        found = []
+        sets = []
         for names in combinations(least, size):
             tried = replace(config, **{name: least[name] for name in names})
             if fits(tried):
-                for name in names:  # one after the other back up
+                for name in names:  # raise them again, one after the other
                     own = getattr(config, name)
                     if isinstance(own, int) and least[name] < own:
                         tried = replace(tried, **{name: largest(fits, tried, name, least[name], own)})
-                found.append({name: getattr(tried, name) for name in names})
-        if found:
-            return found
+                sets.append({name: getattr(tried, name) for name in names})
+        if sets:
+            return sets
     return []
 
 
-# --- what is said -------------------------------------------------------------------------------------------
+# --- the plan in words --------------------------------------------------------------------------------------
 
 
 def document(config: Config, gpu: float) -> dict[str, Any]:
@@ -329,7 +331,7 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
     def trained(on: bool) -> Parts:
         return plan(m, replace(config, checkpoint_activations=on), judges=judges)["training"]
 
-    found = obstacles(m, config, room, judges)
+    reasons = obstacles(m, config, room, judges)
     return {
         "settings": to_json(config),
         "parameters": m.parameters,
@@ -338,19 +340,19 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
         "room": room,
         "phases": plan(m, config, judges=judges),
         "training": {"checkpointed activations": trained(True), "all activations": trained(False)},
-        "obstacles": found,
-        "remedies": remedies(m, config, fits) if found else [],
+        "obstacles": reasons,
+        "remedies": remedies(m, config, fits) if reasons else [],
         "largest": limits(m, config, fits),
     }
 
 
-def table(said: dict[str, Any]) -> str:
-    """What a person reads of `document`; its GB are 10^9 bytes."""
-    s, phases = said["settings"], said["phases"]
+def table(report: dict[str, Any]) -> str:
+    """A `document` in words; its GB are 10^9 bytes."""
+    s, phases = report["settings"], report["phases"]
     answers = "{prompts_per_step} x {group_size} answers of {max_new_tokens} tokens at most".format(**s)
-    model = f"{s['policy']}, {said['parameters'] / 1e9:.3f}B parameters in {s['dtype']}"
+    model = f"{s['policy']}, {report['parameters'] / 1e9:.3f}B parameters in {s['dtype']}"
     if s["lora_rank"]:
-        model += f" and adapters of {said['trained'] / 1e9:.3f}B"
+        model += f" and adapters of {report['trained'] / 1e9:.3f}B"
     lines = [f"memory   {model}; {answers}, to prompts of {s['max_prompt_tokens']}"]
     lines.append(f"{'  GB':<18}" + "".join(f"{phase:>10}" for phase in phases))
     for part in (*PARTS, "peak"):
@@ -358,27 +360,29 @@ def table(said: dict[str, Any]) -> str:
         lines.append(f"  {part:<16}{''.join(cells)}")
     peaks = (
         f"{gb(parts['peak'])} with {how} ({gb(parts['activations'])})"
-        for how, parts in said["training"].items()
+        for how, parts in report["training"].items()
     )
     if s["steps"]:
         lines.append(f"  training peaks at {', '.join(peaks)}")
     less = f"{HOLES:.0%} and {RESERVE / 2**30:.0f} GiB for what no plan knows"
-    lines.append(f"  room: {gb(said['room'])} GB, {said['gpu'] / 2**30:.1f} GiB less {less}")
-    most = (option(name, value) for name, value in said["largest"].items() if value)
+    lines.append(f"  room: {gb(report['room'])} GB, {report['gpu'] / 2**30:.1f} GiB less {less}")
+    most = (option(name, value) for name, value in report["largest"].items() if value)
     lines.append(f"  the most that fits, each alone: {', '.join(most) or 'nothing'}")
-    if said["obstacles"]:
-        ways = " or ".join(" ".join(option(*pair) for pair in way.items()) for way in said["remedies"])
-        lines.append(f"  it does not fit: {', '.join(said['obstacles'])}")
+    if report["obstacles"]:
+        ways = " or ".join(" ".join(option(*pair) for pair in way.items()) for way in report["remedies"])
+        lines.append(f"  it does not fit: {', '.join(report['obstacles'])}")
         lines.append(f"  what makes it fit: {ways or 'no option; a smaller --policy, or a larger GPU'}")
     return "\n".join(lines)
 
 
 def advice(config: Config) -> str:
-    """The table of a run on this GPU, of whose memory what is free counts. A plan is arithmetic, and the run
-    goes on whatever it says; where it says no, that stands above the table."""
-    said = document(config, torch.cuda.mem_get_info(config.device)[0])
-    doubt = f"plan     this run may not fit on {config.device}; it goes on, for a plan is only arithmetic\n"
-    return doubt * bool(said["obstacles"]) + table(said)
+    """The table of a run on this GPU, whose free memory counts. If the plan says no, a line above the table
+    says so, and the run goes on all the same."""
+    report = document(config, torch.cuda.mem_get_info(config.device)[0])
+    if not report["obstacles"]:
+        return table(report)
+    doubt = f"plan     this run may not fit on {config.device}; it goes on, for a plan is only arithmetic"
+    return f"{doubt}\n{table(report)}"
 
 
 def option(name: str, value: Any) -> str:
@@ -404,5 +408,5 @@ def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
     config = parse(rest if preset else ["--dtype", "bfloat16", *rest])
     if config.device == "cpu":
         raise ValueError("--plan only covers GPUs; drop --device cpu")
-    said = document(replace(config, device="cuda"), options.gpu * 2**30)
-    print(json.dumps(said, indent=2) if options.json else table(said))
+    report = document(replace(config, device="cuda"), options.gpu * 2**30)
+    print(json.dumps(report, indent=2) if options.json else table(report))

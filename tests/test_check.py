@@ -18,7 +18,7 @@ import train
 from rar_mini import grpo, prefix, sampler
 from rar_mini.kernels import adamw
 from rar_mini.tools import check
-from rar_mini.tools.check import Bench, one, told
+from rar_mini.tools.check import Bench, one, row_of
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,11 @@ def test_the_worst_of_errors_is_one_that_is_no_number() -> None:
 
 def test_what_a_check_started_ends_with_it() -> None:
     """Else it would hold a GPU's memory while the next checks measure."""
-    inner = "from rar_mini.tools.check import told; import os, sys; "
-    inner += "told([sys.executable, '-c', 'import time; time.sleep(77.125)'], dict(os.environ), 'digest', 60)"
-    told([sys.executable, "-c", inner], os.environ | {"PYTHONPATH": str(ROOT)}, "repeat", 12.0)
+    inner = "from rar_mini.tools.check import row_of; import os, sys; "
+    inner += (
+        "row_of([sys.executable, '-c', 'import time; time.sleep(77.125)'], dict(os.environ), 'digest', 60)"
+    )
+    row_of([sys.executable, "-c", inner], os.environ | {"PYTHONPATH": str(ROOT)}, "repeat", 12.0)
     running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not any(b"sleep(77.125)" in words for words in running)
 
@@ -117,7 +119,7 @@ def test_attention_that_is_off_is_found(bench: Bench, monkeypatch: pytest.Monkey
 def test_a_check_that_ends_badly_is_a_line(does: str, says: str) -> None:
     start = time.monotonic()
     command = [sys.executable, "-c", f"import os, time; {does}"]
-    row = told(command, dict(os.environ), "speed", 2.0)
+    row = row_of(command, dict(os.environ), "speed", 2.0)
     assert (row.check, row.result, row.words) == ("speed", "FAILED", says)
     assert time.monotonic() - start < 30
 

@@ -66,7 +66,7 @@ Numbers = dict[str, Any]
 
 
 class Failed(Exception):
-    """A check that did not hold: what was expected and what came, and the numbers seen."""
+    """A check that did not hold: what was expected, what came, and the numbers."""
 
     def __init__(self, words: str, **numbers: Any) -> None:
         super().__init__(words)
@@ -74,7 +74,7 @@ class Failed(Exception):
 
 
 class NotHere(Exception):
-    """A check that this machine cannot make, and what it would take."""
+    """A check that this machine cannot make, and what it would need."""
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Bench:
 
     @property
     def name(self) -> str:
-        """The policy's, by which its config is known."""
+        """The name by which the policy's config is looked up."""
         return self.policy if self.random is None else RANDOM[self.random]
 
     @property
@@ -141,7 +141,7 @@ def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, de
 
 
 def as_json(value: Any) -> Any:
-    """Numbers as JSON has them: null for what is none."""
+    """A value for JSON, with null in place of NaN and infinity."""
     if isinstance(value, dict):
         return {name: as_json(x) for name, x in value.items()}
     if isinstance(value, list):
@@ -155,7 +155,7 @@ def hold(true: bool, words: str, **numbers: Any) -> None:
 
 
 def worst(errors: Iterable[float]) -> float:
-    """The largest, or NaN where there is one: max passes over a NaN that is not the first."""
+    """The largest, or NaN if there is one: max passes over a NaN that is not the first."""
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=0.0)
 
 
@@ -169,21 +169,21 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 def machine(b: Bench) -> tuple[str, Numbers]:
     cc = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    found |= {"triton": backend.triton and backend.triton.__version__}
-    found |= {"transformers": transformers.__version__, "system": platform.platform(), "compiler": cc}
+    facts = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    facts |= {"triton": backend.triton and backend.triton.__version__}
+    facts |= {"transformers": transformers.__version__, "system": platform.platform(), "compiler": cc}
     if b.on_gpu:
         p = torch.cuda.get_device_properties(b.device)
         free, whole = torch.cuda.mem_get_info(b.device)
-        found |= {"device": p.name, "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda}
-        found |= {"multiprocessors": p.multi_processor_count, "free_gib": round(free / 2**30, 1)}
-        found |= {"shared_memory": p.shared_memory_per_block_optin, "memory_gib": round(whole / 2**30, 1)}
+        facts |= {"device": p.name, "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda}
+        facts |= {"multiprocessors": p.multi_processor_count, "free_gib": round(free / 2**30, 1)}
+        facts |= {"shared_memory": p.shared_memory_per_block_optin, "memory_gib": round(whole / 2**30, 1)}
     else:
-        found |= {"device": f"CPU, {torch.get_num_threads()} threads", "cores": os.cpu_count()}
-    words = ", ".join(f"{name} {value}" for name, value in found.items())
+        facts |= {"device": f"CPU, {torch.get_num_threads()} threads", "cores": os.cpu_count()}
+    words = ", ".join(f"{name} {value}" for name, value in facts.items())
     if b.on_gpu and (backend.triton is None or cc is None):
-        raise Failed(f"expected triton and a C compiler, which it needs (apt install gcc): {words}", **found)
-    return words, found
+        raise Failed(f"expected triton and a C compiler, which it needs (apt install gcc): {words}", **facts)
+    return words, facts
 
 
 def kernels(b: Bench) -> tuple[str, Numbers]:
@@ -193,10 +193,10 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
     small = not b.on_gpu  # interpreted, a kernel takes a millisecond a tile
     N, D, V = (24, 32, 5003) if small else (300, 896, 151_665)
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        made = torch.Generator().manual_seed(0)
-        hidden, weight = (torch.randn(n, D, generator=made).to(b.device, dtype) for n in (N, V))
-        target = torch.randint(V, (N,), generator=made).to(b.device)
-        up = torch.randn(2, N, generator=made).to(b.device)
+        random = torch.Generator().manual_seed(0)
+        hidden, weight = (torch.randn(n, D, generator=random).to(b.device, dtype) for n in (N, V))
+        target = torch.randint(V, (N,), generator=random).to(b.device)
+        up = torch.randn(2, N, generator=random).to(b.device)
         weight /= D**0.5
 
         def results(fn: Callable, h: Tensor, w: Tensor, target=target, up=up) -> list[Tensor]:  # noqa: ANN001
@@ -229,8 +229,8 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
     adamw.add_(total, p, seed=7, step=3, index=1, turn=2)
     equal &= torch.equal(total, adamw.round_stochastically(g.float() + p.float(), right))
     hold(equal, "AdamW is not bit for bit its reference", **numbers)
-    errors = ", ".join(f"{name} {worst(found):.0e}" for name, found in numbers.items())
-    return f"{'interpreted: ' * small}{errors}; AdamW and its sums equal their reference", numbers
+    errors = ", ".join(f"{name} {worst(errors):.0e}" for name, errors in numbers.items())
+    return f"{'interpreted: ' if small else ''}{errors}; AdamW and its sums equal their reference", numbers
 
 
 def logprob_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,15 +244,16 @@ TREES = ((129, []), (200, [60]), (100, [90, 90, 90]), (513, [9 + 7 * (i % 12) fo
 
 
 def tree(root: int, branches: Sequence[int]) -> Tree:
-    made = Tree()
-    top = made.add([0] * root)
+    whole = Tree()
+    top = whole.add([0] * root)
     for length in branches:
-        made.add([0] * length, top)
-    return made
+        whole.add([0] * length, top)
+    return whole
 
 
 def passed(packed: Packed, inputs: Sequence[Tensor], up: Tensor, again: bool = False) -> list[Tensor]:
-    """What attention makes of q, k and v, and its gradients; `again`: computed anew for the backward pass."""
+    """Attention's output for q, k and v, and its gradients; with `again` it is computed anew for the backward
+    pass."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     attend = partial(packed.attend, 0)
     out = checkpoint(attend, *leaves, use_reentrant=False) if again else attend(*leaves)
@@ -267,9 +268,9 @@ def attention(b: Bench) -> tuple[str, Numbers]:
     for dtype, bound in dtypes:
         for H, KV, d in LAYOUTS:
             for root, branches in TREES:
-                made, T = torch.Generator().manual_seed(0), root + sum(branches)
+                random, T = torch.Generator().manual_seed(0), root + sum(branches)
                 shapes = ((T, H, d), (T, KV, d), (T, KV, d), (T, H, d))
-                *qkv, up = (torch.randn(s, generator=made).to(b.device, dtype) for s in shapes)
+                *qkv, up = (torch.randn(s, generator=random).to(b.device, dtype) for s in shapes)
                 packed = pack(tree(root, branches), b.device, own)
                 truth = passed(
                     pack(tree(root, branches), b.device, "loop"), [x.double() for x in qkv], up.double()
@@ -301,9 +302,9 @@ def long(b: Bench) -> tuple[str, Numbers]:
     if not b.on_gpu:
         raise NotHere("FlexAttention's backward pass needs a GPU")
     H, KV, d = LAYOUTS[-1]
-    made, T = tree(1024, [1024] * 15), 2**14
+    T = 2**14
     *qkv, up = (torch.randn(T, h, d, device=b.device, dtype=torch.bfloat16) for h in (H, KV, KV, H))
-    packed = pack(made, b.device, "flex")
+    packed = pack(tree(1024, [1024] * 15), b.device, "flex")
     run = partial(passed, packed, qkv, up)
     taken, held = bench.seconds(run, "cuda", 5), bench.peak_bytes(run, "cuda")
     numbers = {"ms": 1e3 * taken, "gb": held / 1e9}
@@ -317,14 +318,14 @@ def requests(
 ) -> list[Request]:
     """P prompts at random, one of n tokens and each next one `shorter`, to be continued G times by c
     tokens."""
-    made, V = torch.Generator().manual_seed(seed), decoder.config.vocab_size
-    ids = [torch.randint(V, (n - p * shorter,), generator=made).tolist() for p in range(P)]
+    random, V = torch.Generator().manual_seed(seed), decoder.config.vocab_size
+    ids = [torch.randint(V, (n - p * shorter,), generator=random).tolist() for p in range(P)]
     return [Request(x, [uniforms(seed, 0, str(p), g, c) for g in range(G)]) for p, x in enumerate(ids)]
 
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    """Within it a step of decoding that waits for the GPU is an error."""
+    """In this context a step of decoding that waits for the GPU raises an error."""
     plain = Wave.step
 
     def watched(self: Wave, span: int) -> None:
@@ -346,32 +347,32 @@ def decoding(b: Bench) -> tuple[str, Numbers]:
     if not b.on_gpu:
         raise NotHere("CUDA graphs need a GPU")
     decoder = b.decoder("float32").requires_grad_(False)
-    asked = requests(decoder, 3, 6, 40, 300)
+    work = requests(decoder, 3, 6, 40, 300)
     ends = frozenset(range(0, decoder.config.vocab_size, 200))  # rows leave on the way, and 300 passes spans
 
-    def drawn(graph: bool) -> list[Completion]:
-        return sum(sample(decoder, asked, ends, Settings(300, graph=graph)), [])
+    def decode(graph: bool) -> list[Completion]:
+        return sum(sample(decoder, work, ends, Settings(300, graph=graph)), [])
 
-    first = drawn(True)
+    first = decode(True)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     with nothing_waits():
-        again = drawn(True)
+        again = decode(True)
     torch.cuda.synchronize()
-    left = torch.cuda.memory_allocated() - before
+    leak = torch.cuda.memory_allocated() - before
     early, gaps = 0, []
-    plain = drawn(False)
+    plain = decode(False)
     for x, y in zip(first, plain, strict=True):
         pairs = enumerate(zip(x.ids, y.ids, strict=False))
         alike = next((i for i, (a, c) in pairs if a != c), min(len(x.ids), len(y.ids)))
         early += x.ids != y.ids and alike < 20
         gaps += [abs(a - c) for a, c in zip(x.logp[:alike], y.logp[:alike], strict=True)]
-    numbers = {"rows": len(first), "differ_early": early, "gap": worst(gaps), "left_bytes": left}
+    numbers = {"rows": len(first), "differ_early": early, "gap": worst(gaps), "left_bytes": leak}
     hold(first == again, "captured decoding does not repeat itself", **numbers)
     # Sums go in another order: now and then a draw lies so near to a token's bound that it tips over.
     hold(early <= len(first) / 6, f"{early} of {len(first)} captured rows differ within 20 tokens", **numbers)
     hold(worst(gaps) <= 1e-3, f"log-probabilities differ by {worst(gaps):.1e}", **numbers)
-    hold(left == 0, f"{left} bytes more are held after a second wave", **numbers)
+    hold(leak == 0, f"{leak} bytes more are held after a second wave", **numbers)
     words = f"captured as plain: {early} of {len(first)} rows differ within 20 tokens"
     return (
         f"{words}, log-probabilities by {worst(gaps):.0e}; repeats itself, nothing waits, memory back",
@@ -379,21 +380,21 @@ def decoding(b: Bench) -> tuple[str, Numbers]:
     )
 
 
-def drawn_rollouts(decoder: Decoder, asked: Sequence[Request], c: int, cache: int = 2**34) -> Rollouts:
+def drawn_rollouts(decoder: Decoder, work: Sequence[Request], c: int, cache: int = 2**34) -> Rollouts:
     """Completions of full length with advantages that depend on what was drawn."""
-    groups = sample(decoder, asked, frozenset(), Settings(c, cache_bytes=cache))
+    groups = sample(decoder, work, frozenset(), Settings(c, cache_bytes=cache))
     reward = torch.tensor([[sum(row.ids) % 97 / 97 for row in group] for group in groups])
-    prompts = [[request.prompt] * len(group) for request, group in zip(asked, groups, strict=True)]
-    return Rollouts([None] * len(asked), prompts, groups, [], reward=reward, adv=grpo.advantage(reward))
+    prompts = [[request.prompt] * len(group) for request, group in zip(work, groups, strict=True)]
+    return Rollouts([None] * len(work), prompts, groups, [], reward=reward, adv=grpo.advantage(reward))
 
 
 def reading(decoder: Decoder, config: Config) -> Training:
-    """What train.py's `cut` and `loss` ask for."""
+    """What train.py's `cut` and `loss` need."""
     return Training(config, Recipe(config=config), SimpleNamespace(model=decoder), None, None)
 
 
 def training(decoder: Decoder, config: Config) -> Training:
-    """And what its `step` does."""
+    """What its `step` needs, too."""
     t = reading(decoder, config)
     t.optimizer = AdamW(decoder.parameters(), config.lr, seed=config.seed)
     t.optimizer.make_moments()
@@ -433,16 +434,16 @@ def digest(b: Bench, folder: Path | None = None) -> str:
 def repeat(b: Bench) -> tuple[str, Numbers]:
     if b.random == "7b":
         b = replace(b, random="0.5b")  # two steps of 7B, saved, would take minutes and 46 GB of disk
-    found = {"once": digest(b), "again": digest(b)}
+    digests = {"once": digest(b), "again": digest(b)}
     with tempfile.TemporaryDirectory() as folder:
-        found["saved and loaded"] = digest(b, Path(folder))
+        digests["saved and loaded"] = digest(b, Path(folder))
     row = child("digest", words_of(b), 90)
-    hold(row.result == "ok", f"another process failed: {row.words}", **found)
-    found["in another process"] = row.words
-    different = [name for name, x in found.items() if x != found["once"]]
-    hold(not different, f"weights differ after two steps {', '.join(different)}", **found)
+    hold(row.result == "ok", f"another process failed: {row.words}", **digests)
+    digests["in another process"] = row.words
+    different = [name for name, x in digests.items() if x != digests["once"]]
+    hold(not different, f"weights differ after two steps {', '.join(different)}", **digests)
     size = f"{b.random}: " if b.random else ""
-    return f"{size}equal weights after two steps: {', '.join(found)}", found
+    return f"{size}equal weights after two steps: {', '.join(digests)}", digests
 
 
 def gap(b: Bench) -> tuple[str, Numbers]:
@@ -463,19 +464,19 @@ def gap(b: Bench) -> tuple[str, Numbers]:
     return f"{b.dtype}: mean {mean:.1e}, most {most:.1e} of {P * G * c} tokens; ratio exactly 1", numbers
 
 
-def measured(b: Bench, config: Config, decoder: Decoder) -> dict[str, int]:
-    """Peaks in bytes of what torch has handed out, by phase."""
+def peaks_of(b: Bench, config: Config, decoder: Decoder) -> dict[str, int]:
+    """The most bytes that torch has handed out in each phase."""
     sizes = (config.prompts_per_step, config.group_size, config.max_prompt_tokens, config.max_new_tokens)
-    asked, c = requests(decoder, *sizes, shorter=0), config.max_new_tokens
-    t, found = training(decoder, config), {}
+    work, c = requests(decoder, *sizes, shorter=0), config.max_new_tokens
+    t, peaks = training(decoder, config), {}
     for _ in range(2):  # the second has every kernel and workspace
         torch.cuda.reset_peak_memory_stats()
-        rollouts = drawn_rollouts(decoder, asked, c, config.cache_mb * 2**20)
-        found["sampling"] = torch.cuda.max_memory_allocated()
+        rollouts = drawn_rollouts(decoder, work, c, config.cache_mb * 2**20)
+        peaks["sampling"] = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         update(b, t, rollouts)
-        found["training"] = torch.cuda.max_memory_allocated()
-    return found | {"reserved": torch.cuda.max_memory_reserved()}
+        peaks["training"] = torch.cuda.max_memory_allocated()
+    return peaks | {"reserved": torch.cuda.max_memory_reserved()}
 
 
 def memory_(b: Bench) -> tuple[str, Numbers]:
@@ -489,15 +490,15 @@ def memory_(b: Bench) -> tuple[str, Numbers]:
     config = replace(config, tokens_per_batch=full, cache_mb=8192, checkpoint_activations=big)
     decoder = b.decoder()
     decoder.checkpointing = big
-    found = measured(b, config, decoder)
+    peaks = peaks_of(b, config, decoder)
     planned = {phase: parts["peak"] for phase, parts in memory.plan(memory.read(b.name), config).items()}
-    off = {phase: found[phase] / planned[phase] - 1 for phase in ("sampling", "training")}
-    numbers = {"measured": found, "planned": planned, "off": off}
+    off = {phase: peaks[phase] / planned[phase] - 1 for phase in ("sampling", "training")}
+    numbers = {"measured": peaks, "planned": planned, "off": off}
     words = ", ".join(
-        f"{phase} {found[phase] / 1e9:.2f} GB, planned {planned[phase] / 1e9:.2f} ({share:+.0%})"
+        f"{phase} {peaks[phase] / 1e9:.2f} GB, planned {planned[phase] / 1e9:.2f} ({share:+.0%})"
         for phase, share in off.items()
     )
-    words += f"; reserved {found['reserved'] / 1e9:.2f}"
+    words += f"; reserved {peaks['reserved'] / 1e9:.2f}"
     hold(worst(map(abs, off.values())) <= 0.1, f"off by more than 10 %: {words}", **numbers)
     return words, numbers
 
@@ -509,14 +510,14 @@ def speed(b: Bench) -> tuple[str, Numbers]:
     m, layers = memory.read(b.name), sum(p.numel() for p in decoder.model["layers"].parameters())
     weights = decoder.head.numel() + layers
     copied, multiplied = bench.copying(on)[1], bench.multiplying(on, decoder.head.dtype)[1]
-    asked = requests(decoder, P, G, n, c)
+    work = requests(decoder, P, G, n, c)
     config = replace(Config(), lr=1e-6, max_new_tokens=c, tokens_per_batch=8192 if b.on_gpu else 2048)
     t = training(decoder, replace(config, device=b.device, dtype=b.dtype, policy=b.name))
     if b.random == "7b":
         decoder.checkpointing = True
-    drawn_rollouts(decoder, asked, c)  # to warm up
+    drawn_rollouts(decoder, work, c)  # to warm up
     start = time.perf_counter()
-    rollouts = drawn_rollouts(decoder, asked, c)
+    rollouts = drawn_rollouts(decoder, work, c)
     decoded = time.perf_counter() - start
     # A step reads every weight, each prompt's keys and values once, and those that its row has written.
     read = c * (weights * s + m.cache(s) * (P * n + P * G * c / 2)) / copied
@@ -555,7 +556,7 @@ def ranks_(b: Bench) -> tuple[str, Numbers]:
 
 
 def one_rank(rank: int, world: int, place: str, cuda: bool) -> None:
-    """A process of `ranks`. Raises where a sum is wrong, or not the same on all."""
+    """A process of `ranks`. Raises if a sum is wrong, or not the same on all."""
     import torch.distributed as dist
 
     if cuda:
@@ -613,11 +614,13 @@ def child(name: str, words: Sequence[str], limit: float) -> Row:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))}
     if name == "kernels" and "cpu" in words and backend.triton is not None:
         env["TRITON_INTERPRET"] = "1"
-    return told([sys.executable, str(ROOT / "train.py"), "--check", "--only", name, *words], env, name, limit)
+    return row_of(
+        [sys.executable, str(ROOT / "train.py"), "--check", "--only", name, *words], env, name, limit
+    )
 
 
-def told(command: Sequence[str], env: dict[str, str], name: str, limit: float) -> Row:
-    """The row that a command prints last; what became of it, where it prints none."""
+def row_of(command: Sequence[str], env: dict[str, str], name: str, limit: float) -> Row:
+    """The row that a command prints last, or how the command ended if it prints none."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -659,7 +662,7 @@ def main(
     loss: Callable[..., dict[str, float]],
     step: Callable[..., None],
 ) -> None:
-    """The command line. Ends with 1 where a check failed."""
+    """The command line. Ends with 1 if a check failed."""
     parser = argparse.ArgumentParser(
         "train.py --check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

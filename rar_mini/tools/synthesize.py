@@ -67,13 +67,13 @@ def faults(items: Any, reference: str = "") -> list[str]:
     wrong = [] if LEAST <= len(items) <= MOST else [_fault("count", len(items))]
     sentences = [_words(sentence) for sentence in re.split(r"(?<=[.!?])\s+|\n", reference)]
     sentences = [sentence for sentence in sentences if len(sentence.split()) >= COPIED]
-    categories, seen = set(), {}
+    categories, places = set(), {}
     for number, item in enumerate(items[:MOST], 1):
         own = _item_faults(item, sentences)
         if not own:
             category, _, text = item["description"].partition(" Criteria:")
             categories.add(category)
-            first = {seen.setdefault(_words(each), number) for each in (item["title"], text)}
+            first = {places.setdefault(_words(each), number) for each in (item["title"], text)}
             own = [_fault("twice", earlier) for earlier in first - {number}]
         wrong += [f"item {number}: {fault}" for fault in own]
     return wrong if "Pitfall" in categories else [*wrong, _fault("pitfall")]
@@ -180,20 +180,20 @@ def _row(example: Example, items: list[dict[str, Any]]) -> dict[str, Any]:
 def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) -> None:
     """Append to OUT the rubrics that it lacks. If the writer fails at some, prints why and raises ValueError
     after all were asked for."""
-    left = {writer.digest(example): example for example in examples}
+    todo = {writer.digest(example): example for example in examples}
     wanted = f"a rubric by this writer for a row of {file}"
     failed: dict[str, Failure] = {}
     writer.endpoint.ledger.carry(Account.beside(out))
     try:
         with (
-            kept_rows(out, file, lambda _, key: left.pop(key, None), wanted) as kept,
+            kept_rows(out, file, lambda _, key: todo.pop(key, None), wanted) as rows,
             open(out, "a", encoding="utf-8", errors="backslashreplace") as stream,  # as JSON escapes halves
-            tqdm(total=len(left), desc="writing", leave=False, disable=None) as bar,
+            tqdm(total=len(todo), desc="writing", leave=False, disable=None) as bar,
         ):
-            if kept:
-                print(f"{out} has {len(kept)} of {len(examples)} rows: going on from there", file=sys.stderr)
-            for start in range(0, len(left), CHUNK):
-                chunk = list(left.items())[start : start + CHUNK]
+            if rows:
+                print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
+            for start in range(0, len(todo), CHUNK):
+                chunk = list(todo.items())[start : start + CHUNK]
                 answers = writer.endpoint.ask((writer.request(example) for _, example in chunk), bar.update)
                 for (asked, example), answer in zip(chunk, answers, strict=True):
                     if isinstance(answer, Failure):

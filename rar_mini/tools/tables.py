@@ -99,9 +99,9 @@ def main(argv: Sequence[str]) -> None:
     for row, number in zip(FIGURES, measure(examples, notes), strict=True):
         here = "" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:.2f}"
         print(f"{row[0]:<36}{here:>10}{row[first]:>10}{row[first + 1]:>10}")
-    kept = data.tidy(examples, notes)
+    clean = data.tidy(examples, notes)
     print(__doc__[__doc__.index("\n") + 1 :])
-    print(f"Hygiene keeps {len(kept):,} of {len(examples):,} rows.")
+    print(f"Hygiene keeps {len(clean):,} of {len(examples):,} rows.")
     for note, count in notes.items():
         print(f"  {note}: {count:,}")
 

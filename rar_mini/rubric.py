@@ -40,8 +40,8 @@ class Criterion:
     description: str
     category: str  # a key of CATEGORY_WEIGHT, or "literal" for signed points
     weight: float
-    raw: float = 0.0  # the data's own weight, with its sign; of a criterion of ours there is none
-    as_worded: bool = False  # a pitfall of which the judge is asked if its text holds
+    raw: float = 0.0  # the data's own weight, with its sign; criteria of ours have none
+    as_worded: bool = False  # whether the judge is asked if a pitfall's text holds
 
     @property
     def asks_avoidance(self) -> bool:
@@ -75,16 +75,16 @@ class Design:
     that important ones and pitfalls go, too; pitfalls; or labels, the words essential, important, optional
     and pitfall: rar-implicit does not show them, in rar-explicit all items weigh alike"""
     weights: Literal["paper", "v1", "raw", "uniform"] = "paper"
-    """what an item weighs in rar-explicit: 1, 0.7, 0.3, of a pitfall 0.9 (paper) or 0.8 (v1, its first
+    """what an item weighs in rar-explicit: 1, 0.7, 0.3, and for a pitfall 0.9 (paper) or 0.8 (v1, its first
     version); the size of the data's own weight (raw); or 1 (uniform)"""
     pitfalls: Literal["avoided", "literal", "signed"] = "avoided"
     """what a pitfall asks: was the mistake avoided, however it is worded, which earns its weight (avoided);
     or does it hold as worded, which earns its weight (literal) or costs it (signed)"""
 
     def apply(self, rubric: Rubric, name: str) -> Rubric:
-        """The criteria that a judge is asked about. `name` is of the example, for errors.
+        """The criteria that a judge is asked about. `name` is the example's, for errors.
 
-        Raises ValueError where there are no categories to go by, and where nothing is left to be earned.
+        Raises ValueError if the rubric has no categories, and if no item is left that can earn anything.
         """
         if self == Design():
             return rubric
@@ -94,21 +94,21 @@ class Design:
                 "--weights and --pitfalls go by; leave these options out"
             )
         dropped = DROPPED.get(self.rubric_drop, ())
-        kept = tuple(self._put(each) for each in rubric.criteria if each.category not in dropped)
-        if not any(criterion.weight > 0 for criterion in kept):
+        criteria = tuple(self._put(each) for each in rubric.criteria if each.category not in dropped)
+        if not any(criterion.weight > 0 for criterion in criteria):
             raise ValueError(
                 f"--rubric-drop {self.rubric_drop} with --pitfalls {self.pitfalls} leaves nothing to earn in "
                 f"the rubric of {name!r}: expected an item of positive weight; leave that row out, or change "
                 "these options"
             )
-        return Rubric(kept)
+        return Rubric(criteria)
 
     def _put(self, criterion: Criterion) -> Criterion:
         by = "uniform" if self.rubric_drop == "labels" else self.weights
         size = abs(criterion.raw) if by == "raw" else WEIGHTS[by][criterion.category]
         as_worded = criterion.category == "pitfall" and self.pitfalls != "avoided"
         weight = -size if as_worded and self.pitfalls == "signed" else size
-        # What weighs nothing in the data weighs nothing here.
+        # An item that weighs nothing in the data weighs nothing here.
         return replace(criterion, weight=weight if criterion.weight else 0.0, as_worded=as_worded)
 
 
@@ -121,7 +121,7 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
     """Read an item's category, and say whether the prefix alone could tell it.
 
     Returns (category, description without its prefix, clean). The released data has a few odd prefixes
-    ("Esssential", "Option", "Universal") and some items with none; there the weight tells: 5 essential, 4
+    ("Esssential", "Option", "Universal") and some items with none. Then the weight decides: 5 essential, 4
     or 3 important, 2 or 1 optional, below zero pitfall. A zero or fractional weight rounds to the nearest of
     these.
     """
@@ -137,9 +137,9 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
 
 def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
     """Make a RaR rubric of {title, description, weight} rows. Odd or missing prefixes are counted in `notes`,
-    and so are clean ones that the sign of the weight contradicts: there the prefix is believed.
+    and so are clean prefixes that the sign of the weight contradicts: then the prefix counts.
 
-    An item keeps its place even where its data weight is 0; such an item weighs nothing.
+    An item whose data weight is 0 keeps its place and weighs nothing.
     """
     criteria = []
     for item in items:

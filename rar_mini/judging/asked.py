@@ -14,7 +14,7 @@ from rar_mini.judging.ledger import Ledger
 from rar_mini.rubric import Criterion
 
 Answer = list[float] | Failure
-"""A probability for each criterion, or one rating; NaN in the place of what was refused."""
+"""A probability for each criterion, or one rating; NaN if the judge refused to give it."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Asked:
 
     example: Example
     response: str
-    criteria: tuple[Criterion, ...]  # for a rating, those that it is to weigh
+    criteria: tuple[Criterion, ...]  # for a rating, the criteria that it weighs
     rating: Literal["rate", "rate_reference", "rate_rubric", "rate_unlabelled"] | None = None
     """which of the judge's texts asks for a rating"""
 

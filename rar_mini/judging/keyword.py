@@ -18,7 +18,7 @@ THRESHOLD = 0.25
 """The share of a criterion's content words that a response has to use.
 
 Generous, because the bundled policy's answers are short. At a half, six in ten groups of four of its answers
-tie and teach nothing, at a quarter one in ten. Good answers are told from flawed ones at neither.
+tie and teach nothing, at a quarter one in ten. Neither share tells good answers from flawed ones.
 """
 
 _STOP = frozenset(
@@ -71,7 +71,7 @@ _STOPPED = frozenset(map(stem, _STOP))
 def content(text: str) -> frozenset[str]:
     """The stems of a text's words, without stop words and without the verbs that rubrics are written in."""
     stems = (stem(word) for word in _WORD.findall(text.lower()))
-    return frozenset(found for found in stems if found not in _STOPPED)
+    return frozenset(word for word in stems if word not in _STOPPED)
 
 
 def affirmed(text: str) -> frozenset[str]:
@@ -108,11 +108,11 @@ class Keyword:
 
 
 def verdict(criterion: Criterion, response: str) -> float:
-    """1.0 where the criterion holds of the response, else 0.0; of a pitfall, where the mistake was avoided.
+    """1.0 if the response meets the criterion, else 0.0. A pitfall is met if its mistake was avoided.
 
-    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided where X is there; one
-    that names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided where no clause
-    affirms X.
+    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided if the response has
+    X; one that names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided if no
+    clause affirms X.
     """
     text = criterion.description
     if criterion.asks_avoidance:
@@ -121,7 +121,7 @@ def verdict(criterion: Criterion, response: str) -> float:
         if not omission:
             return float(not _covered(content(text), affirmed(response)))
         return float(_covered(content(text[omission.end() :]), content(response)))
-    if omission := _OMISSION.match(text):  # a literal item that holds where something is missing
+    if omission := _OMISSION.match(text):  # a literal item that holds if something is missing
         return float(not _covered(content(text[omission.end() :]), content(response)))
     # A criterion that itself denies something is met by a sentence that denies.
     words = content(response) if _NEGATION.search(text) else affirmed(response)

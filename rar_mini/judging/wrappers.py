@@ -3,8 +3,8 @@
 A recipe's judge is anything with the methods of `JudgeLike`. `Wrapper` has all of them for the judges that it
 is made of, so that one of your own overrides `score` and nothing else (lab/examples/mean_of_two.py).
 
-No judge is left out in silence: digest, estimate and checks are those of all, and so are metrics. Those of
-the second judge are named judge2/..., of the third judge3/..., also if wrappers wrap wrappers.
+No judge is left out in silence: digest, estimate, checks and metrics cover all of them. The second judge's
+metrics are named judge2/..., the third one's judge3/..., also if wrappers wrap wrappers.
 """
 
 import re
@@ -85,8 +85,7 @@ class Wrapper:
         return "; ".join(filter(None, (judge.estimate(examples, answers, tokens) for judge in self.judges)))
 
     def digest(self, example: "Example", response: str) -> str:
-        told = [self.spec, *(judge.digest(example, response) for judge in self.judges)]
-        return digest(told)
+        return digest([self.spec, *(judge.digest(example, response) for judge in self.judges)])
 
     def texts(self) -> dict[str, str]:
         parts = self._numbered()

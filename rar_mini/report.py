@@ -50,34 +50,34 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
 
     What is not defined, such as the mean of no rewards, is None.
     """
-    known = ~reward.isnan()
+    scored = ~reward.isnan()
     lengths = torch.tensor(
         [[len(c.ids) for c in group] for group in completions], dtype=torch.float32
     )  # (P, G)
     finished = torch.tensor([[c.finished for c in group] for group in completions])
     thoughts = torch.tensor([[c.only_thoughts for c in group] for group in completions])
-    several = known.sum(-1) >= 2  # (P,)
-    groups = [row[seen] for row, seen in zip(reward[several], known[several], strict=True)]
+    several = scored.sum(-1) >= 2  # (P,)
+    groups = [row[mask] for row, mask in zip(reward[several], scored[several], strict=True)]
     ties = grpo.tied(reward[several]).tolist()
     return {
-        "reward": mean(reward[known].tolist()),
+        "reward": mean(reward[scored].tolist()),
         "reward_std": mean([group.std(correction=0).item() for group in groups]),
         "frac_reward_zero_std": mean(ties),
-        "reward_length_correlation": _correlation(reward, lengths, known),
+        "reward_length_correlation": _correlation(reward, lengths, scored),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),
         "completions/max_length": lengths.max().item(),
         "completions/clipped_ratio": 1 - finished.float().mean().item(),
         "completions/only_thoughts_ratio": thoughts.float().mean().item(),
-        "judge/failures": int((~known).sum()),
+        "judge/failures": int((~scored).sum()),
     }
 
 
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
-    category, and of the items that the recent steps asked about the shares that no answer met, or every one.
+    category, and the shares of the recent steps' items that no answer met, or that every answer met.
 
-    Such items are dead: verdicts of 0 or 1 move no advantage there. A rating is no verdict on an item.
+    Such items are dead: verdicts of 0 or 1 on them move no advantage. A rating is no verdict on an item.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     met: dict[tuple[str, int], list[bool]] = defaultdict(list)
@@ -88,11 +88,11 @@ def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | No
                     met[row["example_id"], place].append(item["verdict"] >= 0.5)
                     if rows is recent[-1]:
                         rates[item["category"]].append(item["verdict"])
-    found = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
+    metrics = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
     if met:
-        found["items/never_met"] = mean([not any(answers) for answers in met.values()])
-        found["items/always_met"] = mean([all(answers) for answers in met.values()])
-    return found
+        metrics["items/never_met"] = mean([not any(answers) for answers in met.values()])
+        metrics["items/always_met"] = mean([all(answers) for answers in met.values()])
+    return metrics
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -101,20 +101,19 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(finite) / len(finite) if finite else None
 
 
-def _correlation(reward: Tensor, lengths: Tensor, known: Tensor) -> float | None:
+def _correlation(reward: Tensor, lengths: Tensor, scored: Tensor) -> float | None:
     """Pearson's correlation of reward and length within groups: both less their group's mean."""
     a, b = [], []
-    for row, length, seen in zip(reward, lengths, known, strict=True):
-        a.append(row[seen] - row[seen].mean())
-        b.append(length[seen] - length[seen].mean())
+    for row, length, mask in zip(reward, lengths, scored, strict=True):
+        a.append(row[mask] - row[mask].mean())
+        b.append(length[mask] - length[mask].mean())
     x, y = torch.cat(a), torch.cat(b)
     scale = (x.norm() * y.norm()).item()
     return (x @ y).item() / scale if scale > 1e-9 else None
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float] | None:
-    """The mean change over questions and its standard error, or None where fewer than two have both
-    scores."""
+    """The mean change over questions and its standard error, or None if fewer than two have both scores."""
     changes = torch.tensor([b - a for a, b in zip(before, after, strict=True) if math.isfinite(a + b)])
     if len(changes) < 2:
         return None
@@ -126,8 +125,8 @@ def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[
     tqdm.write(line(step, config.steps, metrics))
     if config.supervised:
         return
-    # Under another norm long answers weigh more, a recipe may have other advantages, and where every group
-    # ties there is nothing to explain.
+    # Under another norm long answers weigh more, a recipe may have other advantages, and if every group ties
+    # there is nothing to explain.
     usual = config.loss_norm == "sequence" and config.inner_epochs == 1 and config.recipe is None
     if step == 1 and usual and metrics.get("grad_norm"):
         tqdm.write(FIRST_LOSS)
@@ -136,7 +135,7 @@ def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[
 
 
 def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """One step on one line. Of reference answers it is shorter: nobody sampled or judged them."""
+    """One step on one line. It is shorter for reference answers, which nobody sampled or judged."""
 
     def show(name: str, form: str) -> str:
         value = metrics.get(name)
@@ -204,9 +203,9 @@ def conclusion(
                 f"(standard error over {len(scores)} questions, fresh answers)"
             )
     # Without steps there are no rollouts, without scores no evaluations, with --save-every 0 no checkpoints.
-    kept = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints/")
+    names = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints/")
     lines += [
-        f"run      {folder}: {', '.join(name for name in kept if (folder / name).exists())}",
+        f"run      {folder}: {', '.join(name for name in names if (folder / name).exists())}",
         "next     other questions: --domain science, or --data YOURS.jsonl",
         "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
         f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}",

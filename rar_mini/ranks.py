@@ -45,7 +45,7 @@ SUMMING = timedelta(minutes=10)
 link. NCCL, which nothing interrupts, ends the process then."""
 
 EXPECTED = (ValueError, OSError, FloatingPointError)
-"""What ends a run in one line. Of anything else the rank that it happened to shows where."""
+"""Errors that end a run in one line. For any other the rank that it happened on prints a traceback."""
 
 
 class Lost(SystemExit):
@@ -87,10 +87,10 @@ def joined() -> Iterator[None]:
         if isinstance(error, Lost | KeyboardInterrupt):
             raise
         try:
-            told = _tell(None, error)
+            replies = _tell(None, error)
         except Lost:
-            told = []  # those that this rank has it from have ended
-        if rank and all(failure for _, failure in told):
+            replies = []  # the ranks that sent the error have ended
+        if rank and all(failure for _, failure in replies):
             sys.exit(error.code if isinstance(error, SystemExit) else 1)  # rank 0 says it
         raise
     dist.destroy_process_group()
@@ -103,7 +103,7 @@ def _end(number: int, frame: object) -> NoReturn:
 def claim(device: str) -> None:
     """Make this process's GPU the current one, on which Triton launches and graphs are captured.
 
-    Of several ranks each takes its own. Raises ValueError if the GPU does not exist.
+    With several ranks, each takes its own. Raises ValueError if the GPU does not exist.
     """
     if not device.startswith("cuda"):
         return
@@ -125,7 +125,7 @@ def claim(device: str) -> None:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This rank's own of the items that all ranks have."""
+    """This rank's share of the items that all ranks have."""
     return items[rank::world]
 
 
@@ -140,24 +140,24 @@ def gather(value: T) -> list[T]:
 
 
 def attempt(work: Callable[[], T]) -> list[T]:
-    """What `work` gives on each rank, on every rank. Where it fails on one, all raise that error, with the
+    """The results of `work` on all ranks, on every rank. If it fails on one, all raise that error with the
     number of the rank."""
     if world == 1:
         return [work()]
     try:
-        told = work(), None
+        result = work(), None
     except EXPECTED as error:
-        told = None, error
-    return _values(_tell(*told))
+        result = None, error
+    return _values(_tell(*result))
 
 
 def first(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, which alone does it, on every rank; the others wait."""
+    """The result of `work` on every rank. Only rank 0 does it, the others wait."""
     return attempt(lambda: None if rank else work())[0]
 
 
 def by_first(write: Callable[..., T]) -> Callable[..., T | None]:
-    """A method that rank 0 alone carries out; the others go on."""
+    """A method that only rank 0 carries out; the others go on."""
 
     @wraps(write)
     def method(*words: Any, **options: Any) -> T | None:
@@ -167,7 +167,7 @@ def by_first(write: Callable[..., T]) -> Callable[..., T | None]:
 
 
 def refuse_unlike(what: str, work: Callable[[], Any]) -> None:
-    """Raise ValueError where `work` does not give on every rank what it gives on rank 0."""
+    """Raise ValueError unless `work` gives on every rank what it gives on rank 0."""
     values = attempt(work) if world > 1 else []
     for number, value in enumerate(values):
         if value != values[0]:
@@ -185,24 +185,24 @@ def add_gradients(optimizer: "AdamW") -> None:
 
         for p in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        gather(None)  # a rank that had no room for them tells it here: in the sums there is no place for that
+        gather(None)  # a rank without memory for them says so here, because a sum cannot carry an error
         optimizer.sum_gradients(lambda grad: _exchange(dist.all_reduce, grad, group=_sums))
 
 
 def _tell(value: Any, failure: BaseException | None = None) -> list[tuple[Any, BaseException | None]]:
-    """What each rank has to say: a value, or a failure in its place."""
+    """Each rank's value, or the failure in its place."""
     import torch.distributed as dist
 
-    told: list[Any] = [None] * world
-    _exchange(dist.all_gather_object, told, (value, failure and _portable(failure)))
-    return told
+    replies: list[Any] = [None] * world
+    _exchange(dist.all_gather_object, replies, (value, failure and _portable(failure)))
+    return replies
 
 
-def _values(told: list[tuple[Any, BaseException | None]]) -> list[Any]:
-    for _, failure in told:
+def _values(replies: list[tuple[Any, BaseException | None]]) -> list[Any]:
+    for _, failure in replies:
         if failure is not None:
             raise failure
-    return [value for value, _ in told]
+    return [value for value, _ in replies]
 
 
 def _exchange(collective: Callable[..., object], *words: Any, **options: Any) -> None:

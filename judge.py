@@ -42,12 +42,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
-from rar_mini import data, grpo, prompts, ranks
-from rar_mini import recipe as recipes
+from rar_mini import data, prompts, ranks
 from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
 from rar_mini.files import cache_folder, digest, kept_rows
@@ -57,11 +55,10 @@ from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
-from rar_mini.options import run_command
+from rar_mini.options import joined_recipe, run_command
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, ScoredRow, Scores, choose, finite
 from rar_mini.turns import said, without_thoughts
-from rar_mini.viewing import show
 
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
@@ -207,7 +204,9 @@ class Judge:
         progress: str | None,
         repeat: int,
     ) -> Scores:
-        """The scores of this rank's share of the examples, NaN of the others."""
+        """The scores of this rank's share of the examples, NaN for the others."""
+        import torch  # seconds, which a judge that is only made, checked or priced does not take
+
         rubrics = [self.rubric(example) for example in examples]
         P, G, K = len(examples), len(responses[0]), max(map(len, rubrics))
         verdict = torch.full((P, G, K), NAN)
@@ -306,6 +305,10 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
     the judge. Raises ValueError for examples that share an id or that the method has no question for, and
     the function for an id that none of them has, and for a completion that is neither text nor turns.
     """
+    import torch
+
+    from rar_mini import grpo
+
     judge.check(examples)
     known = {example.id: example for example in examples}
     if len(known) < len(examples):
@@ -387,6 +390,8 @@ def score(
     spec, why = choose(judge)
     print(f"judge: {spec} ({why})", file=sys.stderr)
     examples = answered(file, skip_bad_rows)
+    from rar_mini import recipe as recipes  # brings torch, after the file was read
+
     recipe = recipe and recipes.located(recipe)
     config = replace(PRESETS["cpu"], judge=spec, method=method, design=design, judging=judging)
     made = recipes.make(recipe, config)
@@ -433,8 +438,10 @@ def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> Non
         run: the folder of a run of train.py
         step: which step; the last one if not given
     """
+    from rar_mini.viewing import show
+
     print(show.show(run, step))
 
 
 if __name__ == "__main__":
-    run_command({"score": score, "show": show_run}, "judge.py", __doc__, recipes.words(sys.argv[1:]))
+    run_command({"score": score, "show": show_run}, "judge.py", __doc__, joined_recipe(sys.argv[1:]))

@@ -13,11 +13,11 @@ from typing import Literal, get_args
 import tyro
 
 from rar_mini.options import refuse_outside
-from rar_mini.prefix import Attention
 from rar_mini.rubric import Design
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TARGETS: tuple[Projection, ...] = get_args(Projection)
+Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA where it is possible, else loop
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,27 @@ def run_command(
         sys.exit(f"{prog}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def joined_recipe(argv: Sequence[str]) -> list[str]:
+    """A command line with `--recipe X --recipe.k 1` as one option, `--recipe "X --k 1"`."""
+    rest, own, name = [], [], None
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        if word == "--recipe" or word.startswith("--recipe="):
+            name = word.partition("=")[2] or (queue.pop(0) if queue else "")
+        elif word.startswith("--recipe."):
+            own.append(f"--{word.removeprefix('--recipe.')}")
+            if "=" not in word and queue and not queue[0].startswith("--"):
+                own.append(queue.pop(0))
+        else:
+            rest.append(word)
+    if name is None and not own:
+        return rest
+    name = name or "''"  # which `make` refuses
+    named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
+    return [*rest, "--recipe", shlex.join([*named, *own])]
 
 
 def refuse_unknown(argv: Iterable[str], settings: Any) -> None:

@@ -23,7 +23,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from rar_mini.config import Attention
+
 Ids = Sequence[int]
-Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA where it is possible, else loop
 BLOCK = 128  # tokens, the side of a block of FlexAttention's mask
 NARROWEST = 16  # channels of a head that FlexAttention takes on CUDA: a matrix product of Triton's has 16
 

@@ -119,27 +119,6 @@ class Recipe:
 # --- from a string to a recipe ------------------------------------------------------------------------------
 
 
-def words(argv: Sequence[str]) -> list[str]:
-    """A command line with `--recipe X --recipe.k 1` as one option, `--recipe "X --k 1"`."""
-    rest, own, name = [], [], None
-    queue = list(argv)
-    while queue:
-        word = queue.pop(0)
-        if word == "--recipe" or word.startswith("--recipe="):
-            name = word.partition("=")[2] or (queue.pop(0) if queue else "")
-        elif word.startswith("--recipe."):
-            own.append(f"--{word.removeprefix('--recipe.')}")
-            if "=" not in word and queue and not queue[0].startswith("--"):
-                own.append(queue.pop(0))
-        else:
-            rest.append(word)
-    if name is None and not own:
-        return rest
-    name = name or "''"  # which `make` refuses
-    named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
-    return [*rest, "--recipe", shlex.join([*named, *own])]
-
-
 def make(spec: str | None, config: Config | None = None) -> Recipe:
     """The recipe that a string names, for a run with these settings; RaR for None.
 

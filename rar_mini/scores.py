@@ -6,15 +6,16 @@ judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them com
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rar_mini.data import Example
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.rubric import Rubric
-from rar_mini.sampler import Completion
+
+if TYPE_CHECKING:  # who chooses a judge, or makes one, needs no torch yet
+    from torch import Tensor
+
+    from rar_mini.sampler import Completion
 
 NAN = float("nan")
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
@@ -32,20 +33,20 @@ class Scores:
     """What a judge said of P x G responses. A rating also stands as one verdict, (rating - 1) / 9, of weight
     1."""
 
-    verdict: Tensor  # (P, G, K) in [0, 1], NaN where the judge failed or a rubric has fewer than K items
-    weight: Tensor  # (P, K), 0 where a rubric has fewer than K items
-    rating: Tensor  # (P, G) in 1 .. 10, NaN where the method has none or the judge failed
+    verdict: "Tensor"  # (P, G, K) in [0, 1], NaN where the judge failed or a rubric has fewer than K items
+    weight: "Tensor"  # (P, K), 0 where a rubric has fewer than K items
+    rating: "Tensor"  # (P, G) in 1 .. 10, NaN where the method has none or the judge failed
     rubrics: list[Rubric]  # P; the criteria that the verdicts belong to
 
     def filled(self, other: "Scores") -> "Scores":
         """These scores, and where they have none, what another process was told of the same responses."""
         pairs = ((self.verdict, other.verdict), (self.rating, other.rating))
-        verdict, rating = (torch.where(a.isnan(), b, a) for a, b in pairs)
+        verdict, rating = (b.where(a.isnan(), a) for a, b in pairs)
         return replace(self, verdict=verdict, rating=rating)
 
     def only(self, category: str) -> "Scores":
         """These scores by the items of one category alone: all others weigh nothing."""
-        weight = torch.zeros_like(self.weight)
+        weight = self.weight.new_zeros(self.weight.shape)
         for p, rubric in enumerate(self.rubrics):
             for k, item in enumerate(rubric.criteria):
                 if item.category == category:
@@ -66,11 +67,11 @@ class Rollouts:
 
     examples: list[Example]  # P
     prompts: list[list[list[int]]]  # P x G token ids; equal ones are read once
-    completions: list[list[Completion]]  # P x G
+    completions: list[list["Completion"]]  # P x G
     responses: list[list[str]]  # P x G, the part that the judge reads
     scores: Scores | None = None
-    reward: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), NaN where the judge failed
-    adv: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, G), 0 where nothing is taught
+    reward: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), NaN where the judge failed
+    adv: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), 0 where nothing is taught
     rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
 
@@ -98,6 +99,12 @@ class Rollouts:
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])
         ]
+
+
+def _empty() -> "Tensor":
+    import torch
+
+    return torch.empty(0)
 
 
 def finite(number: float) -> float | None:

@@ -26,7 +26,7 @@ from rar_mini.data import Example
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import refuse_unknown, to_json
+from rar_mini.options import joined_recipe, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
@@ -70,7 +70,7 @@ class Training:
 
 def parse(argv: list[str], description: str | None = None) -> Config:
     """The settings of a command line: the preset's, then the options'."""
-    argv = recipe.words(argv)
+    argv = joined_recipe(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     refuse_unknown(argv, PRESETS["cpu"])

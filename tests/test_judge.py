@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import question, told, write_rows
+from conftest import ROOT, question, told, write_rows
 from hostile import SERVERS, Server, user
 
 import judge as judges
@@ -37,6 +40,31 @@ def test_keyword_scores_have_the_rubrics_order_and_padding(tmp_path: Path) -> No
         {"title": "Names fever", "category": "important", "weight": 0.7, "verdict": 1.0}
     ]
     assert [row["verdict"] for row in scores.rows(2, 1)] == [None, 0.0, 0.0]
+
+
+TORCHLESS = """
+import sys
+from judge import Judge
+from rar_mini import data
+
+examples = data.sample("medical")
+for spec in ("keyword", "chat:m"):
+    asker = Judge(spec, "rar-explicit")
+    asker.check(examples)
+    assert asker.calls(examples[0]) > 1 and asker.digest(examples[0], "x")
+    asker.estimate(examples, 8, 100)
+assert "torch" not in sys.modules
+Judge("keyword", "rar-explicit").score(examples[:1], [["x"]])
+assert "torch" in sys.modules and "transformers" not in sys.modules
+"""
+
+
+def test_a_judge_imports_torch_when_it_scores(tmp_path: Path) -> None:
+    """Scores are tensors. A judge that is only made, checked or priced spares the seconds, and so does
+    `judge.py --help`."""
+    env = os.environ | {"OPENAI_API_KEY": "x", "RAR_MINI_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", TORCHLESS], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_scores_of_two_processes_fill_each_other() -> None:

@@ -20,6 +20,7 @@ import train
 from rar_mini import recipe, setup
 from rar_mini.config import PRESETS, Config
 from rar_mini.judging.ledger import Ledger
+from rar_mini.options import joined_recipe
 from rar_mini.tools import check, memory
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ def parse_subcommand(commands: dict[str, Callable], argv: list[str]) -> None:
     idle = {
         name: functools.wraps(function)(lambda *words, **options: None) for name, function in commands.items()
     }
-    tyro.extras.subcommand_cli_from_dict(idle, args=recipe.words(argv))
+    tyro.extras.subcommand_cli_from_dict(idle, args=joined_recipe(argv))
 
 
 def find_options(run: Callable, name: str, argv: list[str], patch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -26,6 +26,7 @@ from rar_mini.config import PRESETS
 from rar_mini.judging import keyword
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import Wrapper
+from rar_mini.options import joined_recipe
 from rar_mini.recipe import LAB, Recipe
 from rar_mini.rubric import Criterion, Rubric
 from rar_mini.sampler import Completion
@@ -223,12 +224,12 @@ def test_every_way_to_write_a_recipe_and_its_options() -> None:
         "--recipe.need 0.5 --steps 3 --recipe=examples/gated",
         "--recipe.need=0.5 --recipe examples/gated --steps 3",
     ):
-        *rest, name = recipe.words(words.split())
+        *rest, name = joined_recipe(words.split())
         assert rest == ["--steps", "3", "--recipe"]
         assert recipe.located(name) == "examples/gated --need 0.5" and recipe.make(name).need == 0.5
-    twice = recipe.words(["--recipe", "examples/gated --need 0.5"])
-    assert twice == recipe.words(twice) == ["--recipe", "examples/gated --need 0.5"]
-    assert recipe.words(["--recipe", "r", "--recipe.k", "-1"]) == ["--recipe", "r --k -1"]
+    twice = joined_recipe(["--recipe", "examples/gated --need 0.5"])
+    assert twice == joined_recipe(twice) == ["--recipe", "examples/gated --need 0.5"]
+    assert joined_recipe(["--recipe", "r", "--recipe.k", "-1"]) == ["--recipe", "r --k -1"]
 
 
 REFUSED = {
@@ -269,7 +270,7 @@ def test_a_recipe_that_cannot_be_had_is_refused_in_one_line(
 def test_a_recipe_may_have_switches_and_helpers(tmp_path: Path) -> None:
     """A switch takes a value like any other option, so that a preset's True can be turned off."""
     own = write_recipe(tmp_path / "own.py", "    on: bool = True\n\n    def _help(self):\n        return 1\n")
-    name = recipe.words(["--recipe", str(own), "--recipe.on", "False"])[-1]
+    name = joined_recipe(["--recipe", str(own), "--recipe.on", "False"])[-1]
     assert recipe.make(name).on is False and recipe.make(str(own)).on is True
     assert recipe.located(name) == f"{own} --on False"
 

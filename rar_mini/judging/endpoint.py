@@ -42,7 +42,7 @@ from pydantic import AliasChoices, AliasPath, Field, ValidationError
 
 from rar_mini import ranks
 from rar_mini.files import Twice, cache_folder, parse
-from rar_mini.forms import ABSENT, Form, escaped
+from rar_mini.forms import ABSENT, Form, escaped, printable
 from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
 from rar_mini.redact import hidden, redact
 
@@ -508,7 +508,7 @@ def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> 
 
 def _words(text: str) -> str:
     """Foreign words for an error: one line, no secret, not long."""
-    text = "".join(c if c.isprintable() else " " for c in redact(text[:4096]))
+    text = printable(redact(text[:4096]))
     return text if len(text) <= 500 else text[:500] + " ..."
 
 

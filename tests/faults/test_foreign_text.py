@@ -152,6 +152,13 @@ def test_a_policys_name_does_not_command_the_terminal(tmp_path: Path, capsys: py
     assert all(line.isprintable() for line in said.splitlines()) and said.count(r"\x1b]0;title") == 3
 
 
+def test_a_servers_words_do_not_command_the_terminal(server: Server, tmp_path: Path) -> None:
+    server.spoil = lambda fault, path, body, content: (400, {}, f"no: {EVIL}".encode())
+    with pytest.raises(ConnectionError) as error:
+        scored(tmp_path, bench(), judge="chat:m")
+    assert str(error.value).isprintable() and r"no: \x1b]0;title\x07" in str(error.value)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(codec=None) | st.sampled_from("\x1b\r\n\u2028\ud800\udfff")))
 def test_any_text_becomes_printable_and_whole(text: str) -> None:

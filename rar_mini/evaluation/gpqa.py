@@ -40,6 +40,7 @@ SOURCE = (
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 Stripped = Annotated[Text, AfterValidator(str.strip)]
+REMEDY = "rows have GPQA's columns, or `question`, `choices` and `answer`"
 Sheet = create_model("Sheet", __base__=Form, **dict.fromkeys(("Question", *COLUMNS), (Text, ABSENT)))
 """A row with GPQA's columns."""
 
@@ -105,10 +106,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         place = f"{path}, row {number}"
         if "Question" in row:
-            forms.read(Sheet, row, place)
+            forms.read(Sheet, row, place, REMEDY)
             choices = [row[name] for name in COLUMNS]
             row = {"id": row.get("Record ID"), "question": row["Question"], "choices": choices, "answer": 0}
-        question = forms.read(Question, {"choices": row.get("options")} | row, place)
+        question = forms.read(Question, {"choices": row.get("options")} | row, place, REMEDY)
         name = question.id or str(number)
         if name in questions:
             raise ValueError(f"{place}: {forms.sentence('id', 'one that no other row has', name)}")

@@ -280,7 +280,9 @@ def graded(
         for start in range(0, len(fitting), BATCH):
             batch = fitting[start : start + BATCH]
             replies = source.answer(batch)
-            grades = grade([(example, each["response"]) for example, each in zip(batch, replies, strict=True)])
+            grades = grade(
+                [(example, each["response"]) for example, each in zip(batch, replies, strict=True)]
+            )
             new = {
                 example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
                 for example, each, fields in zip(batch, replies, grades, strict=True)

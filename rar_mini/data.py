@@ -8,29 +8,35 @@ file, the line, the field, what was expected and what came, and nothing that a r
 """
 
 import hashlib
-import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from rar_mini import forms, hub
 from rar_mini import rubric as rubrics
+from rar_mini.files import parse, regular
 from rar_mini.forms import ABSENT, Form, Many, Number, T, Text
 from rar_mini.rubric import Rubric
 
+if TYPE_CHECKING:
+    from pyarrow import DataType
+
 SAMPLE = Path(__file__).parent / "sample_data"
 DOMAINS = tuple(sorted(path.stem for path in SAMPLE.glob("*.jsonl")))
-SPLITS = {"val": "held_out", "validation": "held_out", "test": "test"}
-"""What the first word of a Parquet file's name says; any other is training data."""
+SPLITS = {"train": "train", "training": "train", "test": "test"}
+SPLITS |= dict.fromkeys(("held_out", "heldout", "val", "valid", "validation", "dev", "eval"), "held_out")
+"""Which split a name means: that in a row's `split`, or a word in the name of a Parquet file."""
+SPLIT_NAMES = f"one of {', '.join(SPLITS)}"
 
-Row = tuple[str, str, str, bytes | dict[str, Any]]
+Row = tuple[str, str, str | None, bytes | dict[str, Any]]
 """Where a row stands, the id and the split that it has if it names none, and what it holds."""
 
 
@@ -39,7 +45,7 @@ class Example:
     """One row of data. `messages` is the conversation to answer; a plain question is one user message."""
 
     id: str
-    split: str  # "train" or "held_out"; "test" of Parquet files, which training leaves alone
+    split: str  # "train", "held_out", or "test", which training leaves alone
     messages: tuple[dict[str, str], ...]
     reference: str  # the reference answer, "" where the row has none
     rubric: Rubric
@@ -94,10 +100,11 @@ def read(
     """Read a JSONL file, a Parquet file or a directory of those. Bad rows raise `BadRow`, or with `skip_bad`
     are left out and counted in `notes`; `skip_weightless` does so with rows whose items all weigh nothing.
 
-    Rows without an `id` get one from their line or, in Parquet files, from their question; rows without a
-    `split` are training data, or what the Parquet file's name says: train, val (held out) or test. With
-    `unique`, an id that comes twice is refused: rollouts and random streams are named by it. With `bare`, a
-    question is enough: no rubric is read, and the examples have empty ones.
+    Rows without an `id` get one from their line or, in Parquet files, from their question. Rows without a
+    `split` are of the split that the name of their Parquet file says; in a directory each name has to say
+    one, and a lone file that says none is training data, as JSONL is. With `unique`, an id that comes twice
+    is refused: rollouts and random streams are named by it. With `bare`, a question is enough: no rubric is
+    read, and the examples have empty ones.
     """
     notes = Counter() if notes is None else notes
     examples: list[Example] = []
@@ -131,21 +138,32 @@ def read(
     return examples
 
 
+def splits_in(name: str) -> set[str]:
+    """The splits that the words of a name say: `Dev-00000-of-00001` is held out."""
+    words = "_" + re.sub("[^a-z]+", "_", name.lower()) + "_"
+    return {split for known, split in SPLITS.items() if f"_{known}_" in words}
+
+
 def _lines(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file, not yet parsed."""
+    wanted = "expected JSONL (a JSON object a line, in UTF-8), or Parquet in a file named *.parquet"
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"cannot read {path}: expected a JSONL file in UTF-8, got {error}") from error
+        raise ValueError(f"cannot read {path}: {wanted}, got {error}") from error
     if b"\0" in content[:512]:  # gzip, zip, Parquet and UTF-16 have one there, JSON nowhere
         raise ValueError(
-            f"cannot read {path}: expected a JSONL file in UTF-8, got one with zero bytes that begins with "
-            f"{content[:8]!r}; unpack or convert it first"
+            f"cannot read {path}: {wanted}, got zero bytes in a file that begins with {content[:8]!r}; "
+            "unpack or convert it first"
         )
     # Bytes are cut at line feeds and carriage returns alone, a text would also be at U+2028.
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip(b"\xef\xbb\xbf \t"):
-            yield f"line {number}", f"line-{number}", "train", line
+    blank = b"\xef\xbb\xbf \t"
+    rows = [(n, line) for n, line in enumerate(content.splitlines(), 1) if line.strip(blank)]
+    if rows and not any(line.lstrip(blank).startswith(b"{") for _, line in rows):  # CSV, or prose
+        came = rows[0][1][:40].decode("utf-8", "replace")
+        raise ValueError(f"cannot read {path}: {wanted}, got a file that begins with {came!r}")
+    for number, line in rows:
+        yield f"line {number}", f"line-{number}", "train", line
 
 
 def _tables(path: Path) -> Iterator[Row]:
@@ -154,28 +172,53 @@ def _tables(path: Path) -> Iterator[Row]:
     A row's name is made of its file's first word and its question, and so stays when other rows come or go; a
     question that comes again is -2, -3, and so on.
     """
-    from pyarrow import ArrowException, parquet
-
     files = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")]) if path.is_dir() else [path]
     seen: Counter[str] = Counter()
     for file in files:
         word, within = file.stem.split("-")[0], "" if file == path else f"{file.name}, "
-        try:
-            with parquet.ParquetFile(file) as table:
-                columns = [name for name in table.schema_arrow.names if name != "rubric_list"]  # rubric again
-                rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
-                for number, row in enumerate(rows, 1):
-                    name = f"{word}-{hashlib.sha256(str(row.get('question')).encode()).hexdigest()[:12]}"
-                    seen[name] += 1
-                    name += f"-{seen[name]}" if seen[name] > 1 else ""
-                    yield f"{within}row {number}", name, SPLITS.get(word, "train"), row
-        except (OSError, ArrowException, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read {file}: expected a Parquet file, got {error}") from error
+        splits = splits_in(file.stem)
+        split = splits.pop() if len(splits) == 1 else "train" if file == path and not splits else None
+        for number, row in enumerate(_table(file), 1):
+            if split is None and row.get("split") is None:
+                raise ValueError(
+                    f"{file}: expected {SPLIT_NAMES} as a word in the file's name, got {file.name!r}; rename "
+                    "it, or give each of its rows a `split`"
+                )
+            name = f"{word}-{hashlib.sha256(str(row.get('question')).encode()).hexdigest()[:12]}"
+            seen[name] += 1
+            name += f"-{seen[name]}" if seen[name] > 1 else ""
+            yield f"{within}row {number}", name, split, row
+
+
+def _table(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file: the columns that a form names, and others with values that JSON has."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        with parquet.ParquetFile(regular(file)) as table:
+            names = table.schema_arrow.names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"one with several columns of the name {twice[0]!r}")
+            kept = [f.name for f in table.schema_arrow if f.name in FIELDS or _plain(f.type)]
+            for batch in table.iter_batches(columns=[name for name in kept if name != "rubric_list"]):
+                yield from batch.to_pylist()  # rubric_list is the rubric again
+    except (OSError, ArrowException, ValueError, OverflowError) as error:
+        raise ValueError(f"cannot read {file}: expected a Parquet file, got {error}") from error
+
+
+def _plain(kind: "DataType") -> bool:
+    """Whether JSON has values of an Arrow type. It has no bytes and no dates: not all dates fit Python's."""
+    from pyarrow import types
+
+    if types.is_nested(kind):
+        return all(_plain(kind.field(i).type) for i in range(kind.num_fields))
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return not (binary or types.is_temporal(kind))
 
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # Windows puts a byte-order mark in front
+        row = parse(line.decode("utf-8-sig"))  # Windows puts a byte-order mark in front
     except (ValueError, RecursionError) as error:
         came = line[:40].decode("utf-8", "replace")
         reason = getattr(error, "msg", error)
@@ -200,6 +243,13 @@ def _role(role: Any) -> Any:
 
 def _name(name: Any) -> Any:
     return None if name == "" else str(name) if type(name) is int else name
+
+
+def _split(name: Any) -> Any:
+    splits = splits_in(name) if isinstance(name, str) else {None} if name is None else set()
+    if len(splits) != 1:
+        raise PydanticCustomError("split", SPLIT_NAMES)
+    return splits.pop()
 
 
 def _none(text: Any) -> Any:
@@ -245,7 +295,7 @@ class _Row(Form):
     """What both forms of a row have; `id` under a name of its own."""
 
     id: Name = None
-    split: Literal["train", "held_out"] | None = None
+    split: Annotated[str | None, BeforeValidator(_split)] = None
 
 
 class RarRow(_Row):
@@ -264,13 +314,19 @@ class HealthBenchRow(_Row):
     rubrics: Many[Point] = ABSENT
 
 
+FIELDS = {
+    field.alias or name for form in (RarRow, HealthBenchRow) for name, field in form.model_fields.items()
+}
+FIELDS |= {"rubric"}
+"""What is read from a row whatever it holds."""
+
 ITEMS = TypeAdapter(Many[Item], config=Form.model_config)
 
 
 def _example(
     content: bytes | dict[str, Any],
     name: str,
-    split: str,
+    split: str | None,
     taken: dict[str, str],
     notes: Counter[str],
     bare: bool,

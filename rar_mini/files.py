@@ -26,6 +26,13 @@ def cache_folder() -> Path:
     return (user if user.is_absolute() else Path.home() / ".cache") / "rar-mini"
 
 
+def regular(path: Path) -> Path:
+    """The path, which may be missing. Raises OSError for a pipe or a device: reading it may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"no file but a pipe or a device: {path}")
+    return path
+
+
 class Twice(ValueError):
     """An object of JSON has a name twice."""
 

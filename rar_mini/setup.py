@@ -201,8 +201,10 @@ def read_questions(t: Training) -> Splits:
     examples = t.recipe.load(**how)
     if config.hygiene:
         examples = data.tidy(examples, notes, references=config.method == "reference-likert")
-    # Released data is split in three: val is scored while training goes on, test is for the end.
-    examples = [example for example in examples if example.split != "test"]
+    # Data may be split in three: held-out questions are scored while training goes on, test is for the end.
+    if tests := sum(example.split == "test" for example in examples):
+        notes["questions of the test split left for the end"] = tests
+        examples = [example for example in examples if example.split != "test"]
     t.judge.check(examples)
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):

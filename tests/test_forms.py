@@ -213,7 +213,7 @@ SENTENCES = [
     ("row", ("rubric", 0, "weight"), 1e7, "expected 0 or a finite number from 1e-6 to 1e6 in size, got 1"),
     ("row", ("rubric",), [], "field rubric: expected a list with at least one item, got []"),
     ("row", ("reference_answer",), ["x"] * 99, "expected text, got ['x', 'x', 'x', 'x', 'x', 'x', ...]"),
-    ("row", ("split",), "test", "field split: expected 'train' or 'held_out', got 'test'"),
+    ("row", ("split",), "exam", "heldout, val, valid, validation, dev, eval, got 'exam'"),
     ("HealthBench row", ("ideal_completions_data",), "d", "_data: expected an object, got 'd'"),
     ("prices", ("m", 0), -3, "field m[0]: expected 0 or more, got -3"),
     ("prices", ("m", 1), float("inf"), "field m[1]: expected a finite number, got inf"),

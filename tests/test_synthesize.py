@@ -529,7 +529,7 @@ def test_a_row_without_a_reference_is_not_written_about_unawares(
 
 
 def test_parquet_is_read_but_for_a_test_split(server: Server, tmp_path: Path) -> None:
-    """No row of a JSONL file may be of the test split: what is written would be refused, or trained on."""
+    """Nothing is trained on a test split, so that a rubric for it would be paid for in vain."""
     files = [tmp_path / f"{split}-0.parquet" for split in ("val", "test")]
     for file in files:
         parquet.write_table(Table.from_pylist([{"question": "Why?", "reference_answer": "So."}]), file)

@@ -43,7 +43,7 @@ from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
 from rar_mini.files import write_json
 from rar_mini.judging.wrappers import JudgeLike
-from rar_mini.options import run_command
+from rar_mini.options import Within, run_command
 from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing
 
@@ -80,8 +80,7 @@ def measure(
     """
     # Everything that is refused is refused before a judge is paid.
     explicit = method == "rar-explicit"
-    if injections < 0:
-        raise ValueError(f"--injections {injections}: expected a number of answers, or 0 for none")
+    Within(0, 1e6).refuse("injections", injections)
     if plot and not explicit:
         raise ValueError(f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}")
     if plot:
@@ -111,8 +110,7 @@ def replay(
         judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
     """
-    if most < 1:
-        raise ValueError(f"--most {most}: expected a number of answers from 1 on")
+    Within(1, 1e9).refuse("most", most)
     opened, written = Run.reopen(run)
     config = opened.settings()
     if config.supervised:
@@ -203,8 +201,7 @@ def on_gpqa(
         runs: how often every question is asked, each time with its choices in another order
         seed: which orders these are
     """
-    if runs < 1:
-        raise ValueError(f"--runs {runs}: expected 1 or more")
+    Within(1, 1000).refuse("runs", runs)
     questions = answers.draw(gpqa.read(answers.existing(data, gpqa.SOURCE)), asking.limit)
     spec = verifier and choose(verifier)[0]
     if spec == "keyword":

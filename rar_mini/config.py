@@ -1,18 +1,17 @@
 """Every setting of a run, of a judge and of asking a server, with its default and its help; the presets.
 
-The text under a field is its help. What a run was started with stands in its config.json; `options.py` turns
-command lines into these and back.
+The text under a field is its help, and `Within` says which numbers it takes. What a run was started with
+stands in its config.json; `options.py` turns command lines into these and back.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import tyro
 
-from rar_mini.options import refuse_outside
+from rar_mini.options import Within, refuse_outside
 from rar_mini.rubric import Design
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -24,55 +23,49 @@ Attention = Literal["auto", "loop", "flex"]  # auto: flex on CUDA where it is po
 class Asking:
     """How a server is asked."""
 
-    concurrency: int = 32
+    concurrency: Annotated[int, Within(1, 10_000)] = 32
     """requests to a server that are under way at once"""
-    timeout: float = 120.0
+    timeout: Annotated[float, Within(1e-3, 86_400)] = 120.0
     """seconds that one try of a request may take, counted from its sending"""
     base_url: str | None = None
     """where the server stands, with its /v1; OPENAI_BASE_URL if not given"""
-    max_tokens: int = 512
+    max_tokens: Annotated[int, Within(1, 1e7)] = 512
     """tokens of a chat model's reply; of a judge, each criterion after the first adds 128"""
-    rpm: float | None = None
+    rpm: Annotated[float | None, Within(1e-3, 1e9)] = None
     """requests a minute, at most"""
-    tpm: float | None = None
+    tpm: Annotated[float | None, Within(1, 1e12)] = None
     """tokens a minute, at most"""
-    retries: int = 8
+    retries: Annotated[int, Within(0, 100)] = 8
     """tries after the first where a fault may pass (timeouts, lost connections, HTTP 408, 409, 429, 5xx),
-    with pauses that double from a quarter of a second: a minute in all"""
-    parse_retries: int = 2
+    with pauses that double from a quarter of a second to a minute: a minute in all for 8, an hour and a half
+    for 100"""
+    parse_retries: Annotated[int, Within(0, 100)] = 2
     """times that a malformed reply is asked for again before it counts as a failure"""
     cache: bool = True
     """remember replies on disk, in RAR_MINI_CACHE or ~/.cache/rar-mini, for this run and others"""
     prices: Path | None = None
     """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
     tokens"""
-    max_usd: float | None = None
+    max_usd: Annotated[float | None, Within(0, 1e9)] = None
     """stop before the model has cost more dollars than this"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no request could use, by the option's name."""
-        bounds = {"concurrency": 1, "timeout": 1e-3, "max_tokens": 1, "retries": 0, "parse_retries": 0}
-        bounds |= {"rpm": 1e-3, "tpm": 1, "max_usd": 0}
-        refuse_outside(self, {name: (low, 1e12) for name, low in bounds.items()})
+        refuse_outside(self)
 
 
 @dataclass(frozen=True)
 class Options(Asking):
     """How a judge is asked."""
 
-    criteria_per_call: int | Literal["all"] | None = None
+    criteria_per_call: Annotated[int | Literal["all"] | None, Within(1, 1e6)] = None
     """criteria that one request asks about; by default 1 for chat:NAME, as in the paper, else all"""
-    threshold: float | None = None
+    threshold: Annotated[float | None, Within(0, 1)] = None
     """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
     prompts: Path | None = None
     """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
     judge_device: str = "auto"
     """of local:NAME: cpu, cuda, or auto"""
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that no judge could use, by the option's name."""
-        super().__post_init__()
-        refuse_outside(self, {"criteria_per_call": (1, 1e12), "threshold": (0, 1)})
 
 
 @dataclass(frozen=True)
@@ -116,49 +109,49 @@ class Config:
     gold_judge: str | None = None
     """a second judge, named and asked alike, that scores the held-out answers of every evaluation too: where
     it does not follow, the policy learns the first judge's weakness; --max-usd holds for each of the two"""
-    max_judge_failures: float = 0.2
+    max_judge_failures: Annotated[float, Within(0, 1)] = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: int = 32
+    steps: Annotated[int, Within(0, 1e9)] = 32
     """optimizer batches to train for; 0 only scores the policy as it is"""
-    prompts_per_step: int = 2
+    prompts_per_step: Annotated[int, Within(1, 1e6)] = 2
     """P, questions in a step, of all processes together"""
-    group_size: int = 8
+    group_size: Annotated[int, Within(1, 1024)] = 8
     """G, rollouts of each question"""
-    max_new_tokens: int = 48
+    max_new_tokens: Annotated[int, Within(1, 1e7)] = 48
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
     """what to do with a longer one, and with a reference answer too long for sft: stop, or leave the question
     out and say how many; neither is ever cut"""
-    temperature: float = 1.0
+    temperature: Annotated[float, Within(1e-3, 100)] = 1.0
     """of sampling, and of the log-probabilities that are trained"""
 
-    lr: float = 6e-5
+    lr: Annotated[float, Within(0, 1)] = 6e-5
     """learning rate after the warm-up; constant from there"""
-    warmup: float = 0.1
+    warmup: Annotated[float, Within(0, 1)] = 0.1
     """share of the steps over which the learning rate rises linearly"""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Within(0, 100)] = 0.0
     """decoupled weight decay of AdamW"""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Within(1e-9, 1e9)] = 1.0
     """gradients with a larger global norm are scaled down to it"""
     loss_norm: Literal["token", "sequence", "constant"] = "sequence"
     """what weighs alike: every token, every completion, or every token under a fixed divisor"""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Within(0, 1)] = 0.2
     """the ratio's clip below 1; acts only after the first inner epoch"""
-    clip_high: float = 0.2
+    clip_high: Annotated[float, Within(0, 1e6)] = 0.2
     """the ratio's clip above 1"""
-    beta: float = 0.0
+    beta: Annotated[float, Within(0, 1e3)] = 0.0
     """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept, but
     not of adapters, which have their base"""
     reference_device: Literal["auto", "cpu"] = "auto"
     """of that copy: where the policy is, or cpu, from where one layer at a time visits the GPU: less memory
     there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, Within(0, 65_536)] = 0
     """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
     training; 0 trains all weights"""
-    lora_alpha: float = 32.0
+    lora_alpha: Annotated[float, Within(1e-9, 1e6)] = 32.0
     """an adapter counts alpha / rank times"""
     lora_targets: tuple[Projection, ...] = TARGETS
     """projections with an adapter"""
@@ -166,13 +159,13 @@ class Config:
     """what a checkpoint holds: merged weights and, in adapter/, the adapters; or these alone"""
     advantage_scale: Literal["group", "none"] = "group"
     """divide advantages by the group's deviation, or not"""
-    mismatch_cap: float | None = None
+    mismatch_cap: Annotated[float | None, Within(1e-3, 1e6)] = None
     """cap of the importance weight between sampler and trainer numerics; none by default"""
-    inner_epochs: int = 1
+    inner_epochs: Annotated[int, Within(1, 1000)] = 1
     """optimizer steps on each batch of rollouts"""
-    tokens_per_batch: int = 2048
+    tokens_per_batch: Annotated[int, Within(1, 1e9)] = 2048
     """tokens in one forward and backward pass; changes memory and time, not the result"""
-    cache_mb: int = 2048
+    cache_mb: Annotated[int, Within(1, 1e8)] = 2048
     """memory for the sampler's keys and values; more rollouts than fit wait for the next wave"""
     graph: bool = True
     """on CUDA, capture the sampler's step in CUDA graphs; changes time, not the result"""
@@ -189,25 +182,26 @@ class Config:
 
     day: str | None = None
     """the date that a chat template may show, YYYY-MM-DD; the day on which the run begins if not given"""
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     """of the order of the questions and of all sampling"""
-    eval_every: int = 100
+    eval_every: Annotated[int, Within(0, 1e9)] = 100
     """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
-    eval_samples: int = 3
+    eval_samples: Annotated[int, Within(1, 1e4)] = 3
     """answers to each question in a score"""
-    eval_questions: int = 64
+    eval_questions: Annotated[int, Within(1, 1e9)] = 64
     """questions of each split in a score, at most: the same ones every time, spread evenly over the split"""
-    save_every: int = 8
+    save_every: Annotated[int, Within(0, 1e9)] = 8
     """write a checkpoint every n steps and at the end; 0 never"""
-    keep: int = 2
+    keep: Annotated[int, Within(1, 1e6)] = 2
     """checkpoints that are kept"""
-    show_every: int = 8
+    show_every: Annotated[int, Within(0, 1e9)] = 8
     """print an answer with its verdicts every n steps; 0 never"""
     out: Path | None = None
     """the run's folder, a new one; runs/DOMAIN-DATE-TIME if not given"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no run could use, by the option's name."""
+        refuse_outside(self)
         try:
             date.fromisoformat(self.day or "2000-01-01")
         except ValueError:
@@ -218,16 +212,8 @@ class Config:
             if field.name.startswith("lora_") and getattr(self, field.name) != field.default:
                 name = field.name.replace("_", "-")
                 raise ValueError(f"--{name} needs --lora-rank > 0")
-        positive = ("prompts_per_step", "max_new_tokens", "max_prompt_tokens", "inner_epochs")
-        positive += ("tokens_per_batch", "cache_mb", "eval_samples", "eval_questions", "keep")
-        bounds = {name: (1, math.inf) for name in positive}
-        bounds |= {name: (0, math.inf) for name in ("lr", "weight_decay", "beta", "clip_high", "seed")}
-        bounds |= {name: (0, math.inf) for name in ("steps", "eval_every", "save_every", "show_every")}
-        bounds |= {"lora_rank": (0, math.inf), "lora_alpha": (1e-9, math.inf)}
-        bounds |= {"temperature": (1e-3, 100), "clip_low": (0, 1), "warmup": (0, 1)}
-        bounds |= {"group_size": (1 if self.supervised else 2, 1024)}
-        bounds |= {"max_judge_failures": (0, 1), "max_grad_norm": (1e-9, math.inf)}
-        refuse_outside(self, bounds)
+        if self.group_size == 1 and not self.supervised:
+            raise ValueError("--group-size 1: expected 2 or more, because a group of one has no mean to beat")
 
     @property
     def supervised(self) -> bool:

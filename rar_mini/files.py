@@ -65,13 +65,13 @@ def lines(
     out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
     its last character, and may have blank lines.
     """
-    parts = path.read_bytes().split(b"\n") if finished or path.exists() else []
+    parts = regular(path).read_bytes().split(b"\n") if finished or path.exists() else []
     rows = []
     for number, line in enumerate(parts if finished else parts[:-1], 1):
         if finished and not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse(line) if finished else json.loads(line)  # which is faster, and our own
             fits = row.keys() >= set(fields)
         except (ValueError, AttributeError, RecursionError):
             fits = False

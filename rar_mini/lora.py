@@ -58,7 +58,10 @@ class Adapted(nn.Linear):
 
 
 def adapt(decoder: Decoder, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
-    """Freeze a decoder and put adapters, the only thing to train, beside the projections named `targets`."""
+    """Freeze a decoder and put adapters, the only thing to train, beside the projections named `targets`.
+    Raises ValueError for a rank that no matrix of the model has room for."""
+    if rank > (widest := max(decoder.config.hidden_size, decoder.config.intermediate_size)):
+        raise ValueError(f"--lora-rank {rank}: expected at most {widest}, the model's widest side")
     decoder.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in list(decoder.modules()):

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -82,13 +82,26 @@ def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
             raise ValueError(f"no option --{name}{hint and ': '}{hint} (see --help)")
 
 
-def refuse_outside(settings: Any, bounds: dict[str, tuple[float, float]]) -> None:
-    """Raise ValueError for a number outside its bounds (low, high), by its option's name; words may pass."""
-    for name, (low, high) in bounds.items():
-        value = getattr(settings, name)
-        if isinstance(value, int | float) and not low <= value <= high:
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """The numbers that an option takes, both ends included: `lr: Annotated[float, Within(0, 1)] = 6e-5`."""
+
+    low: float
+    high: float
+
+    def refuse(self, name: str, value: Any) -> None:
+        """Raise ValueError for a number outside, NaN included, by its option's name; words may pass."""
+        if isinstance(value, int | float) and not self.low <= value <= self.high:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} {value}: expected a number from {low:g} to {high:g}")
+            raise ValueError(f"{option} {value}: expected a number from {self.low:g} to {self.high:g}")
+
+
+def refuse_outside(settings: Any) -> None:
+    """Raise ValueError for a number of a dataclass that is not within what its field declares."""
+    for name, kind in get_type_hints(type(settings), include_extras=True).items():
+        for declared in getattr(kind, "__metadata__", ()):
+            if isinstance(declared, Within):
+                declared.refuse(name, getattr(settings, name))
 
 
 def counted(word: str) -> int:

@@ -216,7 +216,7 @@ def from_file(path: Path) -> JudgePrompts:
     """The judge's prompts with those replaced that a TOML file names. Raises ValueError that names the
     text."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(files.regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the prompts in {path}: expected TOML in UTF-8, got {error}") from error
     texts = vars(JudgePrompts())

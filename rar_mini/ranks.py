@@ -15,6 +15,7 @@ Without torchrun there is one rank, everything here is the identity, and torch.d
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -100,28 +101,41 @@ def _end(number: int, frame: object) -> NoReturn:
     raise Lost
 
 
-def claim(device: str) -> None:
-    """Make this process's GPU the current one, on which Triton launches and graphs are captured.
-
-    With several ranks, each takes its own. Raises ValueError if the GPU does not exist.
-    """
-    if not device.startswith("cuda"):
+def refuse_device(device: str, option: str = "--device") -> None:
+    """Raise ValueError for what is no device here, by the option that names it."""
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", device):
+        raise ValueError(f"{option} {device}: expected cpu, cuda or cuda:NUMBER")
+    if device == "cpu":
         return
     import torch
 
-    count, number = torch.cuda.device_count(), device.removeprefix("cuda").removeprefix(":")
+    count, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if not count:
+        raise ValueError(f"{option} {device}: this torch ({torch.__version__}) sees no GPU; expected cpu")
+    if number >= count:
+        raise ValueError(f"{option} {device}: this machine has {count} GPUs, and the first one is cuda:0")
+
+
+def claim(device: str, option: str = "--device") -> None:
+    """Make this process's GPU the current one, on which Triton launches and graphs are captured.
+
+    With several ranks, each takes its own. Raises ValueError if the device does not exist.
+    """
+    refuse_device(device, option)
+    if device == "cpu":
+        return
+    import torch
+
     if world > 1:
         own, here = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        if number or count < here:
+        if device != "cuda" or torch.cuda.device_count() < here:
             raise ValueError(
-                f"--device {device} with {here} processes on a machine: expected cuda and a GPU for each, "
-                f"got {count}; lower --nproc-per-node"
+                f"{option} {device} with {here} processes on a machine: expected cuda and a GPU for each, "
+                f"got {torch.cuda.device_count()}; lower --nproc-per-node"
             )
         torch.cuda.set_device(own)
-    elif number:
-        if not number.isdecimal() or int(number) >= count:
-            raise ValueError(f"no GPU {device}: this machine has {count}, and the first one is cuda:0")
-        torch.cuda.set_device(int(number))
+    elif device != "cuda":
+        torch.cuda.set_device(int(device.removeprefix("cuda:")))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -220,6 +220,7 @@ def test_a_run_that_may_not_fit_says_so_and_goes_on(
     def load(*args: object) -> None:
         raise FileNotFoundError("the weights are next")
 
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
     monkeypatch.setattr(policy, "load", load)
     words = ["--preset", "paper", "--policy", config_only(tmp_path / "model", qwen7()), "--device", "cuda"]

@@ -185,8 +185,8 @@ def test_the_gpu_that_is_asked_for_is_made_the_current_one(
 @pytest.mark.parametrize(
     ("device", "world", "said"),
     [
-        ("cuda:2", 1, "no GPU cuda:2: this machine has 2, and the first one is cuda:0"),
-        ("cuda:x", 1, "no GPU cuda:x"),
+        ("cuda:2", 1, "--device cuda:2: this machine has 2 GPUs, and the first one is cuda:0"),
+        ("cuda:x", 1, "--device cuda:x: expected cpu, cuda or cuda:NUMBER"),
         (
             "cuda:1",
             2,

@@ -36,6 +36,7 @@ import train
 from rar_mini import checkpoint, grpo, policy, prompts, setup
 from rar_mini.checkpoint import Run
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
 from rar_mini.viewing.show import show
 
@@ -439,10 +440,13 @@ def test_a_run_of_other_rubrics_is_replayed_with_them(
     assert found["all"]["same"]["value"] == found["all"]["correlation"]["value"] == 1.0
 
 
-def test_a_loss_that_is_no_number_leaves_its_evidence(tiny: Path, tmp_path: Path, questions: Path) -> None:
+def test_a_loss_that_is_no_number_leaves_its_evidence(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
+    monkeypatch.setattr(Recipe, "learning_rate", lambda *_: 1e30)
     with pytest.raises(FloatingPointError, match=r"nan.* at step \d; .*nonfinite-step-\d.json.*--lr"):
-        train.main(options(tiny, questions, folder, steps=9, lr=1e30, eval_every=0))
+        train.main(options(tiny, questions, folder, steps=9, eval_every=0))
     (path,) = folder.glob("nonfinite-step-*.json")
     evidence = json.loads(path.read_text())
     assert any(row["nan"] for row in evidence["tensors"].values())

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
-from rar_mini.options import refuse_outside, to_json
+from rar_mini.options import Within, refuse_outside, to_json
 from rar_mini.pretrained import resolve
 from rar_mini.turns import inert
 
@@ -80,13 +80,13 @@ class Answering:
     """a JSONL file of answers instead, each with `prompt_id` and `response`"""
     out: Path | None = None
     """the folder for rows and result; by default the run's own, else evaluations/POLICY"""
-    limit: int | None = None
+    limit: Annotated[int | None, Within(1, 1e9)] = None
     """answer at most so many questions, drawn as simple-evals draws them"""
-    max_new_tokens: int = 1024
+    max_new_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """tokens after which an answer is cut"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
     """what to do with a prompt that leaves no room for the answer: stop, or leave it out and count it"""
-    cache_mb: int = 2048
+    cache_mb: Annotated[int, Within(1, 1e8)] = 2048
     """memory for the sampler's keys and values; more answers than fit wait for the next wave"""
     policy_device: str = "auto"
     """where weights in this process are: cpu, cuda, or auto; in bfloat16 on a GPU, else in float32"""
@@ -95,7 +95,7 @@ class Answering:
 
     def __post_init__(self) -> None:
         """Refuse numbers with which nothing could be answered."""
-        refuse_outside(self, dict.fromkeys(("limit", "max_new_tokens", "cache_mb"), (1, 1e9)))
+        refuse_outside(self)
 
     def located(self) -> tuple[str, Path]:
         """What to load, and the folder of its results."""
@@ -134,7 +134,7 @@ class Sampled:
             return []
         device = self.asking.policy_device
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        ranks.claim(device)
+        ranks.claim(device, "--policy-device")
         refuse_damaged(self.directory)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
@@ -233,7 +233,7 @@ def source_of(name: str, asking: Answering, judging: Asking) -> Source:
 
 def existing(file: Path | None, source: str) -> Path:
     """A file that has to exist. Raises ValueError that says where to get it."""
-    if file is None or not file.exists():
+    if file is None or not file.is_file():  # a pipe may never end
         raise ValueError(f"expected a file, got {file or 'none'}. {source}")
     return file
 

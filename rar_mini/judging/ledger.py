@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 
 from rar_mini import forms, ranks
-from rar_mini.files import lines
+from rar_mini.files import lines, regular
 from rar_mini.forms import ABSENT, Form, Number, Text
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def read_price(path: Path, name: str) -> tuple[float, float, float] | None:
     price = tuple[Dollars, Dollars, Dollars] | None
     form = create_model("Prices", __base__=Form, price=(price, Field(None, alias=name)))
     try:
-        return form.model_validate_json(path.read_bytes()).price
+        return form.model_validate_json(regular(path).read_bytes()).price
     except (OSError, ValidationError) as error:
         raise ValueError(f"cannot read the prices in {path}: {forms.fault(error)}") from error
 

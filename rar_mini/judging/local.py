@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rar_mini import policy
+from rar_mini import policy, ranks
 from rar_mini.checkpoint import refuse_damaged
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Failure
@@ -54,6 +54,7 @@ class LocalJudge:
 
     def __init__(self, name: str, device: str, texts: JudgePrompts, secret: bytes) -> None:
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        ranks.refuse_device(device, "--judge-device")
         # bfloat16 halves the memory of a GPU; on a CPU it is emulated and slow.
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         refuse_damaged(name)

@@ -676,8 +676,7 @@ def main(
     o = parser.parse_args(argv)
     if unknown := [name for name in o.names if name not in CHECKS]:
         raise ValueError(f"no check {unknown[0]!r}: expected {', '.join(CHECKS)}")
-    if o.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {o.device}: this torch ({torch.__version__}) sees no GPU")
+    ranks.refuse_device(o.device)
     dtype = o.dtype or ("bfloat16" if o.device.startswith("cuda") else "float32")
     b = Bench(o.policy, o.random, o.device, dtype, cut, loss, step)
     if o.only:

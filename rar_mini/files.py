@@ -1,5 +1,6 @@
 """Files that the program writes and reads again: JSON Lines, JSON, locks, digests, and the cache folder."""
 
+import codecs
 import fcntl
 import hashlib
 import json
@@ -53,6 +54,28 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise Twice(f"the name {reprlib.repr(twice)} comes twice in one object")
     return found
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file of a model's folder holds. Raises ValueError that names it."""
+    data = regular(path).read_bytes()
+    try:
+        found = json.loads(data.decode("utf-8"))
+        came = "" if isinstance(found, dict) else f"a {type(found).__name__}"
+    except (ValueError, RecursionError) as error:
+        came = unfetched(path) or str(error)
+    if data.startswith(codecs.BOM_UTF8):  # transformers does not read it either
+        came = "a byte order mark in front; save the file without one"
+    if came:
+        raise ValueError(f"cannot read {path}: expected a JSON object in UTF-8, got {came}")
+    return found
+
+
+def unfetched(path: Path) -> str:
+    """What to do about a file that Git LFS has not fetched; "" if it has."""
+    with open(path, "rb") as file:
+        pointer = file.read(64).startswith(b"version https://git-lfs.github.com/spec/")
+    return "a pointer of Git LFS in place of the file; fetch it with git lfs pull" if pointer else ""
 
 
 def lines(

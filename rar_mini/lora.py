@@ -19,10 +19,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rar_mini import forms
+from rar_mini.files import json_object
+from rar_mini.forms import ABSENT, Form, Number
 from rar_mini.model import Decoder, refuse_misfits, write_weights
 from rar_mini.pretrained import HUB_ID
 
@@ -32,6 +36,13 @@ UNKNOWN += ("alora_invocation_tokens",)
 """What PEFT's configs allow and `merge` does not implement; what else they do shows in names and shapes."""
 MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin that change the base first: adapters made so are of other weights than the base's own."""
+
+
+class Size(Form):
+    """What `merge` computes with of PEFT's config."""
+
+    r: int = Field(ABSENT, ge=1)
+    lora_alpha: Number = Field(ABSENT, allow_inf_nan=False)
 
 
 class Adapted(nn.Linear):
@@ -117,23 +128,27 @@ def load(decoder: Decoder, directory: Path) -> None:
 def merge(decoder: Decoder, directory: Path) -> None:
     """Add adapters in PEFT's format to the weights of a plain decoder. Raises ValueError where they are of
     another kind or of another model."""
-    config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    config = json_object(directory / CONFIG)
+    try:
+        size = Size.model_validate(config)
+    except ValidationError as error:
+        raise ValueError(f"{directory / CONFIG}: {forms.fault(error)}") from None
     odd = [name for name in UNKNOWN if config.get(name)]
-    begun = str(config.get("init_lora_weights"))
+    begun = f"{config.get('init_lora_weights')!s:.80}"
     odd += [f"init_lora_weights {begun}"] * begun.startswith(MOVED)
     if config.get("peft_type") != "LORA" or odd:
-        came = ", ".join(odd) or f"peft_type {config.get('peft_type')}"
+        came = ", ".join(odd) or f"peft_type {config.get('peft_type')!s:.80}"
         raise ValueError(f"{directory / CONFIG}: expected plain LoRA, got {came}; merge it with peft instead")
     stored, pairs, expected = _read(directory), [], {}
     for name, parameter in decoder.named_parameters():
         A, B = (PREFIX + name.replace("weight", f"lora_{side}.weight") for side in "AB")
         if A in stored:
             pairs.append((parameter, B, A))
-            expected |= {A: (config["r"], parameter.shape[1]), B: (parameter.shape[0], config["r"])}
+            expected |= {A: (size.r, parameter.shape[1]), B: (parameter.shape[0], size.r)}
     refuse_misfits(directory, expected, _shapes(stored))
     for parameter, B, A in pairs:
         up, down = stored[B].to(parameter), stored[A].to(parameter)
-        parameter.data.addmm_(up, down, alpha=config["lora_alpha"] / config["r"])
+        parameter.data.addmm_(up, down, alpha=size.lora_alpha / size.r)
 
 
 def _adapted(decoder: Decoder) -> dict[str, Adapted]:

@@ -13,10 +13,9 @@ What these families' configs allow and this file does not implement is refused b
 Axes: T tokens, D width, V vocabulary, H query heads, KV key/value heads, d head width.
 """
 
-import json
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
+
+from rar_mini.files import json_object, unfetched
 
 # attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -278,11 +279,27 @@ def read_config(directory: Path) -> PretrainedConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
-    # First, because transformers' own refusal of a family that it does not know does not say what we support.
-    refuse_family(json.loads(path.read_text()).get("model_type"))
-    config = AutoConfig.from_pretrained(directory)
-    refuse_unsupported(config)
-    return config
+    with reading(directory):
+        # First, because transformers' own refusal of a family that it does not know does not say what we
+        # support.
+        refuse_family(json_object(path).get("model_type"))
+        config = AutoConfig.from_pretrained(directory)
+        refuse_unsupported(config)
+        return config
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Around what reads a model's folder: every error becomes a ValueError that names the folder, or its JSON
+    file that is damaged. Configs are programs of others, and so their errors are of every type."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises Exception itself
+        for path in sorted(directory.glob("*.json")):
+            json_object(path)
+        words = " ".join(str(error).split())  # some have several lines
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise ValueError(f"cannot read the model in {directory}: {kind}{words:.500}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -291,7 +308,7 @@ def weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        shards = sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        shards = sorted({directory / name for name in _shards(index)})
         if absent := [shard.name for shard in shards if not shard.is_file()]:
             raise ValueError(f"{index} names {', '.join(absent)}, which are not there: fetch the model again")
         return shards
@@ -301,6 +318,17 @@ def weight_files(directory: Path) -> list[Path]:
             "when they are opened. Convert them with transformers: from_pretrained(...).save_pretrained(...)"
         )
     raise ValueError(f"no weights in {directory}: expected {single.name} or {index.name}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of files that an index gives its weights."""
+    weights = json_object(index).get("weight_map")
+    names = list(weights.values()) if isinstance(weights, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ValueError(
+            f"{index}: expected a `weight_map` from weights to files beside it, got {weights!r:.80}"
+        )
+    return names
 
 
 def refuse_misfits(directory: Path, expected: Shapes, stored: Shapes) -> None:
@@ -324,7 +352,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
     """
     directory = Path(directory)
     config = read_config(directory)
-    with torch.device("meta"):  # no memory, and no time for initial values that would be thrown away
+    # Meta: no memory, and no time for initial values that would be thrown away.
+    with reading(directory), torch.device("meta"):
         decoder = Decoder(config)
     expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     with ExitStack() as stack:
@@ -333,7 +362,8 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
             except SafetensorError as error:
-                raise ValueError(f"{path} is damaged ({error}): fetch the model again") from error
+                came = unfetched(path) or f"{error}; fetch the model again"
+                raise ValueError(f"{path} is damaged: expected safetensors, got {came}") from error
             # Old checkpoints carry the rotation's frequencies; ours follow from the config.
             source |= {name: file for name in file.keys() if not name.endswith("rotary_emb.inv_freq")}
         if config.tie_word_embeddings and "lm_head.weight" in source:  # some writers store a tied head twice

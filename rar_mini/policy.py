@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from rar_mini import lora, model, pretrained, prompts, sampler
 from rar_mini.config import Config
 from rar_mini.data import Example
+from rar_mini.files import json_object
 from rar_mini.model import Decoder
 from rar_mini.pretrained import resolve
 from rar_mini.sampler import Completion, Request, Settings, end_tokens
@@ -110,12 +111,16 @@ class Policy:
         return [name or str(number) for name, number in zip(spelt, numbers, strict=True)]
 
     def save(self, directory: Path) -> None:
-        """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer."""
+        """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer.
+        Raises OSError where the disk does not take it."""
         if self.merge:
             model.save(self.model, directory, lora.merged(self.model))
         if self.base is not None:
             lora.save(self.model, self.adapters(directory), self.base)
-        self.tokenizer.save_pretrained(directory)
+        try:
+            self.tokenizer.save_pretrained(directory)
+        except Exception as error:  # what a full disk is to tokenizers is no OSError
+            raise OSError(f"could not write the tokenizer into {directory}: {error}") from error
         if self.generation is not None:
             (directory / GENERATION).write_text(self.generation, encoding="utf-8")
 
@@ -139,16 +144,22 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
     logging.getLogger("transformers.tokenization_utils_base").setLevel(
         logging.ERROR
     )  # warns of any long text
-    tokenizer = AutoTokenizer.from_pretrained(_home(directory, "tokenizer_config.json"))
+    home = _home(directory, "tokenizer_config.json")
+    with model.reading(home):
+        tokenizer = AutoTokenizer.from_pretrained(home)
+        turn = Turns(tokenizer).end
     path = _home(directory, GENERATION) / GENERATION
+    written = json_object(path) if path.is_file() else {}
+    also = written.get("eos_token_id")
+    named = also if isinstance(also, list) else [] if also is None else [also]
+    if not all(type(token) is int for token in named):
+        raise ValueError(f"{path}: expected numbers of tokens as eos_token_id, got {also!r:.80}")
     generation = path.read_text(encoding="utf-8") if path.is_file() else None
-    also = json.loads(generation or "{}").get("eos_token_id")
     ends = end_tokens(decoder.config.eos_token_id, tokenizer.eos_token_id, also)
-    turn = Turns(tokenizer).end
     if turn is not None and turn not in ends:
         ends |= {turn}
         # Whoever loads a checkpoint of this policy has to stop there, too.
-        generation = json.dumps(json.loads(generation or "{}") | {"eos_token_id": sorted(ends)}, indent=2)
+        generation = json.dumps(written | {"eos_token_id": sorted(ends)}, indent=2)
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
     return Policy(decoder, tokenizer, ends, directory, generation)

@@ -18,7 +18,6 @@ This module imports nothing heavy, so that a name in the cache resolves in milli
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -33,7 +32,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
-from rar_mini.files import cache_folder
+from rar_mini.files import cache_folder, json_object
 from rar_mini.redact import redact
 
 # The embedded default.
@@ -109,8 +108,10 @@ def pinned(name: str) -> str:
 def base(directory: Path) -> str | None:
     """The name of the model that the adapters in a directory belong to; None if it holds none."""
     path = directory / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = json_object(path) if path.is_file() else {}
     name, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
+    if not isinstance(name, str | None):
+        raise ValueError(f"{path}: expected a name as base_model_name_or_path, got {name!r:.80}")
     return f"{name}@{revision}" if name and revision and HUB_ID.fullmatch(name) else name
 
 

@@ -41,8 +41,8 @@ MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class Size(Form):
     """What `merge` computes with of PEFT's config."""
 
-    r: int = Field(ABSENT, ge=1)
-    lora_alpha: Number = Field(ABSENT, allow_inf_nan=False)
+    r: int = Field(ABSENT, ge=1, le=65_536)
+    lora_alpha: Number = Field(ABSENT, ge=0, le=1e6)
 
 
 class Adapted(nn.Linear):

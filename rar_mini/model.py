@@ -370,6 +370,9 @@ def load(directory: Path, dtype: torch.dtype, device: torch.device | str) -> Dec
             expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
         stored = {name: tuple(file.get_slice(name).get_shape()) for name, file in source.items()}
         refuse_misfits(directory, expected, stored)
+        kinds = {file.get_slice(name).get_dtype() for name, file in source.items()}
+        if not kinds <= {"F64", "F32", "F16", "BF16"}:  # without their scales, integers are other numbers
+            raise ValueError(f"the weights in {directory} are {', '.join(kinds)}: expected plain floats")
         # copy=True: safetensors returns views of a mapped file, at odd addresses, where the product with one
         # row rounds differently (on CPU, at 12 of 16 offsets). A resumed run has to repeat its numbers.
         weights = {name: file.get_tensor(name).to(device, dtype, copy=True) for name, file in source.items()}

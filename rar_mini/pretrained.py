@@ -85,19 +85,19 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
     if name == NAME:
         return embedded()
     directory = Path(name).expanduser()
-    if directory.exists():
+    if os.path.exists(directory):  # Path.exists raises for a name that is too long
         if not (directory / "config.json").is_file() and base(directory) is None:
             raise ValueError(f"expected a Hugging Face model directory, but {directory} has no config.json")
         return directory
     if HUB_ID.fullmatch(name):
         return from_hub(name, files)
-    raise ValueError(f"no model {name!r}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
+    raise ValueError(f"no model {name!r:.80}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
 
 
 def pinned(name: str) -> str:
     """A name that means the same model tomorrow and from another folder: a directory's absolute path, or a
     hub id with the commit that it stands for today."""
-    if (directory := Path(name).expanduser()).exists():
+    if os.path.exists(directory := Path(name).expanduser()):
         return str(directory.absolute())
     match = HUB_ID.fullmatch(name)
     if name == NAME or not match or re.fullmatch("[0-9a-f]{40}", match[2] or ""):
@@ -110,8 +110,11 @@ def base(directory: Path) -> str | None:
     path = directory / "adapter_config.json"
     config = json_object(path) if path.is_file() else {}
     name, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
-    if not isinstance(name, str | None):
-        raise ValueError(f"{path}: expected a name as base_model_name_or_path, got {name!r:.80}")
+    usable = isinstance(name, str) and name.isprintable() and Path(name).resolve() != directory.resolve()
+    if name is not None and not usable:
+        raise ValueError(
+            f"{path}: expected the name of another model as base_model_name_or_path, got {name!r:.80}"
+        )
     return f"{name}@{revision}" if name and revision and HUB_ID.fullmatch(name) else name
 
 

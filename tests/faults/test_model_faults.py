@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command
+from safetensors.torch import load_file, save_file
 
 from rar_mini import lora, model, policy
 
@@ -107,23 +108,42 @@ def test_an_index_names_files_beside_it(folder: Path, shards: object) -> None:
     assert f"{folder / INDEX}: expected a `weight_map` from weights to files beside it" in refusal(folder)
 
 
-ADAPTERS = {
-    "r": (None, "field r: expected a whole number, got nothing"),
-    "lora_alpha": ("8", "field lora_alpha: expected a number, got '8'"),
-    "base_model_name_or_path": (["a"], "expected a name as base_model_name_or_path, got ['a']"),
-    "peft_type": ("x" * 2000, "expected plain LoRA, got peft_type xxx"),
-}
+ANOTHER = "expected the name of another model as base_model_name_or_path, got "
+ADAPTERS = [
+    ("r", None, "field r: expected a whole number, got nothing"),
+    ("lora_alpha", "8", "field lora_alpha: expected a number, got '8'"),
+    ("lora_alpha", 1e300, "field lora_alpha: expected "),
+    ("base_model_name_or_path", ["a"], f"{ANOTHER}['a']"),
+    ("base_model_name_or_path", "\ud800", f"{ANOTHER}'\\ud800'"),
+    ("base_model_name_or_path", "x" * 5000, "no model 'xxx"),
+    ("peft_type", "x" * 2000, "expected plain LoRA, got peft_type xxx"),
+]
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_config_of_adapters_is_named_with_its_field(tiny: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "value", "words"), ADAPTERS)
+def test_a_config_of_adapters_is_named_with_its_field(
+    tiny: Path, tmp_path: Path, name: str, value: object, words: str
+) -> None:
     decoder = model.load(tiny, torch.float32, "cpu")
     lora.adapt(decoder, 2, 4.0, ("q_proj",), 0)
     lora.save(decoder, tmp_path, str(tiny))
-    value, words = ADAPTERS[name]
     path = tmp_path / lora.CONFIG
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {name: value}))
-    assert f"{path}: {words}" in refusal(tmp_path)
+    assert str(tmp_path) in refusal(tmp_path) and words in refusal(tmp_path)
+
+
+def test_adapters_in_their_base_s_own_folder_are_refused(folder: Path) -> None:
+    """Looking for the base's base ended in a RecursionError."""
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": str(folder)}
+    (folder / lora.CONFIG).write_text(json.dumps(said))
+    assert f"{folder / lora.CONFIG}: {ANOTHER}'{str(folder)[:20]}" in refusal(folder)
+
+
+def test_weights_of_integers_are_not_read_as_if_they_were_weights(folder: Path) -> None:
+    """Those of a quantised model whose config does not say so would be cast without their scales."""
+    path = folder / "model.safetensors"
+    save_file({name: weight.to(torch.int8) for name, weight in load_file(path).items()}, path)
+    assert f"the weights in {folder} are I8: expected plain floats" in refusal(folder)
 
 
 def test_a_folder_that_is_damaged_ends_a_command_in_one_line(

@@ -203,7 +203,8 @@ def _table(file: Path) -> Iterator[dict[str, Any]]:
             for batch in table.iter_batches(columns=[name for name in kept if name != "rubric_list"]):
                 yield from batch.to_pylist()  # rubric_list is the rubric again
     except (OSError, ArrowException, ValueError, OverflowError) as error:
-        raise ValueError(f"cannot read {file}: expected a Parquet file, got {error}") from error
+        came = " ".join(str(error).split())  # Arrow's words may have several lines
+        raise ValueError(f"cannot read {file}: expected a Parquet file, got {came}") from error
 
 
 def _plain(kind: "DataType") -> bool:

@@ -38,6 +38,8 @@ def fetch(domain: str, revision: str | None = None) -> tuple[Path, str]:
     pretrained.say(f"asking the Hub for {repo} at {revision}; what it sends is kept in {cache}")
     try:
         commit = _commit(repo, revision)
+        if not re.fullmatch("[0-9a-f]{40}", str(commit)):  # it becomes the name of a folder
+            raise ValueError(f"expected the hash of a commit, got {commit!r:.80}")
         target = cache / f"{name}-{commit}"
         if not target.is_dir():
             _download(repo, commit, target)

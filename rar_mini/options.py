@@ -68,7 +68,10 @@ def joined_recipe(argv: Sequence[str]) -> list[str]:
     if name is None and not own:
         return rest
     name = name or "''"  # which `make` refuses
-    named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
+    try:
+        named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
+    except ValueError as error:
+        raise ValueError(f"--recipe {name}: expected NAME or PATH.py, got {error}") from None
     return [*rest, "--recipe", shlex.join([*named, *own])]
 
 

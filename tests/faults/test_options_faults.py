@@ -77,3 +77,8 @@ def test_a_gpu_that_torch_does_not_see_is_refused(command: Command, tiny: Path, 
 def test_a_billion_runs_of_gpqa_are_refused_before_memory_is_asked_for() -> None:
     with pytest.raises(ValueError, match="--runs 1000000000: expected a number from 1 to 1000"):
         evaluate.on_gpqa(runs=10**9)
+
+
+def test_a_recipe_with_a_quote_that_does_not_end_is_named(command: Command, tmp_path: Path) -> None:
+    done = command("train.py", "--recipe", "gated 'x", "--out", tmp_path / "run")
+    assert done.stderr == "train.py: --recipe gated 'x: expected NAME or PATH.py, got No closing quotation\n"

@@ -179,7 +179,7 @@ def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> De
         decoder = _read(resolve(base), dtype, device)
     except ValueError as error:
         raise ValueError(
-            f"{directory} has the adapters of {base!r}, and without it they are nothing: {error}"
+            f"{directory} has the adapters of {base!r:.80}, and without it they are nothing: {error}"
         ) from error
     lora.merge(decoder, directory)
     return decoder

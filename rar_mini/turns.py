@@ -151,9 +151,10 @@ class Turns:
             )
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message["role"] for message in messages)
+            words = " ".join(str(error).split())  # jinja2's may have several lines
             raise ValueError(
                 f"{self.tokenizer.name_or_path}: expected a chat template that can write a conversation of "
-                f"{roles}, got {type(error).__name__}: {error}; mend the template or take another model"
+                f"{roles}, got {type(error).__name__}: {words:.500}; mend the template or take another model"
             ) from error
 
     def prompt(self, text: str) -> list[int]:

@@ -37,7 +37,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from rar_mini import data, prompts, ranks
+from rar_mini import data, forms, prompts, ranks
 from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
 from rar_mini.files import cache_folder, digest, kept_rows
@@ -193,9 +193,9 @@ class Judge:
         ConnectionError if a server never answered, OverBudget before --max-usd is passed.
         """
         self.check(examples)
-        said = ranks.attempt(lambda: self._score(examples, responses, progress, repeat))
+        shares = ranks.attempt(lambda: self._score(examples, responses, progress, repeat))
         self.ledger.pool()
-        return reduce(Scores.filled, said)
+        return reduce(Scores.filled, shares)
 
     def _score(
         self,
@@ -215,9 +215,9 @@ class Judge:
         own = ranks.share(range(P))
         places = [(p, g, ks) for p in own for g in range(G) for ks in self._portions(rubrics[p])]
         visible = [[without_thoughts(text) for text in group] for group in responses]
-        asked = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
+        questions = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
         with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
-            answers = self.backend.ask(asked, bar.update, repeat)
+            answers = self.backend.ask(questions, bar.update, repeat)
         for (p, g, ks), answer in zip(places, answers, strict=True):
             if isinstance(answer, Failure):
                 continue  # counted where it happened; NaN stays
@@ -243,27 +243,27 @@ class Judge:
         words, at four characters a token and 50 tokens a reason; "" where nothing is sent."""
         if self.server is None or not examples:
             return ""
-        asked = [
+        questions = [
             self._asked(example, "four" * tokens, rubric, ks)
             for example, rubric in ((example, self.rubric(example)) for example in examples)
             for ks in self._portions(rubric)
         ]
         share, price = answers / len(examples), self.server.endpoint.price
-        read = share * sum(len(json.dumps(self.server.request(each).body)) for each in asked) / 4
-        items = sum(1 if each.rating else len(each.criteria) for each in asked)
+        read = share * sum(len(json.dumps(self.server.request(each).body)) for each in questions) / 4
+        items = sum(1 if each.rating else len(each.criteria) for each in questions)
         written = share * 50 * items * (self.kind == "chat")
-        text = f"about {share * len(asked):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
+        text = f"about {share * len(questions):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
         return text + (f", ${(read * price[0] + written * price[2]) / 1e6:.2f}" if price else "")
 
     def digest(self, example: Example, response: str) -> str:
         """16 hexadecimal digits that change with anything that this judge is told about a response, or is set
         to."""
-        told = {"spec": self.spec, "method": self.method, "criteria": repr(self.rubric(example))}
-        told |= {"rubric": repr(example.rubric), "design": repr(self.design)}
-        told |= {"question": example.question, "reference": example.reference, "response": response}
-        told |= {"per_call": self.per_call, "threshold": self.options.threshold}
-        told |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
-        return digest(told)
+        facts = {"spec": self.spec, "method": self.method, "criteria": repr(self.rubric(example))}
+        facts |= {"rubric": repr(example.rubric), "design": repr(self.design)}
+        facts |= {"question": example.question, "reference": example.reference, "response": response}
+        facts |= {"per_call": self.per_call, "threshold": self.options.threshold}
+        facts |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
+        return digest(facts)
 
     def texts(self) -> dict[str, str]:
         """Every sentence that this judge is shown, by name."""
@@ -310,10 +310,10 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
     from rar_mini import grpo
 
     judge.check(examples)
-    known = {example.id: example for example in examples}
-    if len(known) < len(examples):
+    by_id = {example.id: example for example in examples}
+    if len(by_id) < len(examples):
         raise ValueError(
-            f"expected an id of its own for every example, got {len(known)} ids for {len(examples)}; rename "
+            f"expected an id of its own for every example, got {len(by_id)} ids for {len(examples)}; rename "
             "those that share one"
         )
 
@@ -322,15 +322,15 @@ def as_trl_reward(judge: Judge, examples: Sequence[Example]) -> Callable[..., li
     ) -> list[float | None]:
         places: dict[str, list[int]] = {}
         for place, name in enumerate(id):
-            if name not in known:
+            if name not in by_id:
                 raise ValueError(f"expected the id of an example that as_trl_reward was given, got {name!r}")
             places.setdefault(name, []).append(place)
         texts = [said(each) for each in completions]
         rewards = torch.full((len(texts),), NAN)
         for _, alike in groupby(sorted(places.values(), key=len), len):
             groups = list(alike)  # P x G places; more than one G where processes share a group
-            asked = [known[id[group[0]]] for group in groups]
-            scores = judge.score(asked, [[texts[place] for place in group] for group in groups])
+            batch = [by_id[id[group[0]]] for group in groups]
+            scores = judge.score(batch, [[texts[place] for place in group] for group in groups])
             rewards[torch.tensor(groups)] = grpo.reward(scores)
         if log_metric is not None:
             for name, value in (judge.metrics() | {"judge/failures": int(rewards.isnan().sum())}).items():
@@ -398,11 +398,12 @@ def score(
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
     asker.carry(Account.beside(out))
-    asked = [asker.digest(example, example.row["response"]) for example in examples]
+    digests = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
-        asked = [f"{each}-{recipes.digest(recipe)}" for each in asked]
+        digests = [f"{each}-{recipes.digest(recipe)}" for each in digests]
     wanted = "the score of that row by this judge with these options"
-    with kept_rows(out, file, lambda n, key: asked[n - 1 : n] == [key], wanted, ScoredRow) as rows:
+    check = partial(forms.read, ScoredRow)
+    with kept_rows(out, file, lambda n, key: digests[n - 1 : n] == [key], wanted, check) as rows:
         if rows:
             print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
         for start in range(len(rows), len(examples), CHUNK):
@@ -416,7 +417,7 @@ def score(
             new = [
                 {"id": example.id, "reward": finite(reward), "rating": finite(scores.rating[p, 0].item())}
                 | {"failed": not math.isfinite(reward), "verdicts": scores.rows(p, 0)}
-                | {"asked": asked[start + p]}
+                | {"asked": digests[start + p]}
                 for p, (example, reward) in enumerate(zip(chunk, rewards, strict=True))
             ]
             with open(out, "a", encoding="utf-8") as stream:
@@ -424,8 +425,8 @@ def score(
             rows += new
     scored = [row["reward"] for row in rows if row["reward"] is not None]
     mean = f"{sum(scored) / len(scored):.4f}" if scored else "none"
-    said = asker.metrics()
-    mass = f"mass of the offered answers {said['judge/mass']:.2f}, " if "judge/mass" in said else ""
+    metrics = asker.metrics()
+    mass = f"mass of the offered answers {metrics['judge/mass']:.2f}, " if "judge/mass" in metrics else ""
     print(f"judge: {mass}{asker.line()}", file=sys.stderr)
     print(f"{len(rows)} responses, mean reward {mean}, {len(rows) - len(scored)} failed; scores in {out}")
     asker.close()

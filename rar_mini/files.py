@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rar_mini import forms
-from rar_mini.forms import Form
-
 log = logging.getLogger(__name__)
 
 
@@ -132,21 +129,25 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def kept_rows(
-    out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str, form: type[Form] = Form
+    out: Path,
+    source: Path,
+    fits: Callable[[int, str], Any],
+    wanted: str,
+    check: Callable[[dict[str, Any], str], object] = lambda row, place: None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows that a file of answers about `source` already has, without a last line that was cut. No other
     process may add to it meanwhile.
 
     Each row says under `asked` what it answers. Raises ValueError if that does not fit the number of its
-    line, with what was wanted, or a row not its form; and if `out` is `source` itself, whose last line may
-    only look cut.
+    line, with what was wanted, or whatever `check` raises of a row at its place; and if `out` is `source`
+    itself, whose last line may only look cut.
     """
     with locked(out):
-        yield _kept_rows(out, source, fits, wanted, form) if out.exists() else []
+        yield _kept_rows(out, source, fits, wanted, check) if out.exists() else []
 
 
 def _kept_rows(
-    out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str, form: type[Form]
+    out: Path, source: Path, fits: Callable[[int, str], Any], wanted: str, check: Callable[..., object]
 ) -> list[dict[str, Any]]:
     if out.samefile(source):
         raise ValueError(f"--out {out} is the file that is read: expected another one")
@@ -155,7 +156,7 @@ def _kept_rows(
         for number, row in enumerate(rows, 1):
             if not isinstance(row["asked"], str) or not fits(number, row["asked"]):
                 raise ValueError(f"{out}, line {number}: expected {wanted}, got another")
-            forms.read(form, row, f"{out}, line {number}")
+            check(row, f"{out}, line {number}")
     except ValueError as error:
         remedy = "name another file with --out, or delete this one (the cache remembers replies)"
         raise ValueError(f"{error}; {remedy}") from None

@@ -397,13 +397,13 @@ def score(
     made = recipes.make(recipe, config)
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
-    asker.carry(Account.beside(out))
     digests = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
         digests = [f"{each}-{recipes.digest(recipe)}" for each in digests]
     wanted = "the score of that row by this judge with these options"
     check = partial(forms.read, ScoredRow)
     with kept_rows(out, file, lambda n, key: digests[n - 1 : n] == [key], wanted, check) as rows:
+        asker.carry(Account.beside(out))
         if rows:
             print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
         for start in range(len(rows), len(examples), CHUNK):

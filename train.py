@@ -152,7 +152,8 @@ def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[
 def judge(t: Training, scorer: JudgeLike, rollouts: Rollouts, clock: Clock) -> Scores:
     """What a judge says of rollouts, by the recipe's rubrics, which each rank makes for its own groups."""
     examples, responses = (ranks.share(x) for x in (rollouts.examples, rollouts.responses))
-    rubrics = ranks.merge(ranks.attempt(lambda: t.recipe.rubrics(examples, responses)))
+    rubrics = ranks.attempt(lambda: t.recipe.rubrics(examples, responses) if examples else [])
+    rubrics = ranks.merge(rubrics)
     pairs = list(zip(rollouts.examples, rubrics, strict=True))
     if any(rubric != example.rubric for example, rubric in pairs):
         rollouts.rubrics = rubrics  # made for these responses: records keep them

@@ -60,7 +60,7 @@ class Settings(Form):
 
 
 class Questions(Form):
-    """By what a run knows the questions of a split again."""
+    """What a run that goes on compares the questions of a split with."""
 
     rows: int = ABSENT
     digest: str = ABSENT
@@ -147,8 +147,8 @@ def alone() -> Iterator[None]:
 
 
 def hold(folder: Path) -> None:
-    """Lock a run's folder until the command has ended: two processes would interleave its steps. Rank 0 alone
-    does so, in the name of all."""
+    """Lock a run's folder until the command has ended: two processes would interleave its steps. Rank 0 does
+    so for all. A program that calls train.train() puts `alone` around each call, as train.main does."""
     _held.enter_context(locked(folder))
 
 
@@ -237,7 +237,11 @@ class Run:
 
     @ranks.by_first
     def append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Add lines to a record and hand them to the system. NaN is an error here: JSON has none."""
+        """Add lines to a record and hand them to the system. NaN is an error here: JSON has none. Raises
+        ValueError for a metric that is no number, which nobody could read again."""
+        rows = list(rows)
+        for row in rows if name == "metrics.jsonl" else ():
+            forms.read(Row, row, f"a line of {name}", "a recipe's metrics are numbers")
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         with self._writing(), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
@@ -478,7 +482,7 @@ def _losses(run: Run, checkpoint: Path | None, kept: dict[str, bytes]) -> list[s
     if checkpoint is None:
         often = run.settings().save_every
         last = max((row["step"] for row in records(run.folder, "metrics.jsonl", -1)), default=0)
-        return [f"checkpoints/ (none, although {last} steps are done)"] if 0 < often < last else []
+        return [f"checkpoints/ (none, although {last} steps are done)"] if often < last else []
     sizes = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
     return [
         f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {len(kept[name]):,} now)"

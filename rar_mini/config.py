@@ -5,7 +5,7 @@ stands in its config.json; `options.py` turns command lines into these and back.
 """
 
 from dataclasses import dataclass, fields, replace
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -203,7 +203,7 @@ class Config:
         """Refuse numbers that no run could use, by the option's name."""
         refuse_outside(self)
         try:
-            date.fromisoformat(self.day or "2000-01-01")
+            datetime.strptime(self.day or "2000-01-01", "%Y-%m-%d")
         except ValueError:
             raise ValueError(f"--day {self.day}: expected a date, YYYY-MM-DD") from None
         if not self.lora_targets:

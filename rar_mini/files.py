@@ -160,8 +160,13 @@ def _kept_rows(
     except ValueError as error:
         remedy = "name another file with --out, or delete this one (the cache remembers replies)"
         raise ValueError(f"{error}; {remedy}") from None
-    os.truncate(out, out.read_bytes().rfind(b"\n") + 1)
+    cut_half_line(out)
     return rows
+
+
+def cut_half_line(path: Path) -> None:
+    """Drop what stands behind the last line feed: half a line, which a killed process may leave."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,7 +2,8 @@
 
 | what happens | what is left |
 |---|---|
-| the judge fails too often, its server is gone, or its budget is spent | a checkpoint of the step before |
+| the judge fails too often, is gone, or has spent its budget | a checkpoint of the step before |
+| the disk does not take what the judge costs | the same, if it takes that |
 | the loss or the gradient is no number | nonfinite-step-N.json: every weight's and gradient's statistics |
 | Ctrl-C | the step is finished and saved; a second one stops at once |
 """
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from rar_mini import ranks
 from rar_mini.judging.endpoint import OverBudget
+from rar_mini.judging.ledger import Unrecorded
 from rar_mini.setup import Training
 
 
@@ -33,7 +35,7 @@ def guarded(t: Training, step: int) -> Iterator[None]:
     state = copy.deepcopy(t.recipe.state)
     try:
         yield
-    except (ConnectionError, OverBudget, JudgeFailed) as error:
+    except (ConnectionError, OverBudget, Unrecorded, JudgeFailed) as error:
         if step > 1:
             t.recipe = replace(t.recipe, state=state)  # as the step before left it
             t.save(step - 1)

@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
-from rar_mini.files import cache_folder, json_object
+from rar_mini.files import cache_folder, json_object, sync
 from rar_mini.redact import redact
 
 # The embedded default.
@@ -303,20 +303,13 @@ def convert(gguf: Path, output: Path) -> None:
 def publish(source: Path, target: Path) -> None:
     """Give a finished directory its final name, durably, or leave the one that was there first."""
     for path in [*source.iterdir(), source]:
-        flush(path)
+        sync(path)  # a rename may otherwise outlive the contents in a power cut
     try:
         os.rename(source, target)
     except OSError:  # a directory with contents is never replaced
         if not target.is_dir():
             raise
-    flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    """Force a file or directory to disk: a rename may otherwise outlive the contents in a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    sync(target.parent)
 
 
 def say(message: str) -> None:

@@ -38,6 +38,8 @@ ESCAPE = re.compile(
 )
 """A character written in another way; and what may stand between two: white space, backslashes, what cannot
 be seen, and the frames that command lines draw."""
+HARMLESS = re.compile(r"[a-z_-]+|[0-9.:-]+")
+"""Parts of a secret that texts have without quoting it: words, dates, numbers."""
 LOWER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
 
 
@@ -62,7 +64,9 @@ def hide(text: str) -> str:
                 hits[at : at + part] = b"\1" * part
                 at = plain.find(needle[first : first + part], at + 1)
     for match in reversed(list(re.finditer(b"\1+", hits))):
-        text = text[: starts[match.start()]] + MARK + text[ends[match.end() - 1] :]
+        piece = plain[match.start() : match.end()]
+        if piece in needles or not HARMLESS.fullmatch(piece):
+            text = text[: starts[match.start()]] + MARK + text[ends[match.end() - 1] :]
     return text
 
 
@@ -83,11 +87,11 @@ def _each_hidden(value: Any) -> Any:
 
 
 def _secrets() -> set[str]:
-    """What the environment holds that nobody may see. Words such as EMPTY, which stand for no key, are too
-    short for one; a password in a URL is never such a word."""
+    """What the environment holds that nobody may see. A word such as EMPTY or whatever stands for no key; a
+    password in a URL is never such a word."""
     found: set[str] = set()
     for name, value in os.environ.items():
-        if KEYS.fullmatch(name) and len(value) >= 8:
+        if KEYS.fullmatch(name) and len(value) >= 8 and not value.isalpha():
             found.add(value)
         elif URLS.fullmatch(name):
             found |= _of_url(value)
@@ -103,7 +107,7 @@ def _of_url(url: str) -> frozenset[str]:
     found = {user, password if colon else name}
     found |= {unquote(each) for each in found}
     query = url.partition("?")[2]
-    found |= {value for _, value in parse_qsl(query) if len(value) >= 8}
+    found |= {value for name, value in parse_qsl(query) if len(value) >= 8 and name != "api-version"}
     return frozenset(each for each in found if len(each) >= 6)
 
 

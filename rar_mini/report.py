@@ -208,6 +208,7 @@ def conclusion(
         f"run      {folder}: {', '.join(name for name in names if (folder / name).exists())}",
         "next     other questions: --domain science, or --data YOURS.jsonl",
         "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
-        f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}",
     ]
+    if (folder / "checkpoints").exists() or not steps:  # without one, a resume starts over
+        lines.append(f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}")
     return "\n".join(lines)

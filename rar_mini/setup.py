@@ -23,6 +23,7 @@ from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, pr
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
+from rar_mini.forms import printable
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -30,7 +31,6 @@ from rar_mini.options import joined_recipe, refuse_unknown, to_json
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
-from rar_mini.report import printable
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
 
@@ -159,7 +159,7 @@ def prepare(
         t.optimizer.make_moments()
     t.questions = read_questions(t)
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
-    # Made, or brought to where it goes on, now that nothing is left to be refused.
+    # Nothing is left to be refused: now the folder is made, or brought to where the run goes on.
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
     facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
     facts |= {"recipe": recipe.digest(config.recipe)}
@@ -183,15 +183,19 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
         run = Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
         checkpoint.hold(run.folder)
         return run
-    Account(run.folder / SPENDING).adopt(run.steps("metrics.jsonl"))  # whose last lines may go now
-    return run.go_on(resume, to_json(config), **facts)
+    account = Account(run.folder / SPENDING)
+    account.spent()  # refuses a damaged record before anything changes
+    steps = [] if account.exists() else run.steps("metrics.jsonl")  # whose last lines may go now
+    run = run.go_on(resume, to_json(config), **facts)
+    account.adopt(steps)
+    return run
 
 
 def fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
-    """By what a run that goes on knows its questions again."""
+    """What a run that goes on compares its questions with."""
     criteria = [[astuple(criterion) for criterion in example.rubric.criteria] for example in examples]
-    told = [[e.id, e.messages, e.reference, items] for e, items in zip(examples, criteria, strict=True)]
-    return {"rows": len(examples), "digest": files.digest(told)}
+    rows = [[e.id, e.messages, e.reference, items] for e, items in zip(examples, criteria, strict=True)]
+    return {"rows": len(examples), "digest": files.digest(rows)}
 
 
 def read_questions(t: Training) -> Splits:
@@ -201,6 +205,8 @@ def read_questions(t: Training) -> Splits:
     examples = t.recipe.load(**how)
     if config.hygiene:
         examples = data.tidy(examples, notes, references=config.method == "reference-likert")
+    if unknown := {example.split for example in examples} - set(data.SPLITS.values()):
+        raise ValueError(f"expected questions of the splits train, held_out or test, got {min(unknown)!r}")
     # Data may be split in three: held-out questions are scored while training goes on, test is for the end.
     if tests := sum(example.split == "test" for example in examples):
         notes["questions of the test split left for the end"] = tests
@@ -253,10 +259,8 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
     parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")
-    changes = (
-        "go on although questions, recipe, judge's prompts or records have changed; config.json keeps it"
-    )
-    parser.add_argument("--accept-changes", action="store_true", help=changes)
+    changes = "go on although data, prompts, recipe, weights, end tokens, records or checkpoints have changed"
+    parser.add_argument("--accept-changes", action="store_true", help=f"{changes}; config.json keeps it")
     parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
     options = parser.parse_args(argv)
     run, written = Run.reopen(options.resume)

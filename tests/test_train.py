@@ -297,12 +297,19 @@ def test_checkpoints_keep_their_end_tokens_when_the_one_gone_on_from_is_dropped(
     assert policy.load(str(saved), torch.float32, "cpu").ends == {256, 258}
 
 
-def test_a_run_without_a_checkpoint_starts_over(tiny: Path, tmp_path: Path, questions: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_over_only_if_that_is_accepted(
+    tiny: Path, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """All that it has done would be lost, and so it does not say how to take more steps."""
     folder = tmp_path / "run"
     train.main(options(tiny, questions, folder, steps=1, save_every=0))
     truth = numbers(folder)
     assert not (folder / "checkpoints").exists()
-    train.main(["--resume", str(folder)])
+    assert "more steps" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"checkpoints/ \(none, although 1 steps are done\)"):
+        train.main(["--resume", str(folder)])
+    assert numbers(folder) == truth
+    train.main(["--resume", str(folder), "--accept-changes"])
     assert numbers(folder) == truth
 
 

@@ -28,7 +28,7 @@ from rar_mini import forms, policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run, refuse_damaged
 from rar_mini.config import Asking
 from rar_mini.data import Example, Name
-from rar_mini.files import digest, lines, locked
+from rar_mini.files import cut_half_line, digest, lines, locked
 from rar_mini.forms import ABSENT, Form, Response
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
@@ -259,16 +259,16 @@ def graded(
     """
     policy_name, folder = asking.located()
     source, log = source_of(policy_name, asking, judging), folder / f"{name}.jsonl"
-    account = Account.beside(log)
-    if judge:
-        judge.carry(account)
-    if isinstance(source, Served):
-        source.endpoint.ledger.carry(replace(account, judge="policy"))
     digests = {
         e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else ""]) for e in examples
     }
     log.parent.mkdir(parents=True, exist_ok=True)
+    account = Account.beside(log)
     with locked(log):
+        if judge:
+            judge.carry(account)
+        if isinstance(source, Served):
+            source.endpoint.ledger.carry(replace(account, judge="policy"))
         rows = resume_rows(log, form, digests)
         todo = [example for example in examples if rows.get(example.id, {"failed": True})["failed"]]
         fitting = source.fitting(todo)
@@ -316,8 +316,8 @@ def resume_rows(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[s
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
             "another folder with --out, or delete the file; --responses takes its answers over"
         )
-    with open(path, "ab") as file:
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # without half a line
+    path.touch()
+    cut_half_line(path)
     return {name: rows[name] for name in digests if name in rows}
 
 

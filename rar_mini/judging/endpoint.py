@@ -358,7 +358,7 @@ class Endpoint:
         """Wait until the budget has room for what a request may cost. Raises OverBudget if it never will."""
         ledger = self.ledger
         while self.max_usd is not None and ledger.dollars(ledger.reserved + bound) > self.max_usd:
-            if ledger.reserved < 1e-12:
+            if not ledger.under_way:
                 raise OverBudget(
                     f"{self.model} has cost ${ledger.counts['dollars']:.4f}, and the next request might pass "
                     f"--max-usd {self.max_usd:g}; raise it to go on"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 
 from rar_mini import forms, ranks
-from rar_mini.files import lines, regular
+from rar_mini.files import cut_half_line, lines, regular
 from rar_mini.forms import ABSENT, Form, Number, Text
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class Entry(Form):
     dollars: Dollars = ABSENT
 
 
+class Unrecorded(OSError):
+    """The disk does not take what a request costs."""
+
+
 @dataclass(frozen=True)
 class Account:
     """What one judge has cost, in a record to which lines are only ever added.
@@ -82,18 +86,19 @@ class Account:
         costs: dict[tuple[Path, str], float] = {}
         for path in self._files():
             for number, row in enumerate(lines(path), 1):
-                try:
-                    entry = Entry.model_validate(row)
-                except ValidationError as error:
-                    raise ValueError(f"{path}, line {number}: {forms.fault(error)}") from error
+                entry = forms.read(Entry, row, f"{path}, line {number}")
                 if entry.judge == self._name:
                     costs[path, entry.request] = entry.dollars
         return sum(costs.values())
 
+    def exists(self) -> bool:
+        """Whether any process has begun the record."""
+        return bool(self._files())
+
     def open(self) -> None:
         """Make this rank's file ready for more: without half a line, which a killed process may leave."""
         if self._own.exists():
-            os.truncate(self._own, self._own.read_bytes().rfind(b"\n") + 1)
+            cut_half_line(self._own)
 
     def put(self, request: str, dollars: float, durable: bool = True) -> None:
         """Add a line. A `durable` one is on the disk when this returns (some milliseconds), and with it all
@@ -106,14 +111,14 @@ class Account:
                 if durable:
                     os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(
+            raise Unrecorded(
                 f"cannot write down what {self._name} costs in {self._own}: {error}. Nothing more is asked; "
                 "make room, then go on"
             ) from error
 
     def adopt(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
         """Begin the record of a run that was started before there was one, by what its metrics say."""
-        if not self._files():
+        if not self.exists():
             spent: Counter[str] = Counter()
             for row in (row for rows in steps for row in rows):
                 for name, dollars in row.items():
@@ -144,7 +149,8 @@ class Ledger:
         self.words: dict[str, str] = {}  # the last words of each kind
         self.latencies: deque[float] = deque(maxlen=4096)  # seconds of the last calls
         self.account: Account | None = None
-        self.reserved = 0.0  # dollars that requests under way may cost
+        self.under_way = 0  # requests
+        self.reserved = 0.0  # dollars that these may cost
         self._told: Counter[str] = Counter()
         self._pooled: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # what all ranks know of
 
@@ -158,12 +164,14 @@ class Ledger:
         request = secrets.token_hex(8)
         if self.account and most:
             self.account.put(request, most, durable=False)
+        self.under_way += 1
         self.reserved += most
         return request
 
     def settle(self, request: str, most: float, cost: float) -> None:
         """Write down, before a request's answer is used, what it cost."""
-        self.reserved -= most
+        self.under_way -= 1
+        self.reserved = self.reserved - most if self.under_way else 0.0  # without what rounding leaves
         self.counts["dollars"] += cost
         if self.account and most:
             self.account.put(request, cost)

@@ -183,13 +183,13 @@ def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) ->
     todo = {writer.digest(example): example for example in examples}
     wanted = f"a rubric by this writer for a row of {file}"
     failed: dict[str, Failure] = {}
-    writer.endpoint.ledger.carry(Account.beside(out))
     try:
         with (
             kept_rows(out, file, lambda _, key: todo.pop(key, None), wanted) as rows,
             open(out, "a", encoding="utf-8", errors="backslashreplace") as stream,  # as JSON escapes halves
             tqdm(total=len(todo), desc="writing", leave=False, disable=None) as bar,
         ):
+            writer.endpoint.ledger.carry(Account.beside(out))
             if rows:
                 print(f"{out} has {len(rows)} of {len(examples)} rows: going on from there", file=sys.stderr)
             for start in range(0, len(todo), CHUNK):

@@ -93,7 +93,7 @@ def test_a_rewind_takes_no_money_back(
     train.main(asking(tiny, questions, run, priced, steps=2, save_every=0, max_usd=0.025))
     assert paid(server) == pytest.approx(0.016)
     with pytest.raises(ValueError, match="m has cost"):
-        train.main(["--resume", str(run)])
+        train.main(["--resume", str(run), "--accept-changes"])
     assert 0.016 < paid(server) <= 0.025
     assert Account(run / "spending.jsonl").spent() == pytest.approx(paid(server))
 
@@ -118,7 +118,7 @@ def test_a_run_of_before_has_its_costs_in_its_metrics(
     train.main(asking(tiny, questions, run, priced, steps=1, save_every=0))
     (run / "spending.jsonl").unlink()
     with pytest.raises(ValueError, match=r"m has cost \$0.0080"):
-        train.main(["--resume", str(run), "--max-usd", "0.009"])
+        train.main(["--resume", str(run), "--max-usd", "0.009", "--accept-changes"])
 
 
 def test_both_judges_costs_are_taken_over_and_nothing_is_not_written(tmp_path: Path) -> None:

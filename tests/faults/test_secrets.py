@@ -359,3 +359,13 @@ def test_a_proxy_that_nobody_answers_at_is_named(folder: Path, monkeypatch: pyte
 
 
 logging.getLogger("openai").setLevel(logging.WARNING)
+
+
+def test_ordinary_words_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is changed would be graded as something that nobody has said."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://host/v1?api-version=2024-10-21")
+    for key in ("sk-no-key-required", "whatever", "completion_key"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        for text in ("surgery is not required, eat whatever you like", "2024-10-05", "completion_tokens"):
+            assert redact.hide(text) == text
+    assert redact.hide("completion_key") == "***"

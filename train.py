@@ -57,7 +57,8 @@ from rar_mini import data, grpo, ranks, redact, report, sampler, setup
 from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
-from rar_mini.guard import check_failures, guarded, stop, stop_on_interrupt
+from rar_mini.forms import legible
+from rar_mini.guard import check_failures, check_rate, guarded, stop, stop_on_interrupt
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -92,7 +93,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
                 check_failures(t, rollouts.reward)
                 rollouts = recipe.repair(rollouts)
             t.rollouts = rollouts
-            learned, rate = {}, recipe.learning_rate(n, t.planned)
+            learned, rate = {}, check_rate(recipe.learning_rate(n, t.planned), n)
             with clock("train"):
                 batches = cut(t, rollouts)
                 for _ in range(config.inner_epochs if grpo.teaches(rollouts).any() else 0):
@@ -346,6 +347,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+        sys.exit(f"train.py: {legible(error)}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -36,7 +36,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rar_mini import forms, ranks
 from rar_mini.config import Config
-from rar_mini.files import digest, digests, lines, locked, sync, write_json, write_whole
+from rar_mini.files import digest, digests, lines, locked, regular, sync, write_json, write_whole
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.policy import SLICE, Policy, checksum
 
@@ -75,7 +75,7 @@ class Description(Form):
     recipe: str | None = None
     base: int | None = None
     end_tokens: list[str] = []
-    planned_steps: int | None = None
+    planned_steps: Step | None = None
     accepted: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
     machine: dict[str, Any] = {}
@@ -190,7 +190,7 @@ class Run:
     def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any]]:
         """Open an existing run: (run, what its config.json says)."""
         try:
-            text = (folder / "config.json").read_bytes()
+            text = regular(folder / "config.json").read_bytes()
             Description.model_validate_json(text)
         except (OSError, ValidationError) as error:
             raise ValueError(
@@ -436,7 +436,7 @@ def check(directory: Path, *, resumes: bool = True) -> int:
     """The step of a checkpoint whose files are as they were written; ValueError that names a damaged one.
     What only a run that `resumes` needs, two thirds of the bytes, is read for that alone."""
     try:
-        text = (directory / MANIFEST).read_bytes()
+        text = regular(directory / MANIFEST).read_bytes()
         manifest = Manifest.model_validate_json(text)
         bad = _faults(directory, manifest, json.loads(text))
         left = MANIFEST if resumes else "trainer/"

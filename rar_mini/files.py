@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import reprlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -112,12 +113,13 @@ def locked(path: Path) -> Iterator[None]:
     """
     # The lock's file stays: were it removed, two could lock a file of its name, an old one and a new one.
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
-    with open(lock, "a+", encoding="utf-8") as file:
+    descriptor = os.open(regular(lock), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = re.match(r"process \d+ on [\w.-]+", file.read(200))
+            holder = holder[0] if holder else "another process"
             raise ValueError(f"{holder} is at work on {path}: wait until it has ended, or end it") from None
         except OSError as error:
             log.warning(f"{path} cannot be locked ({error}): nothing else should write to it meanwhile")
@@ -177,7 +179,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
+    partial.unlink(missing_ok=True)  # it may be a link to another file
+    with open(partial, "xb") as file:
+        file.write(data)
     sync(partial)
     os.replace(partial, path)
 

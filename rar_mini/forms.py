@@ -116,6 +116,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else repr(c)[1:-1] for c in text)
 
 
+def legible(error: object) -> str:
+    """An error's words for a terminal: its lines stay, and characters that act are written out."""
+    return "\n".join(map(printable, str(error).split("\n")))
+
+
 def whole(text: str) -> str:
     """Foreign text for files and tokenizers: U+FFFD in place of each half of a character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

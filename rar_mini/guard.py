@@ -9,6 +9,7 @@
 """
 
 import copy
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,10 @@ def guarded(t: Training, step: int) -> Iterator[None]:
 
 
 def check_failures(t: Training, reward: Tensor) -> None:
-    """Stop a run whose judge fails too often in its last steps; reward (P, G)."""
+    """Stop a run whose judge fails too often in its last steps; reward (P, G). Also stop a recipe that makes
+    infinite rewards."""
+    if reward.isinf().any():
+        raise ValueError("the recipe's reward is infinite: expected numbers, or NaN without a verdict")
     t.failed.append(reward.isnan().float().mean().item())
     share = sum(t.failed) / len(t.failed)
     if share > t.config.max_judge_failures:
@@ -58,6 +62,13 @@ def check_failures(t: Training, reward: Tensor) -> None:
             f"the judge gave no reward to {share:.0%} of the last answers: expected at most "
             f"{t.config.max_judge_failures:.0%} (--max-judge-failures). What failed: {t.judge.reasons()}"
         )
+
+
+def check_rate(rate: float, step: int) -> float:
+    """A recipe's learning rate, if the optimizer can use it."""
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"the recipe's learning_rate is {rate!r} at step {step}: expected 0 or more")
+    return rate
 
 
 def stop(t: Training, step: int, interrupted: Sequence[bool]) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
+from rar_mini.forms import legible
 from rar_mini.redact import veil_output
 
 ELSEWHERE = {
@@ -46,7 +47,7 @@ def run_command(
         else:
             tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=argv)
     except (ValueError, OSError) as error:
-        sys.exit(f"{prog}: {error}")
+        sys.exit(f"{prog}: {legible(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

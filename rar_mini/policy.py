@@ -160,6 +160,9 @@ def load(name: str, dtype: torch.dtype, device: torch.device | str) -> Policy:
         ends |= {turn}
         # Whoever loads a checkpoint of this policy has to stop there, too.
         generation = json.dumps(written | {"eos_token_id": sorted(ends)}, indent=2)
+    size = decoder.config.vocab_size
+    if odd := [token for token in ends if not 0 <= token < size]:
+        raise ValueError(f"{directory}: expected eos_token_id from 0 to {size - 1}, got {odd[0]}")
     if not ends:
         raise ValueError(f"{directory} names no end token: expected eos_token_id in its config or tokenizer")
     return Policy(decoder, tokenizer, ends, directory, generation)

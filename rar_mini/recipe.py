@@ -178,7 +178,7 @@ def _load(file: Path) -> type[Recipe]:
     sys.modules[module.__name__] = module  # dataclasses look the types of their fields up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"the recipe {file} does not run: {type(error).__name__}: {error}") from error
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Recipe)]
     kinds = [each for each in classes if each.__module__ == module.__name__]

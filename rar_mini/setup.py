@@ -24,6 +24,7 @@ from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.forms import printable
+from rar_mini.judging import ledger
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -185,9 +186,10 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
         return run
     account = Account(run.folder / SPENDING)
     account.spent()  # refuses a damaged record before anything changes
-    steps = [] if account.exists() else run.steps("metrics.jsonl")  # whose last lines may go now
+    spent = ledger.dollars_told(run.steps("metrics.jsonl"))  # whose last lines may go now
+    account.refuse_lost(spent)
     run = run.go_on(resume, to_json(config), **facts)
-    account.adopt(steps)
+    account.adopt(spent)
     return run
 
 
@@ -246,9 +248,9 @@ def announce(t: Training, why: str) -> None:
     cost = t.judge.estimate(t.scored["train"], judged * answers, config.max_new_tokens)
     if config.recipe:
         print(f"recipe   {config.recipe}")
-    print(f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}")
+    print(f"policy   {printable(config.policy)}, {t.actor.trained()}, {config.dtype} on {config.device}")
     print(f"ends     an answer ends at {printable(' or '.join(t.actor.named(t.actor.ends)))}")
-    print(f"judge    {t.judge.spec} ({why})" + (cost and f"; training: {cost}"))
+    print(f"judge    {printable(t.judge.spec)} ({why})" + (cost and f"; training: {cost}"))
     numbers = {name: len(rows) for name, rows in t.questions.items()}
     print(report.opening(config, numbers, answers, calls, t.run.folder))
 

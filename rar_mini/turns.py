@@ -119,8 +119,16 @@ class Turns:
         for first in (0, 1) if self.tokenizer.chat_template else ():  # some take no system message
             with suppress(ValueError):
                 asked = self.render(turns[first:2])
-                return asked, self.render(turns[first:], add_generation_prompt=False)
-        return "", ""
+                answered = self.render(turns[first:], add_generation_prompt=False)
+                break
+        else:
+            return "", ""
+        if _QUESTION not in asked or asked != self.render(turns[first:2]):
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: expected a chat template that writes the question, and the "
+                "same text every time; mend the template or take another model"
+            )
+        return asked, answered
 
     def _ids(self, text: str, **options: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, **options)

@@ -517,10 +517,10 @@ USAGE = {"prompt_tokens": 1000, "completion_tokens": 10}
         (USAGE | {"prompt_tokens_details": {"cached_tokens": None}}, (1000, 0, 10)),
         (USAGE | {"prompt_tokens_details": {"cached_tokens": -1}}, None),
         (
-            {"input_tokens": 900, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 5}},
-            (900, 5, 0),
+            {"input_tokens": 900, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 5}},
+            (900, 5, 1),
         ),
-        ({"prompt_tokens": 0, "completion_tokens": 0}, (0, 0, 0)),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None),
         ({"prompt_tokens": True}, None),
         ({"prompt_tokens": 10.5}, None),
         ({"prompt_tokens": -1}, None),

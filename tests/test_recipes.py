@@ -243,6 +243,7 @@ REFUSED = {
     "a file that does not run": ("--recipe {broken}", "broken.py does not run: NameError: name 'nothing'"),
     "a file without a recipe": ("--recipe {empty}", "expected one subclass of Recipe, got 0"),
     "a file with two": ("--recipe {two}", "expected one subclass of Recipe, got 2"),
+    "a file that ends the process": ("--recipe {leaves}", "leaves.py does not run: SystemExit"),
     "a step that does not exist": ("--recipe {misspelt}", r"rewards is no step .*did you mean reward\?"),
 }
 
@@ -254,6 +255,7 @@ def test_a_recipe_that_cannot_be_had_is_refused_in_one_line(
     """Before a policy is loaded or a folder made."""
     files = {
         "broken": "    k: float = nothing\n",
+        "leaves": "    k: float = 1.0\nraise SystemExit\n",
         "two": "    k: float = 1.0\n@dataclass(frozen=True)\nclass Two(Recipe):\n    k: float = 1.0\n",
         "misspelt": "    def rewards(self, scores):\n        return scores\n",
     }
@@ -273,6 +275,24 @@ def test_a_recipe_may_have_switches_and_helpers(tmp_path: Path) -> None:
     name = joined_recipe(["--recipe", str(own), "--recipe.on", "False"])[-1]
     assert recipe.make(name).on is False and recipe.make(str(own)).on is True
     assert recipe.located(name) == f"{own} --on False"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("learning_rate(self, step, steps):\n        return math.nan", "learning_rate is nan at step 1"),
+        ("reward(self, scores):\n        return scores.rating.fill_(math.inf)", "reward is infinite"),
+        ("metrics(self):\n        return {'k': True}", "field k: expected a number, got True"),
+    ],
+)
+def test_what_a_recipe_makes_has_to_be_numbers(
+    tiny: Path, questions: Path, tmp_path: Path, body: str, words: str
+) -> None:
+    """Else a run goes on with nothing learnt, or leaves records that nobody can read again."""
+    own = write_recipe(tmp_path / "own.py", f"    def {body}\n")
+    own.write_text("import math\n" + own.read_text())
+    with pytest.raises(ValueError, match=words):
+        trained(tiny, questions, tmp_path / "run", "--recipe", own)
 
 
 def test_help_shows_a_recipes_options(capsys: pytest.CaptureFixture) -> None:

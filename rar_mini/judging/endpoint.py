@@ -94,12 +94,13 @@ class Request:
 
 
 Tokens = Annotated[int, Field(ge=0, le=10**7)]  # no model reads or writes more at once
+Read = Annotated[int, Field(ge=1, le=10**7)]  # and none answers what it has not read
 
 
 class Usage(Form):
     """What a reply says that it cost, under either wire's names."""
 
-    read: Tokens = Field(ABSENT, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
+    read: Read = Field(ABSENT, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
     written: Tokens = Field(ABSENT, validation_alias=AliasChoices("completion_tokens", "output_tokens"))
     cached: Tokens | None = Field(
         None,  # among those that were read
@@ -331,7 +332,7 @@ class Endpoint:
         count = self.ledger.counts
         size = len(json.dumps(body))  # no token is shorter than a byte: a bound on what is read
         most = body.get("max_tokens", body.get("max_completion_tokens", 0))
-        bound = self._cost(size, 0, most)
+        bound = max(self._cost(size, cached, most) for cached in (0, size))
         async with self._places:
             await self._requests.take(1)
             await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
@@ -343,7 +344,7 @@ class Endpoint:
                 async with asyncio.timeout(self.timeout):
                     response = await self._client.post(path, cast_to=httpx.Response, body=body)
                 reply = self._read(response)
-                cost = self._book(reply.get("usage"), bound)
+                cost = self._book(reply, bound)
             except (Failure, TimeoutError, openai.OpenAIError) as error:
                 failure = self._failure(error)
                 cost = 0.0 if failure.free else bound
@@ -370,14 +371,14 @@ class Endpoint:
         full, again, out = self.price or (0.0, 0.0, 0.0)
         return ((read - cached) * full + cached * again + written * out) / 1e6
 
-    def _book(self, reported: Any, bound: float) -> float:
+    def _book(self, reply: dict[str, Any], bound: float) -> float:
         """Count the tokens that a reply reports. Returns what they cost; the bound if that cannot be true."""
         try:
-            usage = Usage.model_validate(reported)
+            usage = Usage.model_validate(reply.get("usage"))
         except ValidationError:
             return bound
         cached = usage.cached or 0
-        if cached > usage.read:
+        if cached > usage.read or (usage.written == 0 and "choices" in reply):
             return bound
         tokens = {"tokens_in": usage.read, "tokens_cached": cached, "tokens_out": usage.written}
         self.ledger.counts.update(tokens)
@@ -423,8 +424,8 @@ class Endpoint:
     def _unreachable(self, failure: Failure) -> ConnectionError:
         return ConnectionError(
             f"the server has not answered for model {self.model!r}: expected a reply from "
-            f"{self.address}, got {failure}; check that the server runs, and that the base URL (with its "
-            "/v1), OPENAI_API_KEY and the model's name are right"
+            f"{redact(self.address)}, got {failure}; check that the server runs, and that the base URL (with "
+            "its /v1), OPENAI_API_KEY and the model's name are right"
         )
 
 

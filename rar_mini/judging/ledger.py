@@ -116,16 +116,21 @@ class Account:
                 "make room, then go on"
             ) from error
 
-    def adopt(self, steps: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Begin the record of a run that was started before there was one, by what its metrics say."""
+    def adopt(self, spent: Counter[str]) -> None:
+        """Begin the record of a run that was started before there was one, by what its metrics tell."""
         if not self.exists():
-            spent: Counter[str] = Counter()
-            for row in (row for rows in steps for row in rows):
-                for name, dollars in row.items():
-                    if judge := re.fullmatch(r"perf/(judge\d*)/dollars", name):
-                        spent[judge[1]] += dollars or 0.0
             for judge, dollars in (+spent).items():
                 replace(self, judge=judge).put("before this record", dollars)
+
+    def refuse_lost(self, spent: Counter[str]) -> None:
+        """Raise ValueError if the record lacks dollars that the run's metrics tell."""
+        for judge, dollars in spent.items() if self.exists() else ():
+            kept = replace(self, judge=judge).spent()
+            if kept < dollars - 1e-6:
+                raise ValueError(
+                    f"{self.path} has ${kept:.4f} for {judge}, but the run's metrics tell of ${dollars:.4f}: "
+                    "bring the record back as it was"
+                )
 
     @property
     def _name(self) -> str:
@@ -138,6 +143,16 @@ class Account:
     def _files(self) -> list[Path]:
         others = self.path.parent.glob(f"{self.path.stem}-rank-*{self.path.suffix}")
         return [path for path in (self.path, *sorted(others)) if path.exists()]
+
+
+def dollars_told(steps: Sequence[Sequence[dict[str, Any]]]) -> Counter[str]:
+    """The dollars of each judge that the steps of a run's metrics tell."""
+    spent: Counter[str] = Counter()
+    for row in (row for rows in steps for row in rows):
+        for name, dollars in row.items():
+            if judge := re.fullmatch(r"perf/(judge\d*)/dollars", name):
+                spent[judge[1]] += dollars or 0.0
+    return spent
 
 
 class Ledger:
@@ -173,7 +188,7 @@ class Ledger:
         self.under_way -= 1
         self.reserved = self.reserved - most if self.under_way else 0.0  # without what rounding leaves
         self.counts["dollars"] += cost
-        if self.account and most:
+        if self.account and (most or cost):
             self.account.put(request, cost)
 
     def pool(self) -> None:

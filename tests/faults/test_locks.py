@@ -1,5 +1,6 @@
 """One process at a time writes to a run, or to a file of answers; the lock of one that died is free."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -89,3 +90,28 @@ def test_without_locks_there_is_a_warning(
     monkeypatch.setattr(files.fcntl, "flock", unable)
     with files.locked(tmp_path):
         assert "cannot be locked (no locks available)" in caplog.text
+
+
+@pytest.mark.parametrize("name", [".lock", ".config.json.partial"])
+def test_a_link_leads_to_no_other_file(tiny: Path, tmp_path: Path, questions: Path, name: str) -> None:
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    train.main(options(tiny, questions, run, steps=1, eval_every=0))
+    precious.write_text("mine")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(precious)
+    with contextlib.suppress(OSError):
+        train.main(["--resume", str(run), "--steps", "2"])
+    assert precious.read_text() == "mine" and not (run / "config.json").is_symlink()
+
+
+def test_a_lock_says_nothing_but_who_holds_it(
+    tmp_path: Path, holder: Callable[[Path], subprocess.Popen]
+) -> None:
+    path = tmp_path / "file"
+    process = holder(path)
+    (tmp_path / ".file.lock").write_text("\x1b[31mprocess 1 on vm")
+    with pytest.raises(ValueError, match="^another process is at work on"), files.locked(path):
+        pass
+    (tmp_path / ".file.lock").write_text(f"process {process.pid} on vm\x1b[31m")
+    with pytest.raises(ValueError, match=f"^process {process.pid} on vm is at work on"), files.locked(path):
+        pass

@@ -20,7 +20,7 @@ import judge as judges
 import train
 from rar_mini import ranks
 from rar_mini.judging.endpoint import Endpoint, OverBudget, Request
-from rar_mini.judging.ledger import Account, Ledger
+from rar_mini.judging.ledger import Account, Ledger, dollars_told
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -123,11 +123,13 @@ def test_a_run_of_before_has_its_costs_in_its_metrics(
 
 def test_both_judges_costs_are_taken_over_and_nothing_is_not_written(tmp_path: Path) -> None:
     account = Account(tmp_path / "spending.jsonl")
-    account.adopt([[{"perf/judge/dollars": 0.0, "perf/judge/calls": 3}], [{"perf/judge/dollars": None}]])
+    account.adopt(
+        dollars_told([[{"perf/judge/dollars": 0.0, "perf/judge/calls": 3}], [{"perf/judge/dollars": None}]])
+    )
     assert not account.path.exists()
     steps = [[{"perf/judge/dollars": 0.5, "perf/judge2/dollars": 2}], [{"perf/judge/dollars": 0.25}]]
-    account.adopt(steps)
-    account.adopt(steps)
+    account.adopt(dollars_told(steps))
+    account.adopt(dollars_told(steps))
     assert (account.spent(), account.after(1).spent()) == (0.75, 2)
 
 
@@ -250,6 +252,8 @@ LIES = {
     "more than any model reads": SAID | {"prompt_tokens": 10**9},
     "half a token": SAID | {"completion_tokens": 9.5},
     "no tokens written": {"prompt_tokens": 20},
+    "nothing read": SAID | {"prompt_tokens": 0},
+    "nothing written": SAID | {"completion_tokens": 0},
     "no usage": None,
     "a list": [20, 10],
 }
@@ -278,6 +282,30 @@ def test_a_reply_that_breaks_off_may_have_to_be_paid(
     server.fault = lambda path, body, number: fault
     made.ask([request()])
     assert made.ledger.counts["dollars"] - before == pytest.approx(most * 12 * 100 / 1e6)
+
+
+def test_a_price_of_cached_tokens_above_that_of_others_is_reserved(
+    server: Server, endpoint: Callable[..., Endpoint]
+) -> None:
+    usage = {"prompt_tokens": 20, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 20}}
+    server.spoil_chat = lambda fault, body, content, whole: whole | {"usage": usage}
+    made = endpoint(price=(0.0, 1000.0, 0.0), max_usd=0.2, concurrency=1)
+    with pytest.raises(OverBudget):
+        made.ask([request(str(i)) for i in range(19)])
+    assert 0 < made.ledger.counts["dollars"] <= 0.2
+
+
+@pytest.mark.parametrize("left", ["", '{"judge": "Judge", "request": "r", "dollars": 9}\n'])
+def test_a_record_that_was_emptied_is_missed(
+    tiny: Path, tmp_path: Path, questions: Path, server: Server, priced: Path, left: str
+) -> None:
+    run = tmp_path / "run"
+    train.main(asking(tiny, questions, run, priced, steps=1))
+    (run / "spending.jsonl").write_text(left)
+    before = {path: path.read_bytes() for path in run.glob("*.json*")}
+    with pytest.raises(ValueError, match=r"has \$0.0000 for judge, but the run's metrics tell of \$0.0080"):
+        train.main(["--resume", str(run), "--steps", "2"])
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_server_that_nobody_reached_costs_nothing(endpoint: Callable[..., Endpoint]) -> None:

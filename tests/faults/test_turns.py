@@ -110,7 +110,7 @@ def test_a_run_says_where_its_answers_end(
 def test_templates_that_end_no_turn_add_no_end_token(tmp_path: Path) -> None:
     """Where it writes plain words, or nothing, or does not write an answered question at all."""
     raising = "{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
-    for template in (None, TEMPLATE.replace("<|im_end|>", ""), raising, "{{ messages[0].content }}"):
+    for template in (None, TEMPLATE.replace("<|im_end|>", ""), raising):
         assert Turns(byte_tokenizer(template)).end is None
     assert Turns(byte_tokenizer(TEMPLATE.replace("<|im_end|>", " <|endoftext|>"))).end == TEXT
 
@@ -382,3 +382,20 @@ def test_a_completion_without_text_is_refused(completion: Any, questions: Path) 
     reward = as_trl_reward(Judge("keyword", "rar-explicit"), data.read(questions))
     with pytest.raises(ValueError, match="expected a completion as text, or as turns with text, got"):
         reward(completions=[completion], id=["q0"])
+
+
+@pytest.mark.parametrize(
+    "template", ["hello", "{{ messages[0].content }}", TEMPLATE + "{{ range(99)|random }}"]
+)
+def test_a_template_that_loses_the_question_or_varies_is_refused(base: Path, template: str) -> None:
+    """Else a run would train on it without a word."""
+    (base / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match="expected a chat template that writes the question, and the same"):
+        policy.load(str(base), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("token", [-1, 2**40, 99999999])
+def test_an_end_token_that_the_model_does_not_have_is_refused(base: Path, token: int) -> None:
+    (base / policy.GENERATION).write_text(json.dumps({"eos_token_id": token}))
+    with pytest.raises(ValueError, match=f"expected eos_token_id from 0 to 258, got {token}"):
+        policy.load(str(base), torch.float32, "cpu")

@@ -179,6 +179,7 @@ def traced_judging(tracker: Tracker, config: PretrainedConfig, monkeypatch: pyte
     model = hollow(config, torch.bfloat16)
     loaded = Policy(model, byte_tokenizer(), frozenset(), Path())
     monkeypatch.setattr(local_judge.policy, "load", lambda *args: loaded)
+    monkeypatch.setattr(local_judge.ranks, "refuse_device", lambda *words: None)  # meta is no device of users
     asker = local_judge.LocalJudge("none", "meta", JudgePrompts(system="", yes_no=""), b"")
     asked = Worded("x" * 991 + "\n", "", [f"{i:02}".ljust(17, "q") for i in range(33)], False)
     tracker.track_external(model)

@@ -156,7 +156,7 @@ class Judge:
         return self._own(example)
 
     def _own(self, example: Example) -> Rubric:
-        """The question's own rubric, as designed. Raises ValueError where nothing of it is left."""
+        """The question's own rubric, as designed. Raises ValueError if nothing of it is left."""
         return self.design.apply(example.rubric, example.id)
 
     def calls(self, example: Example) -> int:
@@ -240,7 +240,7 @@ class Judge:
 
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
         """What it costs at most to judge so many answers, of so many tokens each, to examples like these: in
-        words, at four characters a token and 50 tokens a reason; "" where nothing is sent."""
+        words, at four characters a token and 50 tokens a reason; "" if nothing is sent."""
         if self.server is None or not examples:
             return ""
         questions = [
@@ -251,7 +251,7 @@ class Judge:
         share, price = answers / len(examples), self.server.endpoint.price
         read = share * sum(len(json.dumps(self.server.request(each).body)) for each in questions) / 4
         items = sum(1 if each.rating else len(each.criteria) for each in questions)
-        written = share * 50 * items * (self.kind == "chat")
+        written = share * 50 * items if self.kind == "chat" else 0
         text = f"about {share * len(questions):.0f} requests, {read:.2g} tokens in, {written:.2g} out"
         return text + (f", ${(read * price[0] + written * price[2]) / 1e6:.2f}" if price else "")
 

@@ -5,8 +5,8 @@
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage, and its tokens
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
     RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; trainer/ continues the run.
-                             Of LoRA it has merged weights, and in adapter/ a directory of PEFT's; or with
-                             --lora-save adapter it is one of PEFT's itself
+                             With LoRA it has merged weights, and in adapter/ a directory of PEFT's; or
+                             with --lora-save adapter it is one of PEFT's itself
 
 A checkpoint is built under another name, written through to the disk and then renamed, so that it is there
 whole or not at all; its manifest tells whether a file has changed since. Only a folder that is named exactly
@@ -153,8 +153,8 @@ def hold(folder: Path) -> None:
 
 
 class Run:
-    """A run's folder. `create` makes a new one and `reopen` continues one. Of several ranks the first one
-    writes, and all read."""
+    """A run's folder. `create` makes a new one and `reopen` continues one. With several ranks, the first
+    one writes and all read."""
 
     def __init__(self, folder: Path, written: dict[str, Any] | None = None) -> None:
         self.folder = folder

@@ -65,7 +65,7 @@ class Options(Asking):
     prompts: Path | None = None
     """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
     judge_device: str = "auto"
-    """of local:NAME: cpu, cuda, or auto"""
+    """where local:NAME computes: cpu, cuda, or auto"""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Config:
     """what to do with a longer one, and with a reference answer too long for sft: stop, or leave the question
     out and say how many; neither is ever cut"""
     temperature: Annotated[float, Within(1e-3, 100)] = 1.0
-    """of sampling, and of the log-probabilities that are trained"""
+    """for sampling, and for the log-probabilities that are trained"""
 
     lr: Annotated[float, Within(0, 1)] = 6e-5
     """learning rate after the warm-up; constant from there"""
@@ -146,8 +146,8 @@ class Config:
     """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept, but
     not of adapters, which have their base"""
     reference_device: Literal["auto", "cpu"] = "auto"
-    """of that copy: where the policy is, or cpu, from where one layer at a time visits the GPU: less memory
-    there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
+    """where that copy stays: with the policy, or on the cpu, from where one layer at a time visits the GPU:
+    less memory there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
     lora_rank: Annotated[int, Within(0, 65_536)] = 0
     """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
     training; 0 trains all weights"""
@@ -170,7 +170,7 @@ class Config:
     graph: bool = True
     """on CUDA, capture the sampler's step in CUDA graphs; changes time, not the result"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the weights and of the arithmetic"""
+    """the numbers of the weights and of the arithmetic"""
     attention: Attention = "auto"
     """over the packed rows of training: loop, a call a segment; flex, one FlexAttention kernel, which needs
     CUDA; or auto, flex where there is CUDA"""
@@ -183,7 +183,7 @@ class Config:
     day: str | None = None
     """the date that a chat template may show, YYYY-MM-DD; the day on which the run begins if not given"""
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0
-    """of the order of the questions and of all sampling"""
+    """decides the order of the questions and all sampling"""
     eval_every: Annotated[int, Within(0, 1e9)] = 100
     """score fresh answers to training and held-out questions before, after and every n steps; 0 never"""
     eval_samples: Annotated[int, Within(1, 1e4)] = 3

@@ -82,9 +82,9 @@ def lines(
     """The rows of a JSONL file, each with these fields, read `without` others. Raises ValueError that names a
     line.
 
-    Of a file that is added to, none where there is none yet, and what comes after the last line feed is left
-    out: half a line, of a command that is at work or was killed. A `finished` file has to be there, counts to
-    its last character, and may have blank lines.
+    A file that is added to may be missing, and what comes after its last line feed is left out: half a line
+    of a command that is at work or was killed. A `finished` file has to be there, counts to its last
+    character, and may have blank lines.
     """
     parts = regular(path).read_bytes().split(b"\n") if finished or path.exists() else []
     rows = []

@@ -126,7 +126,7 @@ def load(decoder: Decoder, directory: Path) -> None:
 
 
 def merge(decoder: Decoder, directory: Path) -> None:
-    """Add adapters in PEFT's format to the weights of a plain decoder. Raises ValueError where they are of
+    """Add adapters in PEFT's format to the weights of a plain decoder. Raises ValueError if they are of
     another kind or of another model."""
     config = json_object(directory / CONFIG)
     try:
@@ -135,7 +135,8 @@ def merge(decoder: Decoder, directory: Path) -> None:
         raise ValueError(f"{directory / CONFIG}: {forms.fault(error)}") from None
     odd = [name for name in UNKNOWN if config.get(name)]
     begun = f"{config.get('init_lora_weights')!s:.80}"
-    odd += [f"init_lora_weights {begun}"] * begun.startswith(MOVED)
+    if begun.startswith(MOVED):
+        odd.append(f"init_lora_weights {begun}")
     if config.get("peft_type") != "LORA" or odd:
         came = ", ".join(odd) or f"peft_type {config.get('peft_type')!s:.80}"
         raise ValueError(f"{directory / CONFIG}: expected plain LoRA, got {came}; merge it with peft instead")

@@ -30,9 +30,12 @@ SLICE = 2**24
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights, tokenizer and end tokens, and the directory they came from, with what its generation config
-    says (a run drops the checkpoint it went on from); of adapters, the name of their base, and whether they
-    are saved merged into it, too; and the control tokens in answers that were warned about."""
+    """Weights, tokenizer and end tokens, and the directory they came from.
+
+    `generation` is the text of its generation config: a run drops the checkpoint that it went on from.
+    Adapters also have the name of their `base`, and `merge` says whether they are saved merged into it, too.
+    `warned` holds the control tokens in answers that were warned about.
+    """
 
     model: Decoder
     tokenizer: Any
@@ -111,8 +114,8 @@ class Policy:
         return [name or str(number) for name, number in zip(spelt, numbers, strict=True)]
 
     def save(self, directory: Path) -> None:
-        """Write a Hugging Face directory, or where only adapters are saved one of PEFT's; with tokenizer.
-        Raises OSError where the disk does not take it."""
+        """Write a Hugging Face directory with tokenizer, or one of PEFT's if only adapters are saved. Raises
+        OSError if the disk does not take it."""
         if self.merge:
             model.save(self.model, directory, lora.merged(self.model))
         if self.base is not None:
@@ -244,7 +247,7 @@ def too_long(
     answered: bool,
     messages: Sequence[dict[str, str]] | None = None,
 ) -> str:
-    """What of an example does not fit, in words; "" where all does.
+    """What of an example does not fit, in words; "" if all does.
 
     A prompt may have so many tokens, and as many as the window leaves beside the `new` ones; where the
     example is to be `answered` by its reference, that may have as many as the new ones, its end token

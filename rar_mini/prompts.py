@@ -238,7 +238,7 @@ def fill(text: str, **values: str) -> str:
 
 
 def closed_question(prompts: JudgePrompts, criterion: Criterion) -> str:
-    """One criterion as a question for yes or no; of a pitfall, yes means that it was avoided."""
+    """One criterion as a question for yes or no. For a pitfall, yes means that it was avoided."""
     text = prompts.avoided if criterion.asks_avoidance else prompts.met
     return fill(text, criterion=criterion.description)
 

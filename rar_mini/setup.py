@@ -243,9 +243,9 @@ def announce(t: Training, why: str) -> None:
     """Say what the run is about to do, and what its training costs, judged by the questions that are
     scored."""
     config, judged, train = t.config, not t.config.supervised, t.questions["train"]
-    calls = judged * sum(map(t.judge.calls, train)) / len(train)
+    calls = sum(map(t.judge.calls, train)) / len(train) if judged else 0
     answers = (config.steps - t.first + 1) * config.prompts_per_step * config.group_size
-    cost = t.judge.estimate(t.scored["train"], judged * answers, config.max_new_tokens)
+    cost = t.judge.estimate(t.scored["train"], answers if judged else 0, config.max_new_tokens)
     if config.recipe:
         print(f"recipe   {config.recipe}")
     print(f"policy   {printable(config.policy)}, {t.actor.trained()}, {config.dtype} on {config.device}")

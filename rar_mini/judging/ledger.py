@@ -166,7 +166,7 @@ class Ledger:
         self.account: Account | None = None
         self.under_way = 0  # requests
         self.reserved = 0.0  # dollars that these may cost
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._pooled: tuple[Counter[str], Counter[str]] = (Counter(), Counter())  # what all ranks know of
 
     def fail(self, kind: str, words: str = "") -> None:
@@ -197,8 +197,8 @@ class Ledger:
             return
         counts, failures = self.counts - self._pooled[0], self.failures - self._pooled[1]
         calls = counts["calls"]
-        told = ranks.gather((counts, failures, self.words, list(self.latencies)[-calls:] if calls else []))
-        for counts, failures, words, latencies in told[: ranks.rank] + told[ranks.rank + 1 :]:
+        pools = ranks.gather((counts, failures, self.words, list(self.latencies)[-calls:] if calls else []))
+        for counts, failures, words, latencies in pools[: ranks.rank] + pools[ranks.rank + 1 :]:
             self.counts.update(counts)
             self.failures.update(failures)
             self.words |= words
@@ -217,8 +217,8 @@ class Ledger:
         now = Counter({f"perf/judge/{name}": count for name, count in self.counts.items()})
         now["judge/questions"] = now.pop("perf/judge/questions", 0)
         now.update({f"judge/failures/{kind}": count for kind, count in self.failures.items()})
-        new = {name: now[name] - self._told[name] for name in now}
-        self._told = now
+        new = {name: now[name] - self._reported[name] for name in now}
+        self._reported = now
         if self.latencies:
             new |= {f"perf/judge/latency_p{share}": self.latency(share) for share in (50, 95)}
         return new
@@ -231,7 +231,7 @@ class Ledger:
         self.account = account
         if spent:
             self.counts["dollars"] += spent
-            self._told["perf/judge/dollars"] += spent
+            self._reported["perf/judge/dollars"] += spent
             self._pooled[0]["dollars"] += spent
 
     def latency(self, percent: int) -> float:

@@ -111,13 +111,13 @@ def replay(
         most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
     """
     Within(1, 1e9).refuse("most", most)
-    opened, written = Run.reopen(run)
+    opened = Run.reopen(run)
     config = opened.settings()
     if config.supervised:
         raise ValueError(f"{run} learnt from reference answers (--method sft): expected a run with rewards")
     spec, why = choose(judge)
     made = recipe.make(config.recipe, config)
-    if written.get("recipe") != recipe.digest(config.recipe):
+    if opened.written.get("recipe") != recipe.digest(config.recipe):
         print(f"evaluate.py: the recipe {config.recipe} has changed since the run", file=sys.stderr)
     rows = replays.spaced(records(run, "rollouts.jsonl"), most)
     groups = replays.groups_of(rows, config.group_size)

@@ -187,8 +187,8 @@ class Run:
         return run
 
     @classmethod
-    def reopen(cls, folder: Path) -> tuple["Run", dict[str, Any]]:
-        """Open an existing run: (run, what its config.json says)."""
+    def reopen(cls, folder: Path) -> "Run":
+        """Open an existing run, with what its config.json says as `written`."""
         try:
             text = regular(folder / "config.json").read_bytes()
             Description.model_validate_json(text)
@@ -196,8 +196,7 @@ class Run:
             raise ValueError(
                 f"{folder} is no run: expected a readable config.json in it; {forms.fault(error)}"
             ) from error
-        written = json.loads(text)
-        return cls(folder, written), written
+        return cls(folder, json.loads(text))
 
     def settings(self) -> Config:
         """The run's settings; those that it did not know yet have their defaults. Raises ValueError by the

@@ -16,6 +16,7 @@ download.
 This module imports nothing heavy, so that a name in the cache resolves in milliseconds.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -183,9 +184,7 @@ def only_one(path: Path) -> Iterator[bool]:
     # The file stays: were it removed, a third process could lock a new file of its name beside the second.
     with path.open("a") as file:
         locked = False
-        with suppress(ImportError, OSError):  # neither Windows nor every network file system has them
-            import fcntl
-
+        with suppress(OSError):  # not every network file system has locks
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

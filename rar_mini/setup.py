@@ -265,21 +265,21 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     parser.add_argument("--accept-changes", action="store_true", help=f"{changes}; config.json keeps it")
     parser.add_argument("--max-usd", type=float, help="what each judge may cost, in place of the run's own")
     options = parser.parse_args(argv)
-    run, written = Run.reopen(options.resume)
+    run = Run.reopen(options.resume)
     checkpoint.hold(run.folder)
     run.accepts = options.accept_changes
     config = run.settings()
     if options.max_usd is not None:
         judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
         config = dataclasses.replace(config, judging=judging)
-    for difference in checkpoint.differences(written):
+    for difference in checkpoint.differences(run.written):
         print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):
             raise ValueError(f"--steps {options.steps}: expected the run's {config.steps} or more")
         # The warm-up stays as long as it was: a share of more steps would lower the rate again.
-        run.written["planned_steps"] = written.get("planned_steps", config.steps) or options.steps
+        run.written["planned_steps"] = run.written.get("planned_steps", config.steps) or options.steps
         config = dataclasses.replace(config, steps=options.steps)
     if done >= config.steps:
         raise ValueError(f"{run.folder} is finished after {done} steps; pass --steps N to go on")

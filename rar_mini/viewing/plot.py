@@ -125,7 +125,7 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
         out: the picture, RUN/plot.png if not given
     """
     matplotlib = drawing()
-    settings = Run.reopen(run)[1]["settings"]
+    settings = Run.reopen(run).written["settings"]
     rows, answers = (records(run, name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     window = max(2, min(20, len(rows) // 5))
     names = [name for name in SERIES if name != "loss" or settings.get("method") == "sft"]

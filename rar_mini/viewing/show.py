@@ -19,8 +19,9 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     `width` is the terminal's unless given. Raises ValueError if there is no run or no such step.
     """
     width = max(60, width or shutil.get_terminal_size((100, 24)).columns)
-    run, config = Run.reopen(folder)
-    if config["settings"].get("method") == "sft":
+    run = Run.reopen(folder)
+    settings = run.written["settings"]
+    if settings.get("method") == "sft":
         raise ValueError(f"{folder} learnt from reference answers (--method sft): it has no rollouts to show")
     rows = records(run.folder, "rollouts.jsonl")
     steps = sorted({row["step"] for row in rows})
@@ -30,7 +31,7 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     if step not in steps:
         raise ValueError(f"{folder} has no step {step}: expected one from {steps[0]} to {steps[-1]}")
     rows = [row for row in rows if row["step"] == step]
-    groups = groups_of(rows, config["settings"].get("group_size", Config.group_size))
+    groups = groups_of(rows, settings.get("group_size", Config.group_size))
     refuse_uneven(run.folder / "rollouts.jsonl", rows, groups)
     head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
     return "\n\n".join([head, *(_group([rows[i] for i in group], width) for group in groups)])

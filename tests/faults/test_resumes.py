@@ -242,7 +242,7 @@ def test_a_run_that_is_killed_while_its_folder_is_made_leaves_none(
         Run.create(tmp_path / "run", {"seed": 0})
     assert not any(tmp_path.iterdir())
     Run.create(tmp_path / "run", {"seed": 0})
-    assert Run.reopen(tmp_path / "run")[1]["settings"] == {"seed": 0}
+    assert Run.reopen(tmp_path / "run").written["settings"] == {"seed": 0}
 
 
 # --- the first day ------------------------------------------------------------------------------------------

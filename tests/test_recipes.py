@@ -28,6 +28,7 @@ from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import Wrapper
 from rar_mini.options import joined_recipe
 from rar_mini.recipe import LAB, Recipe
+from rar_mini.report import Clock
 from rar_mini.rubric import Criterion, Rubric
 from rar_mini.sampler import Completion
 from rar_mini.scores import NAN, Rollouts, Scores
@@ -506,6 +507,15 @@ def test_rubrics_that_a_recipe_makes_stand_whole_in_the_records_and_are_replayed
     assert len({json.dumps(row["rubric"]) for row in records(run, "rollouts")}) > 1
     done = command("evaluate.py", "replay", run, "--judge", "keyword")
     assert json.loads(done.stdout.splitlines()[-1])["all"]["same"]["value"] == 1.0, done.stderr
+
+
+def test_one_group_with_a_rubric_of_its_own_is_enough_to_keep_all(questions: Path) -> None:
+    examples, responses = data.read(questions)[:2], [["b", "c"], ["d", "e"]]
+    own = Rubric(examples[0].rubric.criteria[:1])
+    recipe = SimpleNamespace(rubrics=lambda examples, responses: [own, examples[1].rubric])
+    rollouts = Rollouts(examples, [], [], responses)
+    train.judge(SimpleNamespace(recipe=recipe), Judge("keyword", "rar-explicit"), rollouts, Clock())
+    assert rollouts.rubrics == [own, examples[1].rubric]
 
 
 # --- judges made of others ----------------------------------------------------------------------------------

@@ -201,8 +201,9 @@ class Run:
     def settings(self) -> Config:
         """The run's settings; those that it did not know yet have their defaults. Raises ValueError by the
         name of one that no run has."""
+        settings = {"answers": "full"} | self.written["settings"]  # what runs asked for before that option
         try:
-            return SETTINGS.validate_json(json.dumps(self.written["settings"]), strict=True)
+            return SETTINGS.validate_json(json.dumps(settings), strict=True)
         except ValidationError as error:
             raise ValueError(f"{self.folder}/config.json: {forms.fault(error, 'settings')}") from None
 

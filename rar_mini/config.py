@@ -118,7 +118,11 @@ class Config:
     """P, questions in a step, of all processes together"""
     group_size: Annotated[int, Within(1, 1024)] = 8
     """G, rollouts of each question"""
-    max_new_tokens: Annotated[int, Within(1, 1e7)] = 48
+    answers: Literal["auto", "short", "full"] = "auto"
+    """what the policy is asked for: short, one short sentence, and it is shown two such answers first; full,
+    the question alone; auto, short for --domain medical and science without --data or --method sft, else
+    full"""
+    max_new_tokens: Annotated[int, Within(1, 1e7)] = 64
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """the longest prompt that is taken"""
@@ -235,6 +239,7 @@ PRESETS = {
         steps=300,
         prompts_per_step=6,
         group_size=16,
+        answers="full",
         max_new_tokens=3072,
         max_prompt_tokens=512,
         long_prompts="skip",

@@ -21,6 +21,15 @@ from rar_mini.rubric import Criterion
 POLICY_SYSTEM = "You answer questions in medicine and science. Be accurate, complete and clear."
 """Shown to the policy in front of every conversation that does not bring a system message of its own."""
 
+SHORT_SYSTEM = "You answer questions in medicine and science in one short sentence."
+SHORT_REQUEST = " Answer in one short sentence."
+SHORT_EXAMPLES = (
+    ("What does insulin do?", "It lowers blood sugar by moving glucose from the blood into the cells."),
+    ("Why is the sky blue?", "Air scatters blue light more strongly than red light."),
+)
+"""For --answers short: a small policy that is only asked for one sentence writes five; with two examples and
+the request behind every question it ends most answers by itself."""
+
 PLAIN_TEMPLATE = {
     "system": "{content}\n\n",
     "user": "Question: {content}\n\n",
@@ -55,11 +64,19 @@ PREDEFINED = (
 """RaR-Predefined: the paper's four generic criteria, alike for every question and weighted alike."""
 
 
-def policy_messages(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation as the policy gets it: with our system message, unless it brings one."""
+def policy_messages(messages: Sequence[dict[str, str]], *, short: bool = False) -> list[dict[str, str]]:
+    """The conversation as the policy gets it: with our system message, unless it brings one. If `short`, it
+    is asked for one sentence behind its last turn, too, and two such exchanges stand in front."""
     if messages[0]["role"] == "system":
         return list(messages)
-    return [{"role": "system", "content": POLICY_SYSTEM}, *messages]
+    if not short:
+        return [{"role": "system", "content": POLICY_SYSTEM}, *messages]
+    turns = [{"role": "system", "content": SHORT_SYSTEM}]
+    for question, answer in SHORT_EXAMPLES:
+        turns.append({"role": "user", "content": question + SHORT_REQUEST})
+        turns.append({"role": "assistant", "content": answer})
+    last = messages[-1] | {"content": messages[-1]["content"] + SHORT_REQUEST}
+    return [*turns, *messages[:-1], last]
 
 
 def dated(template: str) -> str:

@@ -74,7 +74,7 @@ class Recipe:
     def messages(self, example: Example, step: int | None, g: int) -> Sequence[dict[str, str]]:
         """The conversation that rollout g of an example answers. Between steps, for a score, `step` is None.
         Rollouts that are shown the same messages share one reading of them."""
-        return prompts.policy_messages(example.messages)
+        return prompts.policy_messages(example.messages, short=self.config.answers == "short")
 
     def answer(self, example: Example, text: str) -> str:
         """The part of what the policy wrote that the judge reads."""

@@ -110,9 +110,12 @@ def settle(config: Config) -> tuple[Config, str]:
     elif source:
         source = str(Path(source).absolute())
     G = 1 if config.supervised else config.group_size
+    short = source is None and config.domain in ("medical", "science") and not config.supervised
+    answers = ("short" if short else "full") if config.answers == "auto" else config.answers
     own = config.recipe and recipe.located(config.recipe)
     day = config.day or ranks.first(lambda: date.today().isoformat())
     settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
+    settled |= {"answers": answers}
     return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day), why
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 import judge as judges
 import train
 from judge import Judge
-from rar_mini import data, grpo, policy, prompts, recipe, sampler
+from rar_mini import data, grpo, policy, prompts, recipe, sampler, setup
 from rar_mini.config import PRESETS
 from rar_mini.judging import keyword
 from rar_mini.judging.ledger import Account
@@ -705,3 +705,31 @@ def test_by_default_nothing_hidden_reaches_the_messages(questions: Path) -> None
         shown = [made(None).messages(example, step, g) for g in range(4)]
         assert all(messages == shown[0] for messages in shown)
         assert "zebra" not in repr(shown) and "alrus" not in repr(shown) and example.question in repr(shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "short"),
+    [
+        ("--domain medical", True),
+        ("--domain science", True),
+        ("--domain medical --answers full", False),
+        ("--method sft", False),  # whole reference answers are learnt
+        ("--data QUESTIONS", False),
+        ("--data QUESTIONS --answers short", True),
+    ],
+)
+def test_bundled_questions_are_asked_for_one_short_sentence(
+    tiny: Path, questions: Path, tmp_path: Path, words: str, short: bool
+) -> None:
+    argv = words.replace("QUESTIONS", str(questions)).split()
+    argv = ["--policy", str(tiny), "--judge", "keyword", "--out", str(tmp_path / "run"), *argv]
+    config = setup.settle(setup.parse(argv))[0]
+    example = data.read(questions)[0]
+    shown = recipe.make(None, config).messages(example, 1, 0)
+    assert config.answers == ("short" if short else "full") and (len(shown) > 2) == short
+    asked = example.messages[-1]["content"] + prompts.SHORT_REQUEST * short
+    assert shown[-1] == {"role": "user", "content": asked}
+    request = prompts.SHORT_REQUEST
+    assert all(turn["content"].endswith(request) == short for turn in shown if turn["role"] == "user")
+    own = [{"role": "system", "content": "Be long."}, *example.messages]
+    assert prompts.policy_messages(own, short=short) == own  # data that brings its own words keeps them

@@ -70,7 +70,7 @@ def measure(
     """Measure a judge on answers whose truth is known.
 
     Args:
-        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         data: a file with labelled responses; the bundled sample if not given
         domain: which bundled questions: medical, science or all
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
@@ -107,7 +107,7 @@ def replay(
 
     Args:
         run: the run's folder
-        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
     """
     Within(1, 1e9).refuse("most", most)
@@ -140,7 +140,7 @@ def align(
     """Measure how often a judge rates the better of two answers higher: without a rubric, and with one.
 
     Args:
-        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         data: rows with `preferred` and `worsened`, and perhaps `rubric_without_reference`, or with
             `labelled_responses`; the bundled sample if not given
         domain: which bundled questions: medical, science or all
@@ -204,8 +204,8 @@ def on_gpqa(
     Within(1, 1000).refuse("runs", runs)
     questions = answers.draw(gpqa.read(answers.existing(data, gpqa.SOURCE)), asking.limit)
     spec = verifier and choose(verifier)[0]
-    if spec == "keyword":
-        raise ValueError("--verifier keyword: expected a model, because words alone do not tell a choice")
+    if spec in ("keyword", "rules"):
+        raise ValueError(f"--verifier {spec}: expected a model, because words alone do not tell a choice")
     asker = Judge(spec, "rar-explicit", **vars(judging)) if spec else None
     examples, grade = gpqa.permuted(questions, runs, seed), partial(gpqa.grade, asker)
     about, rows, file = answers.graded("gpqa", gpqa.Kept, examples, grade, asker, asking, judging)

@@ -28,6 +28,10 @@ weights, as HealthBench has it: such a reward can be below 0.
 | decisions:NAME | the Decisions API, up to 400 criteria at once | probabilities, or a refusal |
 | local:NAME | weights in this process, all criteria of a question's answers in one pass | probabilities |
 | keyword | no model; a stand-in that matches words | 0 or 1 |
+| rules | no model; every item has a check | 0 or 1, exact |
+
+An item with a `check` in the data is never asked about: rules give its verdict, whoever the judge is. Methods
+that end in one rating use no checks: there the item is part of what the judge is shown, like any other.
 """
 
 import copy
@@ -49,8 +53,8 @@ from rar_mini import data, forms, prompts, ranks
 from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
 from rar_mini.files import cache_folder, digest, kept_rows
-from rar_mini.judging import wires
-from rar_mini.judging.asked import Asked, Backend
+from rar_mini.judging import rules, wires
+from rar_mini.judging.asked import Asked, Backend, Nobody
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Account, Ledger
@@ -63,15 +67,16 @@ from rar_mini.turns import said, without_thoughts
 METHODS = ("direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit")
 RATED = ("direct-likert", "reference-likert", "rar-implicit")
 OWN = ("rar-explicit", "rar-implicit")  # those that ask about a question's own rubric
+MODELLESS = ("keyword", "rules")  # judges without a model, and so without its name
 PLAIN = Design()
 
 
 class Judge:
     """A judge and the method by which it is asked.
 
-    `spec` is `keyword`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name; `method` one
-    of METHODS; `design` what becomes of a question's own rubric; the rest are Options. Raises ValueError for
-    what does not exist or does not go together. `ledger` counts what happened.
+    `spec` is `keyword`, `rules`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name;
+    `method` one of METHODS; `design` what becomes of a question's own rubric; the rest are Options. Raises
+    ValueError for what does not exist or does not go together. `ledger` counts what happened.
     """
 
     def __init__(
@@ -86,10 +91,15 @@ class Judge:
         kind, _, name = spec.partition(":")
         if method not in METHODS:
             raise ValueError(f"no method {method!r}: expected one of {', '.join(METHODS)}")
-        if kind not in MOST or bool(name) != (kind != "keyword"):
+        if kind not in MOST or bool(name) != (kind not in MODELLESS):
             raise ValueError(
-                f"no judge {spec!r}: expected auto, keyword, or chat:NAME, systemone:NAME, decisions:NAME or "
-                "local:NAME with a model's name"
+                f"no judge {spec!r}: expected auto, keyword, rules, or chat:NAME, systemone:NAME, "
+                "decisions:NAME or local:NAME with a model's name"
+            )
+        if kind == "rules" and method != "rar-explicit":
+            raise ValueError(
+                f"--judge rules cannot serve {method}: it only has the checks of a question's own criteria; "
+                "use --method rar-explicit, or a model with --judge chat:NAME"
             )
         if kind == "keyword" and method not in OWN:
             raise ValueError(
@@ -107,7 +117,7 @@ class Judge:
         self.spec, self.method, self.kind, self.design = spec, method, kind, design
         self.per_call = MOST[kind] if o.criteria_per_call == "all" else o.criteria_per_call
         self.per_call = self.per_call or (1 if kind == "chat" else MOST[kind])
-        if kind != "keyword" and self.per_call > MOST[kind]:
+        if kind not in MODELLESS and self.per_call > MOST[kind]:
             raise ValueError(
                 f"--criteria-per-call {self.per_call}: expected at most {MOST[kind]} for {kind}:NAME"
             )
@@ -117,6 +127,8 @@ class Judge:
     def _backend(self, kind: str, name: str) -> Backend:
         if kind == "keyword":
             return Keyword()
+        if kind == "rules":
+            return Nobody()
         secret = wires.fence_secret(cache_folder())
         if kind == "local":
             from rar_mini.judging.local import LocalJudge  # seconds of imports that no other judge needs
@@ -164,14 +176,17 @@ class Judge:
         return len(self._portions(self.rubric(example)))
 
     def _portions(self, rubric: Rubric) -> list[list[int]]:
-        """Which items are asked about together. Those of weight 0 are never: they change no reward."""
-        items = [k for k, weight in enumerate(rubric.weights) if weight]
+        """Which items are asked about together. Those with a check are not asked about, nor those of weight
+        0: they change no reward."""
+        items = [k for k, item in enumerate(rubric.criteria) if item.weight and not item.check]
         return [items[start : start + self.per_call] for start in range(0, len(items), self.per_call)]
 
     def check(self, examples: Sequence[Example]) -> None:
         """Refuse examples that the method has no question for, or whose rubric the design leaves empty."""
         for example in examples:
-            self._own(example)
+            rubric = self._own(example)
+            if self.kind == "rules":
+                rules.refuse_unchecked(rubric, example.id)
         missing = [example.id for example in examples if not example.reference]
         if self.method == "reference-likert" and missing:
             raise ValueError(
@@ -215,6 +230,10 @@ class Judge:
         own = ranks.share(range(P))
         places = [(p, g, ks) for p in own for g in range(G) for ks in self._portions(rubrics[p])]
         visible = [[without_thoughts(text) for text in group] for group in responses]
+        for p in own:
+            for k, item in enumerate(rubrics[p].criteria):
+                if item.check and item.weight:
+                    verdict[p, :, k] = torch.tensor([rules.verdict(item, text) for text in visible[p]])
         questions = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
         with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
             answers = self.backend.ask(questions, bar.update, repeat)
@@ -241,7 +260,7 @@ class Judge:
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
         """What it costs at most to judge so many answers, of so many tokens each, to examples like these: in
         words, at four characters a token and 50 tokens a reason; "" if nothing is sent."""
-        if self.server is None or not examples:
+        if self.server is None or not any(map(self.calls, examples)):
             return ""
         questions = [
             self._asked(example, "four" * tokens, rubric, ks)
@@ -260,6 +279,8 @@ class Judge:
         to."""
         facts = {"spec": self.spec, "method": self.method, "criteria": repr(self.rubric(example))}
         facts |= {"rubric": repr(example.rubric), "design": repr(self.design)}
+        if checks := [item.check for item in self.rubric(example).criteria if item.check]:
+            facts["checks"] = checks  # absent without any, so that files of before are gone on with
         facts |= {"question": example.question, "reference": example.reference, "response": response}
         facts |= {"per_call": self.per_call, "threshold": self.options.threshold}
         facts |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
@@ -382,7 +403,7 @@ def score(
     Args:
         file: data rows with a `response` each, one JSON object a line
         out: where the scores go, one JSON object a line in the same order
-        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first
         recipe: NAME of lab/NAME.py or PATH.py, whose judge, answers, rubrics and rewards these are

@@ -90,8 +90,8 @@ class Config:
     policy: str = "smollm2-135m"
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
-    """who judges: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server if
-    OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
+    """who judges: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server
+    if OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
     method: Literal[
         "direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit", "sft"
     ] = "rar-explicit"

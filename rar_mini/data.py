@@ -17,13 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from rar_mini import forms, hub
 from rar_mini import rubric as rubrics
 from rar_mini.files import parse, regular
 from rar_mini.forms import ABSENT, Form, Many, Number, T, Text
+from rar_mini.judging import rules
 from rar_mini.rubric import Rubric
 
 if TYPE_CHECKING:
@@ -264,12 +265,70 @@ Reference = Annotated[Text | None, BeforeValidator(_none)]
 """A blank one is none: 9.5 % of the released science rows have no reference answer."""
 
 
+def _phrases(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("phrases", "text or a list of texts")
+    return [value] if isinstance(value, str) else value
+
+
+def _pattern(pattern: str) -> str:
+    try:
+        rules.matches("", pattern)
+    except ValueError as error:
+        reason = str(error).removeprefix("Invalid regular expression: ")
+        raise PydanticCustomError("regex", "a regular expression ({reason})", {"reason": reason}) from None
+    return pattern
+
+
+def _true(value: Any) -> Any:
+    if value is not True:
+        raise PydanticCustomError("true", "true")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Phrases = Annotated[list[Text], Field(min_length=1), BeforeValidator(_phrases)]
+
+
+class Check(Form):
+    """The rules of an item, each with what it takes; judging/rules.py says when they hold."""
+
+    max_words: Count | None = None
+    min_words: Count | None = None
+    contains: Phrases | None = None
+    lacks: Phrases | None = None
+    matches: Annotated[Text, AfterValidator(_pattern)] | None = None
+    starts_with: Text | None = None
+    ends_with: Text | None = None
+    items: Count | None = None
+    json_: Annotated[bool, BeforeValidator(_true)] | None = Field(None, alias="json")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, check: Any) -> Any:
+        """Refuse unknown rules, which would hold in silence, and a check of none."""
+        if not isinstance(check, dict):
+            raise PydanticCustomError("dict_type", "an object")
+        if check.keys() - rules.RULES.keys() or all(value is None for value in check.values()):
+            known = ", ".join(rules.RULES)
+            raise PydanticCustomError("rules", "a rule or more of {known}", {"known": known})
+        return check
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Check":
+        """Refuse two bounds that no answer keeps."""
+        if self.max_words and self.min_words and self.min_words > self.max_words:
+            raise PydanticCustomError("bounds", "min_words of at most max_words")
+        return self
+
+
 class Item(Form):
     """An item of a RaR rubric."""
 
     title: Text = ABSENT
     description: Text = ABSENT
     weight: Weight = ABSENT
+    check: Check | None = None
 
 
 class Point(Form):

@@ -170,7 +170,8 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
     for item in row["verdicts"]:
         verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
         weight = f"weight {item['weight']:<4g}{item['category']:<10}"
-        lines.append(f"    {verdict:>4}  {weight} {printable(item['title'])}")
+        checked = " (checked)" if item.get("checked") else ""
+        lines.append(f"    {verdict:>4}  {weight} {printable(item['title'])}{checked}")
     end = "" if row["finished"] else ", cut"
     lines.append(f"    reward {reward}, advantage {row['advantage']:+.2f}, {row['tokens']} tokens{end}")
     return "\n".join(lines)

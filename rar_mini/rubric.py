@@ -13,8 +13,8 @@ Two kinds exist, and the sign of a verdict differs between them:
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 CATEGORY_WEIGHT = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
 """What an item weighs in RaR-Explicit (the paper, section 2 and appendix; v1 gave pitfalls 0.8)."""
@@ -42,6 +42,8 @@ class Criterion:
     weight: float
     raw: float = 0.0  # the data's own weight, with its sign; criteria of ours have none
     as_worded: bool = False  # whether the judge is asked if a pitfall's text holds
+    # Rules by name that earn the item: then judging/rules.py gives its verdict, and no judge is asked.
+    check: dict[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
     def asks_avoidance(self) -> bool:
@@ -136,8 +138,8 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
 
 
 def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
-    """Make a RaR rubric of {title, description, weight} rows. Odd or missing prefixes are counted in `notes`,
-    and so are clean prefixes that the sign of the weight contradicts: then the prefix counts.
+    """Make a RaR rubric of {title, description, weight, check} rows. Odd or missing prefixes are counted in
+    `notes`, and so are clean prefixes that the sign of the weight contradicts: then the prefix counts.
 
     An item whose data weight is 0 keeps its place and weighs nothing.
     """
@@ -149,7 +151,10 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
         elif item["weight"] and (category == "pitfall") != (item["weight"] < 0):
             notes["items whose weight has the wrong sign for their category"] += 1
         weight = CATEGORY_WEIGHT[category] if item["weight"] else 0.0
-        criteria.append(Criterion(item["title"], text, category, weight, float(item["weight"])))
+        rules = item.get("check") or {}
+        check = {name: value for name, value in rules.items() if value is not None} or None  # as in Parquet
+        raw = float(item["weight"])
+        criteria.append(Criterion(item["title"], text, category, weight, raw, check=check))
     return Rubric(tuple(criteria))
 
 

@@ -54,9 +54,11 @@ class Scores:
         return replace(self, weight=weight)
 
     def rows(self, p: int, g: int) -> list[dict[str, Any]]:
-        """The verdicts on one response, as they stand in a file: null where there is none."""
+        """The verdicts on one response, as they stand in a file: null where there is none, and `checked` if a
+        rule gave it, not the judge."""
         return [
             {"title": c.title, "category": c.category, "weight": c.weight, "verdict": finite(v)}
+            | ({"checked": True} if c.check else {})
             for c, v in zip(self.rubrics[p].criteria, self.verdict[p, g].tolist(), strict=False)
         ]
 

@@ -198,7 +198,11 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
 
 def fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
     """What a run that goes on compares its questions with."""
-    criteria = [[astuple(criterion) for criterion in example.rubric.criteria] for example in examples]
+    # Without its check if it has none: so a criterion has the digest that it had before there were checks.
+    criteria = [
+        [[fact for fact in astuple(item) if fact is not None] for item in example.rubric.criteria]
+        for example in examples
+    ]
     rows = [[e.id, e.messages, e.reference, items] for e, items in zip(examples, criteria, strict=True)]
     return {"rows": len(examples), "digest": files.digest(rows)}
 

@@ -125,7 +125,7 @@ def pose(example: Example, holds: Iterable[bool]) -> Example:
 
 def questions(seed: int) -> dict[str, list[Example]]:
     """The 64 training and 32 held-out questions of a seed."""
-    examples = [example for domain in data.DOMAINS for example in data.sample(domain)]
+    examples = [example for domain in ("medical", "science") for example in data.sample(domain)]
     posed = [pose(e, uniforms(seed, 0, f"facts of {e.id}", 0, len(e.rubric)) < 0.5) for e in examples]
     return {split: [e for e in posed if e.split == split] for split in ("train", "held_out")}
 

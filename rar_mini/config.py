@@ -76,7 +76,8 @@ class Config:
     """defaults for the other options: `cpu` runs in minutes on a laptop; `paper` has the paper's numbers,
     `h100` fills 80 GB with them, `gpu24` trains a model of 1.5B on 24 GB, or adapters of one of 7B"""
     domain: str = "medical"
-    """questions to train on, bundled ones or with --data rar released ones: medical or science"""
+    """questions to train on: medical or science, bundled ones or with --data rar released ones; or
+    instructions, bundled ones whose every item has a check"""
     data: str | None = None
     """what to train on instead of the bundled questions: rar, the released RaR-Medicine or RaR-Science; a
     JSONL or Parquet file, in rar-mini's form or in HealthBench's; or a directory of Parquet files"""
@@ -91,7 +92,7 @@ class Config:
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
     """who judges: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server
-    if OPENAI_API_KEY or OPENAI_BASE_URL is set, else keyword)"""
+    if OPENAI_API_KEY or OPENAI_BASE_URL is set, else rules for --domain instructions, else keyword)"""
     method: Literal[
         "direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit", "sft"
     ] = "rar-explicit"

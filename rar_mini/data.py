@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SAMPLE = Path(__file__).parent / "sample_data"
 DOMAINS = tuple(sorted(path.stem for path in SAMPLE.glob("*.jsonl")))
+CHECKED = "instructions"
+"""The bundled domain in which every item has a check."""
 SPLITS = {"train": "train", "training": "train", "test": "test"}
 SPLITS |= dict.fromkeys(("held_out", "heldout", "val", "valid", "validation", "dev", "eval"), "held_out")
 """Which split a name means: that in a row's `split`, or a word in the name of a Parquet file."""

@@ -114,8 +114,8 @@ def finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def choose(spec: str) -> tuple[str, str]:
-    """Resolve the judge `auto`, and say why: (spec, reason)."""
+def choose(spec: str, checked: bool = False) -> tuple[str, str]:
+    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check."""
     if spec != "auto":
         return spec, "as asked"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
@@ -124,6 +124,8 @@ def choose(spec: str) -> tuple[str, str]:
                 f"chat:{DEFAULT_CHAT}",
                 f"{name} is set; --judge keyword needs no server, chat:NAME another model",
             )
+    if checked:
+        return "rules", "every item of these questions has a check, so that its verdicts are exact"
     return (
         "keyword",
         "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set; it matches words and is only a stand-in",

@@ -47,7 +47,7 @@ def test_it_installs_beside_pypis_kernels(tmp_path: Path, editable: bool) -> Non
 def test_the_package_carries_its_data() -> None:
     from rar_mini import data
 
-    assert data.DOMAINS == ("medical", "science")
+    assert data.DOMAINS == ("instructions", "medical", "science")
 
 
 def test_it_imports_without_triton() -> None:

@@ -201,7 +201,7 @@ def test_the_writer_is_told_the_weights_that_are_checked() -> None:
     assert {name: {*map(int, re.findall(r"-?\d", text))} for name, text in lines} == {
         name: {*weights} for name, weights in WEIGHTS.items()
     }
-    for domain in data.DOMAINS:
+    for domain in prompts.WRITER_DOMAINS:
         assert set(prompts.WRITER_DOMAINS[domain]) == {"field", "dimensions", "pitfall"}
 
 
@@ -305,7 +305,7 @@ def test_the_row_is_kept_and_what_belonged_to_another_rubric_is_not(server: Serv
 
 
 @pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("domain", data.DOMAINS)
+@pytest.mark.parametrize("domain", prompts.WRITER_DOMAINS)
 def test_question_and_reference_stand_in_fences_behind_what_all_share(
     server: Server, tmp_path: Path, domain: str, reference: bool
 ) -> None:
@@ -627,7 +627,7 @@ def test_labels_of_any_form_are_checked(
     assert bool(end) == bool(answers)
 
 
-@pytest.mark.parametrize("domain", data.DOMAINS)
+@pytest.mark.parametrize("domain", prompts.WRITER_DOMAINS)
 def test_the_bundled_sample_keeps_to_the_rules(domain: str, capsys: pytest.CaptureFixture[str]) -> None:
     end, told = check(data.SAMPLE / f"{domain}.jsonl", capsys)
     assert end == "" and told[-1].startswith("faults: 0 in 0 of 48 rubrics"), told

@@ -30,6 +30,37 @@ _PREFIX = re.compile(
     re.I,
 )
 
+_WHO = r"^(?:the (?:response|answer) )?"
+# "Does not mention X" names a mistake, as the released medical rubrics have it. "Does not claim X" demands.
+_WRONG = "say|claim|suggest|imply|assert|assume|confuse|mistake|attribute|dismiss|delay|omit|ignore|neglect"
+_DEMAND = re.compile(
+    _WHO + r"(?:should not|shouldn't|must not|mustn't|(?:should |must )?avoids?|refrains? from|"
+    rf"is careful not to|(?:does not|doesn't|do not)(?=\s+(?:{_WRONG})\b))\s*\b",
+    re.I,
+)
+_OMISSION = re.compile(
+    _WHO + r"(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
+    r"|omits?|omitting|misses|missing|ignores?|ignoring|lacks?|leaves out|leaving out)\b",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What a pitfall is about, and how its text says it."""
+
+    subject: str  # what is wrongly said or done, or left out
+    omission: bool  # whether the mistake is to leave the subject out
+    demanded: bool  # whether the text demands that the mistake be avoided; else it names the mistake
+
+
+def mistake(text: str) -> Mistake:
+    """Read a pitfall in the direction in which it is worded: "Recommends X" and "Does not mention X" name a
+    mistake, "Avoids recommending X" and "should not omit X" demand that it be avoided."""
+    rest = _DEMAND.sub("", text)
+    omission = _OMISSION.match(rest)
+    return Mistake(rest[omission.end() :] if omission else rest, bool(omission), rest != text)
+
 
 @dataclass(frozen=True)
 class Criterion:

@@ -2,6 +2,9 @@
 
 import pytest
 
+from judge import Judge
+from rar_mini import data, grpo
+from rar_mini.evaluation import labelled
 from rar_mini.judging import keyword as keyword_judge
 from rar_mini.rubric import Criterion, Rubric
 
@@ -60,3 +63,54 @@ def test_the_rating_is_whole_and_spans_the_scale() -> None:
     assert keyword_judge.rating(rubric, "Fever and cough.") == 10
     assert keyword_judge.rating(rubric, "Aspirin.") == 1
     assert keyword_judge.rating(rubric, "Fever; aspirin.") == 1 + round(9 * 1.0 / 2.2)
+
+
+def test_a_mistake_is_a_sentence_that_has_most_of_its_words() -> None:
+    text = "Recommends aspirin tablets for feverish children."
+    assert ask("pitfall", text, "Give feverish children aspirin.") == 0
+    assert ask("pitfall", text, "Children with a fever should rest and drink.") == 1
+    assert ask("pitfall", text, "Give aspirin. Rest the children. Wait if they are feverish.") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["Recommends aspirin.", "Avoids recommending aspirin.", "Does not claim aspirin helps."]
+)
+def test_a_pitfall_that_is_asked_as_worded_holds_or_not(text: str) -> None:
+    item = Criterion("title", text, "pitfall", 0.9, as_worded=True)
+    named = text.startswith("Recommends")
+    assert keyword_judge.verdict(item, "Aspirin helps.") == float(named)
+    assert keyword_judge.verdict(item, "Drink water.") == float(not named)
+
+
+def test_who_says_nothing_has_avoided_no_mistake() -> None:
+    """Silence earned 0.22 of the medical rubrics, all of it by mistakes that it cannot make."""
+    for domain in ("medical", "science"):
+        examples = data.sample(domain)
+        for silence in ("", "I do not know."):
+            scores = Judge("keyword", "rar-explicit").score(examples, [[silence]] * len(examples))
+            assert grpo.reward(scores).mean() <= 0.1, (domain, silence)
+
+
+def test_a_pitfall_counts_beside_an_item_that_is_met() -> None:
+    rubric = Rubric(
+        (
+            Criterion("a", "Names fever.", "essential", 1.0),
+            Criterion("b", "Recommends aspirin.", "pitfall", 0.9),
+        )
+    )
+    alone = Rubric(rubric.criteria[1:])
+    assert (
+        keyword_judge.rating(rubric, "It is a fever.") == 10 and keyword_judge.rating(rubric, "Hello.") == 1
+    )
+    assert keyword_judge.rating(alone, "Hello.") == 10  # nothing else is asked for
+
+
+def test_pitfalls_of_the_labelled_answers_are_read_right() -> None:
+    """0.38 of them were: right answers share words with the mistakes that they warn of."""
+    right = [
+        keyword_judge.judged(item.example.rubric, criterion, item.response) == label
+        for item in labelled.read(None, "all")
+        for criterion, label in zip(item.example.rubric.criteria, item.labels, strict=True)
+        if criterion.category == "pitfall"
+    ]
+    assert len(right) == 158 and sum(right) > 0.8 * len(right)

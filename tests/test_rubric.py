@@ -127,3 +127,24 @@ def test_signed_points_have_no_categories_for_a_design_to_go_by() -> None:
     for design in (Design(rubric_drop="labels"), Design(weights="uniform"), Design(pitfalls="signed")):
         with pytest.raises(ValueError, match="the rubric of 'q7' has signed points: expected categories"):
             design.apply(made, "q7")
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "omission", "demanded"),
+    [
+        ("Recommends aspirin.", "Recommends aspirin.", False, False),
+        ("Says that rest is enough.", "Says that rest is enough.", False, False),
+        ("Avoids recommending aspirin.", "recommending aspirin.", False, True),
+        ("Avoidance of tests is advised.", "Avoidance of tests is advised.", False, False),
+        ("The response should not claim a cure.", "claim a cure.", False, True),
+        ("Does not say that rest is enough.", "say that rest is enough.", False, True),
+        ("Does not mention hand hygiene.", "hand hygiene.", True, False),
+        ("The answer fails to warn of drowsiness.", "of drowsiness.", True, False),
+        ("Omits hand hygiene.", "hand hygiene.", True, False),
+        ("Must not omit hand hygiene.", "hand hygiene.", True, True),
+        ("Does not ignore the fever.", "the fever.", True, True),
+    ],
+)
+def test_a_pitfall_is_read_as_it_is_worded(text: str, subject: str, omission: bool, demanded: bool) -> None:
+    read = rubric.mistake(text)
+    assert (read.subject.strip(), read.omission, read.demanded) == (subject, omission, demanded)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.ledger import Ledger
-from rar_mini.rubric import Criterion, Rubric
+from rar_mini.rubric import Criterion, Mistake, Rubric, mistake
 
 THRESHOLD = 0.25
 """The share of a criterion's content words that a response has to use.
@@ -40,17 +40,7 @@ _NEGATION = re.compile(
     r"\b(?:no|not|never|without|neither|nor|none|cannot|avoid\w*|contraindicated|withh[eo]ld)\b|n't\b|n’t\b",
     re.I,
 )
-_OMISSION = re.compile(
-    r"^(?:the (?:response|answer) )?"
-    r"(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
-    r"|omits?|omitting|misses|missing|ignores?|ignoring|lacks?|leaves out)\b",
-    re.I,
-)
-_AVOIDANCE = re.compile(
-    r"^(?:the (?:response|answer) )?(?:should not|shouldn't|must not|mustn't|avoids?|should avoid|must avoid|"
-    r"refrains? from|is careful not to)\b\s*",
-    re.I,
-)
+_SENTENCE = re.compile(r"[.!?](?=\s|$)|\n")
 _CLAUSE = re.compile(r"[.!?](?=\s|$)|[;:,\n]|\bbut\b|\binstead of\b|\brather than\b")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
@@ -99,7 +89,8 @@ class Keyword:
             if each.rating is not None:
                 answers.append([rating(Rubric(each.criteria), each.response)])
             else:
-                answers.append([verdict(criterion, each.response) for criterion in each.criteria])
+                rubric = each.example.rubric
+                answers.append([judged(rubric, criterion, each.response) for criterion in each.criteria])
             done()
         return answers
 
@@ -108,28 +99,50 @@ class Keyword:
 
 
 def verdict(criterion: Criterion, response: str) -> float:
-    """1.0 if the response meets the criterion, else 0.0. A pitfall is met if its mistake was avoided.
-
-    A pitfall that names an omission ("Does not mention X", "Fails to say X") is avoided if the response has
-    X; one that names a wrong statement ("Recommends X", "should not claim X", "Avoids X") is avoided if no
-    clause affirms X.
-    """
+    """1.0 if the response meets the criterion, else 0.0. A pitfall is met if its mistake was avoided, or if
+    it is asked as worded, if its text holds."""
     text = criterion.description
-    if criterion.asks_avoidance:
-        text = _AVOIDANCE.sub("", text)
-        omission = _OMISSION.match(text)
-        if not omission:
-            return float(not _covered(content(text), affirmed(response)))
-        return float(_covered(content(text[omission.end() :]), content(response)))
-    if omission := _OMISSION.match(text):  # a literal item that holds if something is missing
-        return float(not _covered(content(text[omission.end() :]), content(response)))
+    if criterion.category == "pitfall":
+        wrong = mistake(text)
+        holds = makes(wrong, response) != wrong.demanded
+        return float(holds if criterion.as_worded else not makes(wrong, response))
+    literal = mistake(text)
+    if literal.omission and not literal.demanded:  # an item that holds if something is missing
+        return float(makes(literal, response))
     # A criterion that itself denies something is met by a sentence that denies.
     words = content(response) if _NEGATION.search(text) else affirmed(response)
     return float(_covered(content(text), words))
 
 
+def makes(wrong: Mistake, response: str) -> bool:
+    """Whether a response makes a mistake: leaves the subject out, or affirms most of its words in a sentence.
+
+    A claim is made in one sentence. That an answer shares a quarter of a claim's words says no more than that
+    both have one subject: by that rule most right answers make the mistakes that they warn of.
+    """
+    wanted = content(wrong.subject)
+    if wrong.omission:
+        return not _covered(wanted, content(response))
+    said = (len(wanted & affirmed(sentence)) for sentence in _SENTENCE.split(response))
+    return 2 * max(said) > len(wanted)
+
+
+def to_the_point(rubric: Rubric, response: str) -> bool:
+    """Whether a response meets any item that asks for something. One that does not has avoided no mistake:
+    whoever says nothing makes none."""
+    asking = [item for item in rubric.criteria if item.category != "pitfall" and item.weight > 0]
+    return not asking or any(verdict(item, response) for item in asking)
+
+
+def judged(rubric: Rubric, criterion: Criterion, response: str) -> float:
+    """The verdict on one of a rubric's items: no pitfall counts as avoided by an answer off the point."""
+    if criterion.asks_avoidance and not to_the_point(rubric, response):
+        return 0.0
+    return verdict(criterion, response)
+
+
 def rating(rubric: Rubric, response: str) -> float:
     """A whole rating from 1 to 10: the share of the weight that is earned, negative points included."""
-    earned = sum(criterion.weight * verdict(criterion, response) for criterion in rubric.criteria)
+    earned = sum(criterion.weight * judged(rubric, criterion, response) for criterion in rubric.criteria)
     full = sum(max(weight, 0.0) for weight in rubric.weights)
     return 1.0 + round(9 * min(max(earned / full, 0.0), 1.0)) if full else float("nan")

@@ -265,7 +265,8 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
     config, rollouts = t.config, t.rollouts
     t.recent.append(rollouts.rows(n))
     metrics = {"step": n}
-    metrics |= {} if config.supervised else report.describe(rollouts.reward, rollouts.completions)
+    if not config.supervised:
+        metrics |= report.describe(rollouts.reward, rollouts.completions) | report.parts(rollouts.scores)
     tokens = sum(row["tokens"] for row in t.recent[-1])
     metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)
     if config.eval_every and (n == config.steps or n % config.eval_every == 0):

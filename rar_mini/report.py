@@ -16,6 +16,7 @@ from tqdm import tqdm
 from rar_mini import grpo
 from rar_mini.forms import printable
 from rar_mini.sampler import Completion
+from rar_mini.scores import Scores
 
 FIRST_LOSS = """\
   The loss is about 0 and that is right: sampler and trainer share one policy, so every ratio is 1, and a
@@ -71,6 +72,15 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
         "completions/only_thoughts_ratio": thoughts.float().mean().item(),
         "judge/failures": int((~scored).sum()),
     }
+
+
+def parts(scores: Scores) -> dict[str, float | None]:
+    """The mean reward by the items with a check alone, which is exact, and by the judged ones alone: absent
+    if no item has a check."""
+    if not any(item.check for rubric in scores.rubrics for item in rubric.criteria):
+        return {}
+    rewards = {"checked": grpo.reward(scores.checked()), "judged": grpo.reward(scores.checked(False))}
+    return {f"reward/{part}": mean(each.flatten().tolist()) for part, each in rewards.items()}  # (P, G) each
 
 
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:

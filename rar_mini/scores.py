@@ -5,12 +5,13 @@ judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them com
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rar_mini.data import Example
 from rar_mini.forms import ABSENT, Finite, Form
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Criterion, Rubric
 
 if TYPE_CHECKING:  # who chooses a judge, or makes one, needs no torch yet
     from torch import Tensor
@@ -46,10 +47,17 @@ class Scores:
 
     def only(self, category: str) -> "Scores":
         """These scores by the items of one category alone: all others weigh nothing."""
+        return self._where(lambda item: item.category == category)
+
+    def checked(self, yes: bool = True) -> "Scores":
+        """These scores by the items with a check alone, or by those without."""
+        return self._where(lambda item: bool(item.check) == yes)
+
+    def _where(self, wanted: Callable[[Criterion], bool]) -> "Scores":
         weight = self.weight.new_zeros(self.weight.shape)
         for p, rubric in enumerate(self.rubrics):
             for k, item in enumerate(rubric.criteria):
-                if item.category == category:
+                if wanted(item):
                     weight[p, k] = self.weight[p, k]
         return replace(self, weight=weight)
 

@@ -11,7 +11,8 @@ from hostile import Server
 
 import judge as judges
 from judge import Judge
-from rar_mini import data, grpo, rubric
+from rar_mini import data, grpo, report, rubric
+from rar_mini.evaluation import labelled
 from rar_mini.files import digest
 from rar_mini.judging import rules
 from rar_mini.rubric import Criterion, Design
@@ -224,3 +225,34 @@ def test_categories_and_checks_go_together() -> None:
     item = {"title": "a", "description": "Pitfall Criteria: B.", "weight": -1, "check": {"lacks": ["b"]}}
     (made,) = rubric.from_categories([item], Counter()).criteria
     assert made.check == {"lacks": ["b"]} and made.category == "pitfall" and made.asks_avoidance
+
+
+def test_the_parts_of_the_reward_stand_apart(tmp_path: Path) -> None:
+    checks = {"a": [{"contains": "rest"}, None], "b": [{"max_words": 9}], "c": [None]}
+    rows = [checked(*each, id=name) for name, each in checks.items()]
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", rows))
+    scores = Judge("keyword", "rar-explicit").score(examples, [["Rest."], ["Run."], ["Run."]])
+    assert report.parts(scores) == {"reward/checked": 1.0, "reward/judged": 0.0}
+    assert report.parts(replace(scores, rubrics=[examples[2].rubric] * 3)) == {}
+
+
+def test_the_medical_checks_agree_with_the_labels() -> None:
+    examples = data.sample("medical")
+    items = [item for example in examples for item in example.rubric.criteria]
+    assert sum(item.weight for item in items if item.check) > 0.2 * sum(item.weight for item in items)
+    verdicts = [
+        (rules.verdict(item, answer["response"]), label)
+        for example in examples
+        for answer in example.row.get("labelled_responses", [])
+        for item, label in zip(example.rubric.criteria, answer["labels"], strict=True)
+        if item.check
+    ]
+    assert len(verdicts) >= 80 and all(verdict == label for verdict, label in verdicts)
+    for example in examples:  # whoever repeats the question says nothing
+        items = [item for item in example.rubric.criteria if item.check]
+        assert not any(rules.verdict(item, example.question) for item in items), example.id
+
+
+def test_judges_are_measured_without_checks() -> None:
+    for item in labelled.read(None, "medical")[:2]:
+        assert not any(criterion.check for criterion in item.example.rubric.criteria)

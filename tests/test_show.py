@@ -97,3 +97,11 @@ def test_half_a_line_at_the_end_is_left_out_and_one_before_is_named(folder: Path
         file.write("\n")
     with pytest.raises(ValueError, match=r"rollouts.jsonl, line 10: .*got '\{\"step\": 3"):
         records(folder, "rollouts.jsonl")
+
+
+def test_checked_items_are_marked_and_count_apart(tmp_path: Path) -> None:
+    row = rollout(1, "a", 0.5)
+    row["verdicts"][1]["checked"] = True
+    said = show(run_of(tmp_path / "checked", [row, row], 2), width=140)
+    assert "No harm (checked)" in said and "Names it (checked)" not in said
+    assert "reward 0.500 (checked 1.000, judged 0.500), advantage" in said

@@ -1,16 +1,21 @@
 """A step's rollouts for a person to read: the best and the worst answer of each group side by side, and the
 verdicts that tell them apart."""
 
+import math
 import shutil
 import textwrap
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rar_mini import grpo
 from rar_mini.checkpoint import Run, records
 from rar_mini.config import Config
 from rar_mini.evaluation.replay import groups_of, refuse_uneven
 from rar_mini.forms import printable
+from rar_mini.scores import NAN, Scores
 
 
 def show(folder: Path, step: int | None = None, width: int | None = None) -> str:
@@ -60,7 +65,18 @@ def _group(rows: list[dict[str, Any]], width: int) -> str:
 
 def _reward(row: dict[str, Any]) -> str:
     reward = "none" if row["reward"] is None else f"{row['reward']:.3f}"
+    if any(item.get("checked") for item in row["verdicts"]):
+        reward += f" (checked {_part(row, True)}, judged {_part(row, False)})"
     return f"reward {reward}, advantage {row['advantage']:+.2f}"
+
+
+def _part(row: dict[str, Any], checked: bool) -> str:
+    """The reward by the items with a check alone, or by the judged ones alone."""
+    items = [item for item in row["verdicts"] if item.get("checked", False) == checked]
+    verdict = torch.tensor([[[NAN if item["verdict"] is None else item["verdict"] for item in items]]])
+    weight = torch.tensor([[item["weight"] for item in items]])
+    reward = grpo.reward(Scores(verdict, weight, torch.full((1, 1), NAN), [])).item()
+    return "none" if math.isnan(reward) else f"{reward:.3f}"
 
 
 def _length(row: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             learned, rate = {}, check_rate(recipe.learning_rate(n, t.planned), n)
             with clock("train"):
                 batches = cut(t, rollouts)
-                for _ in range(config.inner_epochs if grpo.teaches(rollouts).any() else 0):
+                for _ in range(config.inner_epochs if rollouts.trained.any() else 0):
                     learned = loss(t, batches)  # leaves gradients
                     step(t.optimizer, learned["grad_norm"], rate, config.max_grad_norm)
             recipe.schedule(n, rollouts)
@@ -175,13 +175,14 @@ def recite(t: Training, drawn: Drawn) -> Rollouts:
 
 
 def cut(t: Training, rollouts: Rollouts) -> list[grpo.MicroBatch]:
-    """This rank's share of the step, in packed batches."""
+    """Choose the rollouts that are trained; of those, this rank's share in packed batches."""
     c = t.config
+    rollouts.trained = grpo.teaches(rollouts, c.train_rollouts)  # (P, G)
     sizes = {"max_new_tokens": c.max_new_tokens, "tokens_per_batch": c.tokens_per_batch}
     own, on = ranks.share(range(len(rollouts.examples))), t.actor.model.head.device
     return grpo.micro_batches(
         rollouts,
-        grpo.teaches(rollouts),
+        rollouts.trained,
         own=own,
         loss_norm=c.loss_norm,
         **sizes,
@@ -267,6 +268,7 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
     metrics = {"step": n}
     if not config.supervised:
         metrics |= report.describe(rollouts.reward, rollouts.completions) | report.parts(rollouts.scores)
+        metrics |= report.chosen(rollouts.trained)
     tokens = sum(row["tokens"] for row in t.recent[-1])
     metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)
     if config.eval_every and (n == config.steps or n % config.eval_every == 0):
@@ -323,7 +325,7 @@ def bench(argv: list[str]) -> None:
         with clock("train"):
             step(t.optimizer, loss(t, cut(t, rollouts))["grad_norm"], config.lr, config.max_grad_norm)
 
-    speed.training(config.policy, t.actor, one, options.runs)
+    speed.training(config.policy, t.actor, one, options.runs, config.train_rollouts)
 
 
 def main(argv: list[str]) -> None:

@@ -123,6 +123,9 @@ class Config:
     """what the policy is asked for: short, one short sentence, and it is shown two such answers first; full,
     the question alone; auto, short for --domain medical and science without --data or --method sft, else
     full"""
+    train_rollouts: Annotated[int | None, Within(2, 1024)] = None
+    """M, rollouts of each question that are trained: those that differ most in reward, while all G make the
+    baseline; all G if not given (see docs/runs.md)"""
     max_new_tokens: Annotated[int, Within(1, 1e7)] = 64
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
@@ -219,6 +222,12 @@ class Config:
                 raise ValueError(f"--{name} needs --lora-rank > 0")
         if self.group_size == 1 and not self.supervised:
             raise ValueError("--group-size 1: expected 2 or more, because a group of one has no mean to beat")
+        if self.train_rollouts is not None and self.supervised:
+            raise ValueError("--train-rollouts needs rollouts, and --method sft has none")
+        if (self.train_rollouts or 0) > self.group_size:
+            raise ValueError(
+                f"--train-rollouts {self.train_rollouts}: expected at most --group-size {self.group_size}"
+            )
 
     @property
     def supervised(self) -> bool:

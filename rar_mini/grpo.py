@@ -33,12 +33,17 @@ $\pi_{old}$:
   low-variance, never negative estimate (joschu.net/blog/kl-approx.html). Two bounds instead of one: DAPO
   (arXiv 2503.14476).
 - `w_it` normalises over the *scored completions of the whole step*, whatever micro-batches it is cut into.
-  With S of them, of length len_i, and N tokens in all:
+  With S of them, of length len_i, and N tokens in all (with --train-rollouts, of those that it chose):
       token     1 / N                     every token weighs the same (DAPO, eq. 8)
       sequence  1 / (S len_i)             every completion weighs the same (DeepSeekMath, eq. 3)
       constant  1 / (S max_new_tokens)    no length in the divisor, so no bias by length (arXiv 2503.20783)
 - `c_it` = min(exp(old_logp - sampler_logp), cap) with --mismatch-cap, else 1: the truncated importance weight
   between the sampler's numerics and the trainer's (fengyao.notion.site/off-policy-rl).
+
+With --train-rollouts M only the M rollouts of a group that differ most in reward are in the sum (max-variance
+down-sampling, arXiv 2504.13818). Their A are those of all G. S and N count the chosen alone, so that the loss
+stays a mean over what is in it: M neither shrinks a step nor asks for another learning rate. The chosen lie
+far from the mean, so that a step is, if anything, larger than one of all G.
 
 `old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
 exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages
@@ -85,9 +90,30 @@ def scored(reward: Tensor) -> Tensor:
     return valid & (valid.sum(-1, keepdim=True) >= 2)
 
 
-def teaches(rollouts: Rollouts) -> Tensor:
-    """Which rollouts the update reads, (P, G) bool: those that teach, and reference answers."""
-    return scored(rollouts.reward) | rollouts.recited
+def teaches(rollouts: Rollouts, most: int | None = None) -> Tensor:
+    """Which rollouts the update reads, (P, G) bool: those that teach, with `most` at most so many of each
+    group; and reference answers."""
+    reads = scored(rollouts.reward) | rollouts.recited
+    return reads if most is None else differ_most(rollouts.reward, reads, most)
+
+
+def differ_most(reward: Tensor, among: Tensor, most: int) -> Tensor:
+    """Of each group the `most` rollouts whose rewards have the largest variance: rewards (P, G) and the
+    rollouts to choose among, (P, G) bool -> (P, G) bool.
+
+    They are some of the highest and some of the lowest (arXiv 2504.13818). If several choices vary alike, the
+    one with the most low rewards is taken; of equal rewards, which is lower is decided by place.
+    """
+    chosen = among.clone()
+    for group, own, out in zip(reward.double(), among, chosen, strict=True):
+        order = [g for g in group.argsort(stable=True).tolist() if own[g]]
+        if len(order) > most:
+            ends = [order[: most - k] + order[len(order) - k :] for k in range(most + 1)]
+            # most^2 times the variance, in which 0 and 1 are exact: choices that vary alike are equal.
+            best = max(ends, key=lambda gs: most * group[gs].square().sum() - group[gs].sum().square())
+            out[:] = False
+            out[best] = True
+    return chosen
 
 
 def advantage(reward: Tensor, scale: str = "group") -> Tensor:

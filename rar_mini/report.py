@@ -83,6 +83,11 @@ def parts(scores: Scores) -> dict[str, float | None]:
     return {f"reward/{part}": mean(each.flatten().tolist()) for part, each in rewards.items()}  # (P, G) each
 
 
+def chosen(trained: Tensor) -> dict[str, float]:
+    """Metrics of which of a step's rollouts were trained, (P, G) bool."""
+    return {"completions/trained_ratio": trained.float().mean().item()}
+
+
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
     category, and the shares of the recent steps' items that no answer met, or that every answer met.
@@ -135,10 +140,11 @@ def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[
     tqdm.write(line(step, config.steps, metrics))
     if config.supervised:
         return
-    # Under another norm long answers weigh more, a recipe may have other advantages, and if every group ties
-    # there is nothing to explain.
+    # Under another norm long answers weigh more, a recipe may have other advantages, those of part of a group
+    # do not sum to 0, and if every group ties there is nothing to explain.
     usual = config.loss_norm == "sequence" and config.inner_epochs == 1 and config.recipe is None
-    if step == 1 and usual and metrics.get("grad_norm"):
+    whole = config.train_rollouts is None
+    if step == 1 and usual and whole and metrics.get("grad_norm"):
         tqdm.write(FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):
         tqdm.write(rollout(max(rows[: config.group_size], key=lambda row: row["advantage"])))

@@ -82,6 +82,7 @@ class Rollouts:
     scores: Scores | None = None
     reward: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), NaN where the judge failed
     adv: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), 0 where nothing is taught
+    trained: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) bool, what the update reads
     rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
 
@@ -105,6 +106,7 @@ class Rollouts:
                 # Nine digits give a float32 back.
                 "sampler_logp": [finite(float(f"{logp:.9g}")) for logp in completion.logp],
             }
+            | ({"trained": self.trained[p, g].item()} if len(self.trained) else {})  # a score has none
             | ({"rubric": [asdict(c) for c in self.rubrics[p].criteria]} if self.rubrics else {})
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])

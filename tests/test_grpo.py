@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import rolled
@@ -448,3 +450,50 @@ def test_the_norm_of_bfloat16_gradients_is_not_rounded_to_bfloat16() -> None:
 def test_the_norm_of_float32_gradients_is_torchs() -> None:
     grads = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (300, 200, 1)]
     assert grpo.gradient_norm(grads) == torch.nn.utils.get_total_norm(grads).item()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([math.nan, 0.0, 0.25, 0.3, 0.7, 1.0]), min_size=2, max_size=8))
+def test_rollouts_that_differ_most_are_the_best_of_all_choices(rewards: list[float]) -> None:
+    """By brute force in float64; of equal variances the choice with the most low rewards."""
+    reward = torch.tensor([rewards])
+    for most in range(2, len(rewards) + 1):
+        among = grpo.scored(reward)
+        (chosen,) = grpo.differ_most(reward, among, most).tolist()
+        scored = sorted((r, g) for g, r in enumerate(rewards) if among[0, g])
+        taken = [pair for pair in scored if chosen[pair[1]]]
+        assert len(taken) == min(most, len(scored)) == sum(chosen)
+        if taken:
+            spread = [float(np.var([r for r, _ in few])) for few in combinations(scored, len(taken))]
+            assert np.var([r for r, _ in taken]) == pytest.approx(max(spread), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "most", "chosen"),
+    [
+        ([1, 0, 0, 1, 0], 2, [1, 3]),
+        ([1, 0, 0, 1, 0], 3, [1, 2, 3]),  # two low and one high vary as one low and two high
+        ([0.5] * 4, 3, [0, 1, 2]),
+        ([0, 1, 1, 1, 1], 3, [0, 1, 2]),
+        ([math.nan, 0, math.nan, 1, 0.5], 2, [1, 3]),
+    ],
+)
+def test_equal_choices_are_decided_by_place(rewards: list[float], most: int, chosen: list[int]) -> None:
+    reward = torch.tensor([rewards])
+    found = grpo.differ_most(reward, grpo.scored(reward), most)
+    assert found[0].nonzero()[:, 0].tolist() == chosen
+
+
+def test_rollouts_that_are_not_chosen_leave_the_loss_and_its_divisor() -> None:
+    """Two chosen of four train like a step of these two alone, with the advantages of the four."""
+    prompts, written = [[1, 2]], [[Completion([n + 3] * n, [0.0] * n, True) for n in (1, 2, 3, 4)]]
+    reward = torch.tensor([[0.0, 0.5, 0.6, 1.0]])
+    rollouts = dataclasses.replace(rolled(prompts, written, grpo.advantage(reward)), reward=reward)
+    chosen = grpo.teaches(rollouts, 2)
+    assert chosen.tolist() == [[True, False, False, True]]
+    for loss_norm, weights in {"token": [1 / 5] * 5, "sequence": [1 / 2] + [1 / 8] * 4}.items():
+        sizes = {"max_new_tokens": 4, "tokens_per_batch": 99, "loss_norm": loss_norm}
+        (batch,) = grpo.micro_batches(rollouts, chosen, **sizes)
+        assert batch.weight.tolist() == pytest.approx(weights)
+        assert batch.target.tolist() == [4, 7, 7, 7, 7]
+        assert batch.adv[[0, -1]].tolist() == pytest.approx(rollouts.adv[0, [0, 3]].tolist())

@@ -170,6 +170,16 @@ def test_no_value_is_called_the_largest_that_is_none(tmp_path: Path, capsys: pyt
     assert most["max_new_tokens"] == 64 and "group_size" not in most
 
 
+def test_rollouts_that_are_not_trained_take_no_memory_in_training(capsys: pytest.CaptureFixture) -> None:
+    """They are sampled all the same; and no plan offers a group smaller than what is trained of it."""
+    words = ("--policy", "Qwen/Qwen2.5-7B", "--gpu", 24, "--tokens-per-batch", 10**6, "--group-size")
+    few = planned_json(capsys, *words, 64, "--train-rollouts", 16)
+    plain, small = planned_json(capsys, *words, 64), planned_json(capsys, *words, 16)
+    assert few["phases"]["training"] == small["phases"]["training"] != plain["phases"]["training"]
+    assert few["phases"]["sampling"] == plain["phases"]["sampling"]
+    assert few["obstacles"] and all(way.get("group_size", 16) >= 16 for way in few["remedies"])
+
+
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """--steps 0 on a GPU that could never train this model was refused."""
     words = ("--gpu", 24, "--policy", config_only(tmp_path, qwen7()))

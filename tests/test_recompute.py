@@ -17,6 +17,7 @@ import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,8 @@ def update(
     reward = rewards(rows).reshape(o.prompts_per_step, o.group_size)  # (P, G)
     scored = np.isfinite(reward)
     teaches = (scored & (scored.sum(1, keepdims=True) >= 2)).flatten()  # (P G,)
+    if o.train_rollouts:  # which of them is seen by a test of its own
+        teaches &= [row["trained"] for row in rows]
     adv = torch.tensor(advantages(reward, o.advantage_scale).flatten()[teaches])  # (B,)
     taught = [row for row, yes in zip(rows, teaches, strict=True) if yes]
     length = torch.tensor([len(row["ids"]) for row in taught])  # (B,)
@@ -113,6 +116,7 @@ def update(
         shrink = min(1.0, o.max_grad_norm / (norm + 1e-6))
         state = adamw(state, [shrink * g for g in grads], lr, o.weight_decay)
     metrics = {
+        "completions/trained_ratio": teaches.mean(),
         "loss": loss.item(),
         "grad_norm": norm,
         "entropy": entropy.mean().item(),
@@ -246,6 +250,7 @@ DEFAULTS = {
     "steps": 2,
     "prompts_per_step": 3,
     "group_size": 4,
+    "train_rollouts": None,
     "max_new_tokens": 12,
     "temperature": 1.0,
     "advantage_scale": "group",
@@ -270,6 +275,7 @@ CASES: dict[str, dict[str, Any]] = {
     | FORGETFUL,
     "failures": {"loss_norm": "token", "pitfalls": "signed", "tokens_per_batch": 60, "eval_every": 2}
     | FORGETFUL,
+    "chosen": {"train_rollouts": 2, "loss_norm": "token"} | FORGETFUL,
     "adapters": {"lora_rank": 4, "lr": 1e-2, "beta": 0.1},
 }
 
@@ -402,6 +408,21 @@ def test_rewards_and_advantages(run: Run) -> None:
         assert np.array(ours) == close(np.stack([reward.flatten(), adv], 1))
 
 
+def groups(rows: Rows, size: int) -> list[Rows]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def test_the_trained_rollouts_are_those_that_differ_most(run: Run) -> None:
+    """Among all choices of so many, by their rewards."""
+    for group in (group for step in run.steps for group in groups(step.rows, run.options["group_size"])):
+        scored = [row["reward"] for row in group if row["reward"] is not None]
+        trained = [row["reward"] for row in group if row["trained"]]
+        most = run.options["train_rollouts"] or len(group)
+        assert len(trained) == (min(most, len(scored)) if len(scored) >= 2 else 0)
+        spreads = [np.var(few) for few in combinations(scored, len(trained))] if trained else []
+        assert np.var(trained or [0]) == close(max(spreads, default=0))
+
+
 def test_log_probabilities(run: Run) -> None:
     """Of rollouts under the weights before their step, of scores under those after it. Sampler and trainer
     differ by rounding alone, of which only the bounds of a mean and its maximum are known; a mean of signed
@@ -457,6 +478,10 @@ def test_cases_reach_what_they_are_for(run: Run) -> None:
         assert min(metrics["grad_norm"]) < run.options["max_grad_norm"] < max(metrics["grad_norm"])
     if run.case == "epochs":
         assert min(metrics["clip_ratio/low_mean"] + metrics["clip_ratio/high_mean"] + metrics["kl"]) > 0.01
+    if run.case == "chosen":
+        rows = [row for step in run.steps for row in step.rows]
+        scored = [sum(row["reward"] is not None for row in group) for group in groups(rows, 4)]
+        assert {3, 4} & set(scored) and min(scored) < 2
     if run.case == "failures":
         shape = (len(run.steps) * run.options["prompts_per_step"], -1)
         scored = np.isfinite(rewards([row for step in run.steps for row in step.rows]).reshape(shape)).sum(1)

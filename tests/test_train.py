@@ -565,9 +565,9 @@ def test_a_benchmark_times_whole_steps_that_no_end_token_cuts_short(
     monkeypatch.setattr(train.speed, "WORK", (2, 3, 8))
     monkeypatch.setattr(train.speed, "training", lambda *words: asked.append(words))
     train.main(["--bench", "--policy", str(tiny), "--group-size", "16"])
-    train.main(["--bench", "--policy", str(tiny), "--runs", "2"])
-    assert [runs for *_, runs in asked] == [5, 2]
-    name, actor, one, _ = asked[0]
+    train.main(["--bench", "--policy", str(tiny), "--runs", "2", "--train-rollouts", "2"])
+    assert [words[3:] for words in asked] == [(5, None), (2, 2)]
+    name, actor, one, *_ = asked[0]
     assert name == str(tiny) and actor.ends == frozenset()
     before, clock = policy.checksum(actor), Clock()
     # The byte model's answers all tie, and would teach nothing.
@@ -591,6 +591,11 @@ DROPPED = [question(0, rubric=[{"title": "A", "description": "Pitfall Criteria: 
 REFUSED = {
     "an option that is spelt otherwise": (["--group-siz", "4"], "did you mean --group-size?"),
     "an option of other trainers": (["--num_generations=4"], "it is --group-size here"),
+    "more rollouts to train than there are": (["--train-rollouts", "9"], "expected at most --group-size 4"),
+    "rollouts to train where there are none": (
+        ["--train-rollouts", "2", "--method", "sft"],
+        "needs rollouts",
+    ),
     "an option that nothing resembles": (["--zzz"], "no option --zzz (see --help)"),
     "a value that does not exist": (["--loss-norm", "tokens"], "loss-norm"),
     "top-p in training": (["--top-p", "0.9"], "training samples from the full softmax"),

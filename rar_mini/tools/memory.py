@@ -201,7 +201,7 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
     activations go.
     """
     n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
-    G = 1 if config.supervised else config.group_size
+    G = 1 if config.supervised else config.train_rollouts or config.group_size
     most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
     yield from batch(m, config, min(most, step), trainable, alone=True)
     if step > most:  # batches are even: each of two has half of the completions
@@ -286,8 +286,9 @@ def largest(fits: Fits, config: Config, name: str, low: int, high: int) -> int |
 def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
     """The largest group, answer and batch with which a run fits, each alone, if the run has them at all."""
     answer = max(config.max_new_tokens, m.window - config.max_prompt_tokens)
-    step = config.prompts_per_step * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
-    ends = {"group_size": (2, 1024)} if rolls_out(config) else {}
+    G = config.train_rollouts or config.group_size
+    step = config.prompts_per_step * (config.max_prompt_tokens + G * config.max_new_tokens)
+    ends = {"group_size": (config.train_rollouts or 2, 1024)} if rolls_out(config) else {}
     ends |= {"max_new_tokens": (1, answer)} | ({"tokens_per_batch": (1, step)} if config.steps else {})
     return {name: largest(fits, config, name, low, high) for name, (low, high) in ends.items()}
 
@@ -296,7 +297,7 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
     """The smallest sets of options that make a run fit, with values as near to the run's own as can be."""
     least = {"checkpoint_activations": True, "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
     answer = min(-(-config.max_new_tokens // 8), m.window - 1)
-    least |= {"group_size": min(2, config.group_size), "max_new_tokens": answer}
+    least |= {"group_size": min(config.train_rollouts or 2, config.group_size), "max_new_tokens": answer}
     least |= {"reference_device": "cpu"} if copied(config) else {}
     least |= {"beta": 0, "dtype": "bfloat16", "lora_rank": config.lora_rank or 16}
     least = {name: value for name, value in least.items() if value != getattr(config, name)}

@@ -69,9 +69,12 @@ def limits(actor: Policy) -> tuple[float, float]:
     return copied / (weights * head.element_size()), multiplied / (2 * weights)
 
 
-def training(name: str, actor: Policy, step: Callable[[Clock], object], runs: int) -> None:
+def training(
+    name: str, actor: Policy, step: Callable[[Clock], object], runs: int, trained: int | None = None
+) -> None:
     """Print how long `step` takes, which is a whole training step on the benchmark's work: the median of
-    `runs`, after one to warm up, by stage, and the share of its matrix products' limit."""
+    `runs`, after one to warm up, by stage, and the share of its matrix products' limit. It trains `trained`
+    completions of each prompt, or all."""
     P, G, T = WORK
     on = actor.model.head.device.type
     head, multiplied = bench.conditions(on), limits(actor)[1]
@@ -83,7 +86,7 @@ def training(name: str, actor: Policy, step: Callable[[Clock], object], runs: in
     seconds = statistics.median(row.total() for row in timed)
     prompts = sum(len(actor.encode(example)) for example in work())
     # Sampling reads prompts and completions once; training goes forwards once and backwards twice.
-    least = (prompts + P * G * T + 3 * (prompts + P * G * (T - 1))) / multiplied
+    least = (prompts + P * G * T + 3 * (prompts + P * (trained or G) * (T - 1))) / multiplied
     print(f"a step on {head['device']}, torch {head['torch']}, {name}, median of {runs}")
     by_stage = ", ".join(f"{stage} {taken:.2f}" for stage, taken in stages.items())
     share = f"{least / seconds:.2f} of matrix products"

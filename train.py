@@ -82,17 +82,19 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         clock = Clock()
         with guarded(t, n):
             recipe.begin(n, t.planned)
-            drawn = data.draw(t.questions["train"], config.prompts_per_step, n - 1, config.seed)
-            if config.supervised:
-                rollouts = recite(t, drawn)
-            else:
-                rollouts = sample(t, drawn, config.group_size, n, clock)  # P x G completions
-                rollouts.scores = judge(t, t.judge, rollouts, clock)  # verdicts (P, G, K)
-                rollouts.reward = recipe.reward(rollouts.scores)  # (P, G), NaN where the judge failed
-                rollouts.adv = recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+            for drawn in draws(t):  # P questions, and with --resample-ties more while groups tie
+                if config.supervised:
+                    rollouts = recite(t, drawn)
+                else:
+                    new = sample(t, drawn, config.group_size, n, clock)  # P x G completions
+                    new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
+                    rollouts = new.behind(t.rollouts)
+                    rollouts.reward = recipe.reward(rollouts.scores)  # (P, G), NaN where the judge failed
+                    rollouts.adv = recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+                t.rollouts = rollouts
+            if not config.supervised:
                 check_failures(t, rollouts.reward)
-                rollouts = recipe.repair(rollouts)
-            t.rollouts = rollouts
+                t.rollouts = rollouts = recipe.repair(rollouts)
             learned, rate = {}, check_rate(recipe.learning_rate(n, t.planned), n)
             with clock("train"):
                 batches = cut(t, rollouts)
@@ -107,6 +109,26 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
 
 
 # --- one step -----------------------------------------------------------------------------------------------
+
+
+def draws(t: Training) -> Iterator[Drawn]:
+    """The step's questions; then, at most --resample-ties times, as many further ones as groups of
+    `t.rollouts`, which the step has so far, teach nothing. A judge that gave no reward at all is not asked
+    again."""
+    c, start, lacking = t.config, sum(t.drawn), t.config.prompts_per_step
+    t.rollouts = None
+    t.drawn.append(0)
+    for _ in range(1 + c.resample_ties):
+        t.drawn[-1] += lacking
+        yield data.draw(t.questions["train"], t.drawn[-1], start, c.seed)[-lacking:]
+        lacking = c.prompts_per_step - int(chosen(t, t.rollouts).any(-1).sum())
+        if not lacking or t.rollouts.reward.isnan().all():
+            return
+
+
+def chosen(t: Training, rollouts: Rollouts) -> torch.Tensor:
+    """Which rollouts the update reads: (P, G) bool."""
+    return grpo.teaches(rollouts, t.config.train_rollouts, ties=not t.config.resample_ties)
 
 
 def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> Rollouts:
@@ -177,7 +199,7 @@ def recite(t: Training, drawn: Drawn) -> Rollouts:
 def cut(t: Training, rollouts: Rollouts) -> list[grpo.MicroBatch]:
     """Choose the rollouts that are trained; of those, this rank's share in packed batches."""
     c = t.config
-    rollouts.trained = grpo.teaches(rollouts, c.train_rollouts)  # (P, G)
+    rollouts.trained = chosen(t, rollouts)
     sizes = {"max_new_tokens": c.max_new_tokens, "tokens_per_batch": c.tokens_per_batch}
     own, on = ranks.share(range(len(rollouts.examples))), t.actor.model.head.device
     return grpo.micro_batches(
@@ -269,6 +291,7 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
     if not config.supervised:
         metrics |= report.describe(rollouts.reward, rollouts.completions) | report.parts(rollouts.scores)
         metrics |= report.chosen(rollouts.trained)
+        metrics |= report.redrawn(t.drawn[-1], rollouts.trained) if config.resample_ties else {}
     tokens = sum(row["tokens"] for row in t.recent[-1])
     metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)
     if config.eval_every and (n == config.steps or n % config.eval_every == 0):

@@ -392,7 +392,8 @@ def trained(arm: Arm, form: Form, seed: int) -> dict[str, Any]:
     actor.model.load_state_dict(weights)
     t, curve = training(config, actor), []
     for step in range(1, config.steps + 1):
-        drawn = data.draw(known["train"], config.prompts_per_step, step - 1, seed)
+        P = config.prompts_per_step
+        drawn = data.draw(known["train"], P, (step - 1) * P, seed)
         rollouts = train.sample(t, drawn, config.group_size, step, Clock())
         rollouts.scores = train.judge(t, judge, rollouts, Clock())
         rollouts.reward = t.recipe.reward(rollouts.scores)

@@ -126,6 +126,9 @@ class Config:
     train_rollouts: Annotated[int | None, Within(2, 1024)] = None
     """M, rollouts of each question that are trained: those that differ most in reward, while all G make the
     baseline; all G if not given (see docs/runs.md)"""
+    resample_ties: Annotated[int, Within(0, 1000)] = 0
+    """times that a step may draw further questions for those whose groups tie or have too few rewards, so
+    that --prompts-per-step groups teach; the others are dropped from the loss (dynamic sampling, DAPO)"""
     max_new_tokens: Annotated[int, Within(1, 1e7)] = 64
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
@@ -222,8 +225,9 @@ class Config:
                 raise ValueError(f"--{name} needs --lora-rank > 0")
         if self.group_size == 1 and not self.supervised:
             raise ValueError("--group-size 1: expected 2 or more, because a group of one has no mean to beat")
-        if self.train_rollouts is not None and self.supervised:
-            raise ValueError("--train-rollouts needs rollouts, and --method sft has none")
+        for name in ("train_rollouts", "resample_ties") if self.supervised else ():
+            if getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} needs rollouts, and --method sft has none")
         if (self.train_rollouts or 0) > self.group_size:
             raise ValueError(
                 f"--train-rollouts {self.train_rollouts}: expected at most --group-size {self.group_size}"

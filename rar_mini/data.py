@@ -477,23 +477,17 @@ def spread(examples: Sequence[Example], most: int) -> list[Example]:
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def draw(examples: Sequence[Example], prompts: int, step: int, seed: int) -> list[tuple[Example, int]]:
-    """The (example, visit) pairs of one step (0-based): a pass over all examples in random order, then
-    another.
+def draw(examples: Sequence[Example], count: int, start: int, seed: int) -> list[tuple[Example, int]]:
+    """The (example, visit) pairs of one step, which begins at position `start` of an endless stream: a pass
+    over all examples in random order, then another.
 
-    Nothing is remembered between steps: position i of the endless stream is place i mod n of the order of
-    epoch i // n, so that a resumed run reads on where it stopped. No row is dropped where `prompts` does not
-    divide n. `visit` counts how often this step has drawn the example before (around the turn of an epoch it
-    can come twice).
+    Position i is place i mod n of the order of epoch i // n: a resumed run needs to know nothing but where
+    it stopped, and no row is dropped where `count` does not divide n. `visit` counts how often this step has
+    drawn the example before (around the turn of an epoch it can come twice).
     """
-    if prompts > len(examples):
-        raise ValueError(
-            f"--prompts-per-step {prompts} is more than the {len(examples)} training questions; "
-            "lower it or bring more questions"
-        )
     seen: Counter[str] = Counter()
     drawn = []
-    for position in range(step * prompts, (step + 1) * prompts):
+    for position in range(start, start + count):
         epoch, place = divmod(position, len(examples))
         example = examples[_order(len(examples), seed, epoch)[place]]
         drawn.append((example, seen[example.id]))

@@ -45,6 +45,8 @@ down-sampling, arXiv 2504.13818). Their A are those of all G. S and N count the 
 stays a mean over what is in it: M neither shrinks a step nor asks for another learning rate. The chosen lie
 far from the mean, so that a step is, if anything, larger than one of all G.
 
+With --resample-ties groups that tie are not in the sum either, nor in S and N, where they would be otherwise.
+
 `old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
 exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages
 sum to 0 in a group. Its gradient is not: it is minus the mean of A grad logp.
@@ -90,11 +92,13 @@ def scored(reward: Tensor) -> Tensor:
     return valid & (valid.sum(-1, keepdim=True) >= 2)
 
 
-def teaches(rollouts: Rollouts, most: int | None = None) -> Tensor:
-    """Which rollouts the update reads, (P, G) bool: those that teach, with `most` at most so many of each
-    group; and reference answers."""
+def teaches(rollouts: Rollouts, most: int | None = None, ties: bool = True) -> Tensor:
+    """Which rollouts the update reads, (P, G) bool: those with a reward, and reference answers. With `most`
+    at most so many of each group; without `ties` those of groups that have an advantage."""
     reads = scored(rollouts.reward) | rollouts.recited
-    return reads if most is None else differ_most(rollouts.reward, reads, most)
+    if most is not None:
+        reads = differ_most(rollouts.reward, reads, most)
+    return reads if ties else reads & (reads & (rollouts.adv != 0)).any(-1, keepdim=True)
 
 
 def differ_most(reward: Tensor, among: Tensor, most: int) -> Tensor:

@@ -88,6 +88,11 @@ def chosen(trained: Tensor) -> dict[str, float]:
     return {"completions/trained_ratio": trained.float().mean().item()}
 
 
+def redrawn(drawn: int, trained: Tensor) -> dict[str, int]:
+    """Metrics of a step that draws further questions for groups that teach nothing; trained (P, G) bool."""
+    return {"groups/drawn": drawn, "groups/dropped": int((~trained.any(-1)).sum())}
+
+
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
     category, and the shares of the recent steps' items that no answer met, or that every answer met.
@@ -172,6 +177,8 @@ def line(step: int, steps: int, metrics: dict[str, Any]) -> str:
     )
     if metrics.get("completions/only_thoughts_ratio"):
         text += f"  cut in thoughts {show('completions/only_thoughts_ratio', '.0%')}"
+    if metrics.get("groups/dropped"):
+        text += f"  dropped {metrics['groups/dropped']} of {metrics['groups/drawn']} groups"
     failures = metrics.get("judge/failures")
     return text + (f"  judge failed on {failures}" if failures else "")
 
@@ -196,9 +203,11 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
 def opening(config: Any, questions: dict[str, int], answers: int, calls: float, folder: Path) -> str:
     """What a run is about to do and what it costs: `answers` to judge, by so many `calls` each."""
     released = config.data == "rar" and f"rar, {config.domain} at {config.revision:.12}"
+    times = config.resample_ties
+    again = f"; for groups that tie up to {times} times as many more" if times else ""
     return (
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "
-        "judge, and those of the scores\n"
+        f"judge, and those of the scores{again}\n"
         f"data     {released or config.data or config.domain}: {questions['train']} training questions, "
         f"{questions['held_out']} held out\n"
         f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers of at "

@@ -45,6 +45,17 @@ class Scores:
         verdict, rating = (b.where(a.isnan(), a) for a, b in pairs)
         return replace(self, verdict=verdict, rating=rating)
 
+    def behind(self, first: "Scores") -> "Scores":
+        """These scores behind others, with as many items as the longest rubric of both has."""
+        from torch import cat
+        from torch.nn.functional import pad
+
+        K = max(self.weight.shape[-1], first.weight.shape[-1])
+        both = (first, self)
+        verdict = cat([pad(s.verdict, (0, K - s.verdict.shape[-1]), value=NAN) for s in both])
+        weight = cat([pad(s.weight, (0, K - s.weight.shape[-1])) for s in both])
+        return Scores(verdict, weight, cat([s.rating for s in both]), first.rubrics + self.rubrics)
+
     def only(self, category: str) -> "Scores":
         """These scores by the items of one category alone: all others weigh nothing."""
         return self._where(lambda item: item.category == category)
@@ -85,6 +96,22 @@ class Rollouts:
     trained: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) bool, what the update reads
     rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
+
+    def behind(self, first: "Rollouts | None") -> "Rollouts":
+        """These rollouts behind those that the step has already; what follows from the scores is still to be
+        computed."""
+        if first is None:
+            return self
+        names = ("examples", "prompts", "completions", "responses")
+        joined = Rollouts(*(getattr(first, name) + getattr(self, name) for name in names))
+        joined.scores = self.scores.behind(first.scores)
+        if first.rubrics or self.rubrics:
+            joined.rubrics = [
+                rubric
+                for each in (first, self)
+                for rubric in each.rubrics or [example.rubric for example in each.examples]
+            ]
+        return joined
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """One record a rollout, from which its reward and its loss can be computed again."""

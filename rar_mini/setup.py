@@ -57,6 +57,7 @@ class Training:
     run: Run | None = None
     first: int = 1  # the step to begin with
     planned: int = 0  # the steps that the run had first
+    drawn: list[int] = field(default_factory=list)  # how many questions each step has drawn
     rollouts: Rollouts | None = None  # of the step under way
     recent: deque[list[dict[str, Any]]] = field(default_factory=deque)  # rows of the last steps
     failed: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # shares without a reward
@@ -173,6 +174,8 @@ def prepare(
     facts |= {"questions": {split: fingerprint(rows) for split, rows in t.questions.items()}}
     t.run = ranks.first(lambda: begin(config, run, resume, facts))
     t.planned = t.run.written.get("planned_steps") or config.steps
+    told = {row["step"]: row.get("groups/drawn") for rows in t.run.steps("metrics.jsonl") for row in rows}
+    t.drawn = [int(told.get(n) or config.prompts_per_step) for n in range(1, t.first)]
     t.judge.carry(Account(t.run.folder / SPENDING))
     if t.gold:
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))

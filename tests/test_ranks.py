@@ -113,7 +113,7 @@ def words(tiny: Path, five: Path, out: Path, **changes: object) -> list[str]:
 
 
 EVERYTHING = {"beta": 0.1, "inner_epochs": 2, "loss_norm": "token", "clip_low": 1e-3}
-EVERYTHING |= {"train_rollouts": 3}
+EVERYTHING |= {"train_rollouts": 3, "resample_ties": 1}
 EVERYTHING |= {"gold_judge": "chat:m", "criteria_per_call": "all"}
 RUNS = [
     pytest.param(2, {}, marks=pytest.mark.slow),

@@ -84,12 +84,16 @@ def update(
 ) -> tuple[Metrics, State]:
     """One step on these rollouts; `start` holds the weights that the KL penalty compares with."""
     o = SimpleNamespace(**options)
-    reward = rewards(rows).reshape(o.prompts_per_step, o.group_size)  # (P, G)
+    reward = rewards(rows).reshape(-1, o.group_size)  # (P, G)
     scored = np.isfinite(reward)
     teaches = (scored & (scored.sum(1, keepdims=True) >= 2)).flatten()  # (P G,)
-    if o.train_rollouts:  # which of them is seen by a test of its own
-        teaches &= [row["trained"] for row in rows]
-    adv = torch.tensor(advantages(reward, o.advantage_scale).flatten()[teaches])  # (B,)
+    if o.train_rollouts:  # which of a group's is seen by a test of its own
+        trained = np.array([row["trained"] for row in rows]).reshape(reward.shape)
+        teaches &= (trained | ~trained.any(1, keepdims=True)).flatten()
+    adv = advantages(reward, o.advantage_scale)  # (P, G)
+    if o.resample_ties:
+        teaches &= np.repeat(adv.any(1), o.group_size)
+    adv = torch.tensor(adv.flatten()[teaches])  # (B,)
     taught = [row for row, yes in zip(rows, teaches, strict=True) if yes]
     length = torch.tensor([len(row["ids"]) for row in taught])  # (B,)
     B, N = len(taught), int(length.sum())
@@ -123,6 +127,9 @@ def update(
         "clip_ratio/low_mean": ((ratio < low) & (A < 0)).double().mean().item(),
         "clip_ratio/high_mean": ((ratio > high) & (A > 0)).double().mean().item(),
     }
+    if o.resample_ties:
+        metrics["groups/drawn"], taught = len(reward), teaches.reshape(reward.shape).any(1)
+        metrics["groups/dropped"] = (~taught).sum()
     return metrics | ({"kl": k3.mean().item()} if o.beta else {}), state
 
 
@@ -251,6 +258,7 @@ DEFAULTS = {
     "prompts_per_step": 3,
     "group_size": 4,
     "train_rollouts": None,
+    "resample_ties": 0,
     "max_new_tokens": 12,
     "temperature": 1.0,
     "advantage_scale": "group",
@@ -275,7 +283,7 @@ CASES: dict[str, dict[str, Any]] = {
     | FORGETFUL,
     "failures": {"loss_norm": "token", "pitfalls": "signed", "tokens_per_batch": 60, "eval_every": 2}
     | FORGETFUL,
-    "chosen": {"train_rollouts": 2, "loss_norm": "token"} | FORGETFUL,
+    "chosen": {"train_rollouts": 2, "resample_ties": 2, "loss_norm": "token"} | FORGETFUL,
     "adapters": {"lora_rank": 4, "lr": 1e-2, "beta": 0.1},
 }
 
@@ -378,7 +386,7 @@ def recompute(folder: Path, policy: Policy, options: dict[str, Any]) -> tuple[We
     for n, weights in enumerate(saved, 1):
         own, of_step = ([row for row in kind if row["step"] == n] for kind in (rollouts, scores))
         (line,) = (row for row in metrics if row["step"] == n)
-        lr, reward = learning_rate(n, options), rewards(own).reshape(options["prompts_per_step"], -1)
+        lr, reward = learning_rate(n, options), rewards(own).reshape(-1, options["group_size"])
         computed, after = update(policy, before, start, own, lr, options)
         computed |= {"step": n, "learning_rate": lr} | of_rollouts(own, reward) | of_scores(own, of_step)
         computed |= of_verdicts(own, [row for row in rollouts if row["step"] <= n])
@@ -402,7 +410,7 @@ def distance(weights: Weights, after: State) -> float:
 
 def test_rewards_and_advantages(run: Run) -> None:
     for step in run.steps:
-        reward = rewards(step.rows).reshape(run.options["prompts_per_step"], -1)
+        reward = rewards(step.rows).reshape(-1, run.options["group_size"])
         adv = advantages(reward, run.options["advantage_scale"]).flatten()
         ours = [(math.nan if row["reward"] is None else row["reward"], row["advantage"]) for row in step.rows]
         assert np.array(ours) == close(np.stack([reward.flatten(), adv], 1))
@@ -416,6 +424,8 @@ def test_the_trained_rollouts_are_those_that_differ_most(run: Run) -> None:
     """Among all choices of so many, by their rewards."""
     for group in (group for step in run.steps for group in groups(step.rows, run.options["group_size"])):
         scored = [row["reward"] for row in group if row["reward"] is not None]
+        if run.options["resample_ties"] and len(scored) >= 2 and np.ptp(scored) <= 1e-6:
+            scored = []
         trained = [row["reward"] for row in group if row["trained"]]
         most = run.options["train_rollouts"] or len(group)
         assert len(trained) == (min(most, len(scored)) if len(scored) >= 2 else 0)
@@ -482,6 +492,8 @@ def test_cases_reach_what_they_are_for(run: Run) -> None:
         rows = [row for step in run.steps for row in step.rows]
         scored = [sum(row["reward"] is not None for row in group) for group in groups(rows, 4)]
         assert {3, 4} & set(scored) and min(scored) < 2
+        tied = [step.metrics["frac_reward_zero_std"] * len(step.rows) / 4 for step in run.steps]
+        assert sum(metrics["groups/dropped"]) > sum(tied) > 0 and max(metrics["groups/drawn"]) > 3
     if run.case == "failures":
         shape = (len(run.steps) * run.options["prompts_per_step"], -1)
         scored = np.isfinite(rewards([row for step in run.steps for row in step.rows]).reshape(shape)).sum(1)

@@ -596,6 +596,7 @@ REFUSED = {
         ["--train-rollouts", "2", "--method", "sft"],
         "needs rollouts",
     ),
+    "ties where nothing is scored": (["--resample-ties", "2", "--method", "sft"], "needs rollouts"),
     "an option that nothing resembles": (["--zzz"], "no option --zzz (see --help)"),
     "a value that does not exist": (["--loss-norm", "tokens"], "loss-norm"),
     "top-p in training": (["--top-p", "0.9"], "training samples from the full softmax"),

@@ -492,7 +492,8 @@ HELD_BY = {
     "test_adapters_are_as_asked": "lora_rank lora_alpha lora_targets lora_save",
     "test_recipes.py": "recipe",
     "test_recompute.py": "temperature lr warmup weight_decay max_grad_norm loss_norm clip_low clip_high beta "
-    "advantage_scale mismatch_cap inner_epochs train_rollouts",
+    "advantage_scale mismatch_cap inner_epochs train_rollouts "
+    "resample_ties",
     # how a judge is asked
     "test_answers_come_in_order_and_no_more_than_concurrency_at_once": "concurrency",
     "test_a_try_ends_at_its_deadline_and_another_follows": "timeout",

@@ -89,7 +89,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
                     new = sample(t, drawn, config.group_size, n, clock)  # P x G completions
                     new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
                     rollouts = new.behind(t.rollouts)
-                    rollouts.reward = recipe.reward(rollouts.scores)  # (P, G), NaN where the judge failed
+                    rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
                     rollouts.adv = recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
                 t.rollouts = rollouts
             if not config.supervised:
@@ -128,7 +128,8 @@ def draws(t: Training) -> Iterator[Drawn]:
 
 def chosen(t: Training, rollouts: Rollouts) -> torch.Tensor:
     """Which rollouts the update reads: (P, G) bool."""
-    return grpo.teaches(rollouts, t.config.train_rollouts, ties=not t.config.resample_ties)
+    c = t.config
+    return grpo.teaches(rollouts, c.train_rollouts, c.cut_answers != "mask", not c.resample_ties)
 
 
 def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> Rollouts:
@@ -183,6 +184,13 @@ def judge(t: Training, scorer: JudgeLike, rollouts: Rollouts, clock: Clock) -> S
     examples = [dataclasses.replace(example, rubric=rubric) for example, rubric in pairs]
     with clock("judge"):
         return scorer.score(examples, rollouts.responses, progress="judging")
+
+
+def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
+    """The recipe's rewards (P, G); with --cut-answers penalise 0 for what was cut."""
+    rewards = t.recipe.reward(rollouts.scores)
+    penalised = t.config.cut_answers == "penalise"
+    return grpo.penalise(rewards, grpo.cut_off(rollouts)) if penalised else rewards
 
 
 def recite(t: Training, drawn: Drawn) -> Rollouts:
@@ -260,7 +268,7 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
             for name, scorer in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
                 if scorer:
                     rollouts.scores = judge(t, scorer, rollouts, Clock())
-                    rollouts.reward = t.recipe.reward(rollouts.scores)  # (P, G)
+                    rollouts.reward = reward(t, rollouts)  # (P, G)
                     rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
                     t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
                     yield name, rollouts.reward.nanmean(-1).tolist()
@@ -335,6 +343,7 @@ def bench(argv: list[str]) -> None:
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
+    sizes |= {"cut_answers": "train"}  # all of them are cut
     config = setup.settle(dataclasses.replace(setup.parse(rest, __doc__), **sizes))[0]
     t = setup.bare(config, Judge(config.judge, "rar-explicit"))
     t.actor = dataclasses.replace(t.actor, ends=frozenset())

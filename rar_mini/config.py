@@ -131,6 +131,9 @@ class Config:
     that --prompts-per-step groups teach; the others are dropped from the loss (dynamic sampling, DAPO)"""
     max_new_tokens: Annotated[int, Within(1, 1e7)] = 64
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
+    cut_answers: Literal["train", "mask", "penalise"] = "train"
+    """what an answer cut at --max-new-tokens does: train like any other; mask, judged and in its group's
+    baseline but not trained (overlong filtering, DAPO); penalise, a reward of 0, also in scores"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
@@ -228,6 +231,8 @@ class Config:
         for name in ("train_rollouts", "resample_ties") if self.supervised else ():
             if getattr(self, name):
                 raise ValueError(f"--{name.replace('_', '-')} needs rollouts, and --method sft has none")
+        if self.cut_answers == "penalise" and self.design.pitfalls == "signed":
+            raise ValueError("--cut-answers penalise needs rewards in [0, 1]; --pitfalls signed goes below 0")
         if (self.train_rollouts or 0) > self.group_size:
             raise ValueError(
                 f"--train-rollouts {self.train_rollouts}: expected at most --group-size {self.group_size}"

@@ -45,7 +45,8 @@ down-sampling, arXiv 2504.13818). Their A are those of all G. S and N count the 
 stays a mean over what is in it: M neither shrinks a step nor asks for another learning rate. The chosen lie
 far from the mean, so that a step is, if anything, larger than one of all G.
 
-With --resample-ties groups that tie are not in the sum either, nor in S and N, where they would be otherwise.
+With --cut-answers mask, answers that were cut are not in the sum, nor in S and N; their rewards stay in their
+group's mean and deviation. With --resample-ties groups that tie are left out, too; else they count.
 
 `old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
 exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages
@@ -85,6 +86,19 @@ def reward(scores: Scores) -> Tensor:
     return torch.where(most > 0, (w * v).sum(-1) / most, 1 - penalty)
 
 
+def cut_off(rollouts: Rollouts) -> Tensor:
+    """Which answers were cut at the limit of their length, (P, G) bool."""
+    return torch.tensor([[not c.finished for c in group] for group in rollouts.completions])
+
+
+def penalise(reward: Tensor, cut: Tensor) -> Tensor:
+    """Rewards (P, G) with 0 in place of those of answers that were cut; NaN stays. Raises ValueError outside
+    [0, 1], where 0 would not be the worst."""
+    if ((reward < -TIE) | (reward > 1 + TIE)).any():
+        raise ValueError(f"--cut-answers penalise needs rewards in [0, 1], got {reward.tolist()}")
+    return reward.masked_fill(cut & ~reward.isnan(), 0.0)
+
+
 def scored(reward: Tensor) -> Tensor:
     """Which rollouts teach: (P, G) rewards -> (P, G) bool. One without a reward does not, nor does a group
     with fewer than two rewards."""
@@ -92,10 +106,13 @@ def scored(reward: Tensor) -> Tensor:
     return valid & (valid.sum(-1, keepdim=True) >= 2)
 
 
-def teaches(rollouts: Rollouts, most: int | None = None, ties: bool = True) -> Tensor:
-    """Which rollouts the update reads, (P, G) bool: those with a reward, and reference answers. With `most`
-    at most so many of each group; without `ties` those of groups that have an advantage."""
+def teaches(rollouts: Rollouts, most: int | None = None, cut: bool = True, ties: bool = True) -> Tensor:
+    """Which rollouts the update reads, (P, G) bool: those with a reward, and reference answers. Without `cut`
+    none that was cut, with `most` at most so many of each group, without `ties` only groups that have an
+    advantage then."""
     reads = scored(rollouts.reward) | rollouts.recited
+    if not cut:
+        reads = reads & ~cut_off(rollouts)
     if most is not None:
         reads = differ_most(rollouts.reward, reads, most)
     return reads if ties else reads & (reads & (rollouts.adv != 0)).any(-1, keepdim=True)

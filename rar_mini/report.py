@@ -148,7 +148,7 @@ def say(config: Any, step: int, first: int, metrics: dict[str, Any], rows: list[
     # Under another norm long answers weigh more, a recipe may have other advantages, those of part of a group
     # do not sum to 0, and if every group ties there is nothing to explain.
     usual = config.loss_norm == "sequence" and config.inner_epochs == 1 and config.recipe is None
-    whole = config.train_rollouts is None
+    whole = config.train_rollouts is None and config.cut_answers != "mask"
     if step == 1 and usual and whole and metrics.get("grad_norm"):
         tqdm.write(FIRST_LOSS)
     if config.show_every and (step == first or step % config.show_every == 0):

@@ -225,6 +225,9 @@ def read_questions(t: Training) -> Splits:
         notes["questions of the test split left for the end"] = tests
         examples = [example for example in examples if example.split != "test"]
     t.judge.check(examples)
+    explicit = config.method == "rar-explicit" and config.cut_answers == "penalise"
+    if explicit and any(weight < 0 for example in examples for weight in example.rubric.weights):
+        raise ValueError("--cut-answers penalise needs rewards in [0, 1]; signed points go below 0: use mask")
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
         taught = config.supervised and example.split == "train"

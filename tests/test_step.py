@@ -3,16 +3,19 @@
 That the arithmetic is right is held by tests/test_recompute.py, over a run's files.
 """
 
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
+from conftest import Command, question, write_rows
 from test_train import numbers, options, records
 
 import train
+from rar_mini import grpo
 from rar_mini.judging import keyword
 from rar_mini.scores import Scores
 
@@ -35,7 +38,9 @@ def mixed(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "mixed.jsonl", rows)
 
 
-@pytest.mark.parametrize("changes", [{"train_rollouts": 2}, {"resample_ties": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"train_rollouts": 2}, {"resample_ties": 2}, {"cut_answers": "penalise"}]
+)
 def test_a_run_that_goes_on_has_the_numbers_of_an_unbroken_one(
     tiny: Path, mixed: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -132,3 +137,36 @@ def test_scores_behind_others_are_padded_as_a_judge_pads_them() -> None:
     assert both.weight.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
     assert both.verdict[0].isnan().tolist() == [[False, True, True]] * 2
     assert short.behind(long).verdict.shape == (3, 2, 3)
+
+
+def test_cut_answers_train_or_are_masked_or_penalised(
+    tiny: Path, questions: Path, tmp_path: Path, command: Command
+) -> None:
+    """Masked ones keep their reward and their place in the baseline; penalised ones have a reward of 0, in
+    rollouts, in scores and for another judge."""
+    rows = {}
+    for how in ("train", "mask", "penalise"):
+        words = options(tiny, questions, tmp_path / how, steps=1, group_size=8, max_new_tokens=40)
+        train.main([*words, "--cut-answers", how])
+        rows[how] = records(tmp_path / how, "rollouts")
+    finished = [row["finished"] for row in rows["train"]]
+    assert set(finished) == {True, False}
+    assert [row["trained"] for row in rows["mask"]] == finished
+    for key in ("reward", "advantage"):
+        assert [row[key] for row in rows["mask"]] == [row[key] for row in rows["train"]]
+    assert {row["trained"] for how in ("train", "penalise") for row in rows[how]} == {True}
+    for plain, row in zip(rows["train"], rows["penalise"], strict=True):
+        assert row["reward"] == (plain["reward"] if row["finished"] else 0) and plain["reward"] > 0
+    for row in records(tmp_path / "penalise", "evaluations"):
+        assert row["reward"] == 0 or row["finished"]
+    replayed = command("evaluate.py", "replay", tmp_path / "penalise", "--judge", "keyword")
+    means = json.loads(replayed.stdout.splitlines()[-1])["all"]
+    assert means["trained"] == means["second"]
+
+
+def test_a_reward_outside_0_and_1_is_not_penalised() -> None:
+    cut = torch.tensor([[True, False]])
+    assert grpo.penalise(torch.tensor([[math.nan, 1.0]]), cut).isnan().tolist() == [[True, False]]
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="needs rewards in"):
+            grpo.penalise(torch.tensor([[0.5, wrong]]), cut)

@@ -588,6 +588,9 @@ def test_a_benchmark_of_no_runs_is_refused(capsys: pytest.CaptureFixture) -> Non
 BARE = [{"id": "q", "question": "What?", "reference_answer": "That.", "rubric": []}]
 WEIGHTLESS = [question(0, rubric=[{"title": "A", "description": "Mentions a.", "weight": 0}])]
 DROPPED = [question(0, rubric=[{"title": "A", "description": "Pitfall Criteria: A.", "weight": -1}])]
+SIGNED = [
+    {"prompt": [{"role": "user", "content": "What?"}], "rubrics": [{"criterion": "A", "points": -1}]}
+] * 2
 REFUSED = {
     "an option that is spelt otherwise": (["--group-siz", "4"], "did you mean --group-size?"),
     "an option of other trainers": (["--num_generations=4"], "it is --group-size here"),
@@ -595,6 +598,14 @@ REFUSED = {
     "rollouts to train where there are none": (
         ["--train-rollouts", "2", "--method", "sft"],
         "needs rollouts",
+    ),
+    "a penalty that may be a prize": (
+        ["--cut-answers", "penalise", "--pitfalls", "signed"],
+        "needs rewards in [0, 1]",
+    ),
+    "a penalty among signed points": (
+        ["--cut-answers", "penalise", "--data", SIGNED],
+        "signed points go below 0",
     ),
     "ties where nothing is scored": (["--resample-ties", "2", "--method", "sft"], "needs rollouts"),
     "an option that nothing resembles": (["--zzz"], "no option --zzz (see --help)"),

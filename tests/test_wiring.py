@@ -493,7 +493,7 @@ HELD_BY = {
     "test_recipes.py": "recipe",
     "test_recompute.py": "temperature lr warmup weight_decay max_grad_norm loss_norm clip_low clip_high beta "
     "advantage_scale mismatch_cap inner_epochs train_rollouts "
-    "resample_ties",
+    "resample_ties cut_answers",
     # how a judge is asked
     "test_answers_come_in_order_and_no_more_than_concurrency_at_once": "concurrency",
     "test_a_try_ends_at_its_deadline_and_another_follows": "timeout",

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy import ndarray
 
+from rar_mini import grpo
 from rar_mini.data import Example
 from rar_mini.evaluation import agreement
 from rar_mini.evaluation.agreement import accuracy, correlation, interval, mean, resampled
@@ -123,7 +125,12 @@ def ask(judge: JudgeLike, recipe: Recipe, examples: Sequence[Example], rows: Row
         at, k = np.array(batch), scores.verdict.shape[-1]  # (P, G)
         verdict[at, :k] = scores.verdict.numpy()
         weight[at, :k] = scores.weight[:, None].numpy()
-        reward[at], rating[at] = recipe.reward(scores).numpy(), scores.rating.numpy()
+        rewards = recipe.reward(scores)
+        if recipe.config.cut_answers == "penalise":
+            rewards = grpo.penalise(
+                rewards, torch.tensor([[not rows[i]["finished"] for i in g] for g in batch])
+            )
+        reward[at], rating[at] = rewards.numpy(), scores.rating.numpy()
     return Judged(verdict, weight, reward, rating)
 
 

@@ -1,6 +1,7 @@
 """Trains a policy with GRPO on rewards from a rubric: the whole algorithm in one column.
 
     python train.py --domain medical
+    python train.py --config FILE.toml # with options from a file: docs/runs.md
     python train.py --recipe PATH.py   # with a step of the loop changed: rar_mini/recipe.py
     python train.py --resume RUN       # go on with a run; its options: --resume RUN --help
     python train.py --plan --gpu 80    # whether a run fits a GPU of 80 GiB; --plan --help

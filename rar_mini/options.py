@@ -3,15 +3,19 @@
 import argparse
 import dataclasses
 import difflib
+import json
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import tyro
+from pydantic import TypeAdapter, ValidationError
 
-from rar_mini.forms import legible
+from rar_mini.files import regular
+from rar_mini.forms import escaped, fault, legible
 from rar_mini.redact import veil_output
 
 ELSEWHERE = {
@@ -76,9 +80,61 @@ def joined_recipe(argv: Sequence[str]) -> list[str]:
     return [*rest, "--recipe", shlex.join([*named, *own])]
 
 
+def words_of(file: Path, settings: Any) -> list[str]:
+    """The command line that a TOML file means. It has the form of `settings` in config.json: a key for each
+    field of this dataclass, a table for each dataclass in it. Raises ValueError by file and key."""
+    try:
+        table = tomllib.loads(regular(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read the settings in {file}: expected TOML in UTF-8, got {error}") from None
+    try:
+        return list(_words(table, settings))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _words(table: dict[str, Any], settings: Any, above: str = "") -> Iterator[str]:
+    """The words of one table, whose keys are named behind what stands `above` it. Each value is checked by
+    its field's type alone: what goes together is known once the command line is there, too."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for key, value in table.items():
+        name = above + escaped(key)
+        if key not in hints:
+            raise ValueError(f"no setting {name}{_near_key(key, hints, settings)}")
+        part = getattr(settings, key)
+        if dataclasses.is_dataclass(part) and isinstance(value, dict):
+            yield from _words(value, part, f"{key}.")
+            continue
+        try:
+            TypeAdapter(hints[key]).validate_json(
+                json.dumps(value, default=str), strict=True
+            )  # dates as text
+        except ValidationError as error:
+            raise ValueError(fault(error, name)) from None
+        for declared in getattr(hints[key], "__metadata__", ()):
+            if isinstance(declared, Within):
+                declared.refuse(key, value)
+        option = key.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        elif isinstance(value, list):
+            yield from (f"--{option}", *value)
+        else:
+            yield f"--{option}={value}"
+
+
+def _near_key(key: str, hints: Iterable[str], settings: Any) -> str:
+    """A hint at the key that was meant, of this table or of one below."""
+    below = [f"{name}.{own}" for name in hints for own in getattr(getattr(settings, name), "__dict__", ())]
+    exact = [name for name in below if name.endswith(f".{key}")]
+    hint = ELSEWHERE.get(key.replace("_", "-")) or (exact and f"did you mean {exact[0]}?")
+    hint = hint or nearest(key, [*hints, *below])
+    return hint and f": {hint}"
+
+
 def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
     """Raise ValueError for a word of a command line that is no option of these settings."""
-    known = {"help", *names(settings)}
+    known = {"help", "config", *names(settings)}
     for word in argv:
         name = word.split("=")[0].removeprefix("--").replace("_", "-")
         if word.startswith("--") and name not in known:

@@ -28,7 +28,7 @@ from rar_mini.judging import ledger
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import joined_recipe, refuse_unknown, to_json
+from rar_mini.options import joined_recipe, refuse_unknown, to_json, words_of
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.recipe import Recipe
@@ -71,8 +71,12 @@ class Training:
 
 
 def parse(argv: list[str], description: str | None = None) -> Config:
-    """The settings of a command line: the preset's, then the options'."""
-    argv = joined_recipe(argv)
+    """The settings of a command line: the preset's, then those of the file --config, then the options'."""
+    early = argparse.ArgumentParser("train.py", add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path, metavar="FILE.toml")
+    given, argv = early.parse_known_args(argv)
+    own = words_of(given.config, PRESETS["cpu"]) if given.config else []
+    argv = joined_recipe([*own, *argv])  # of an option that comes twice the last one counts
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     refuse_unknown(argv, PRESETS["cpu"])

@@ -541,7 +541,7 @@ def test_a_two_armed_toy_learns_the_right_arm(tiny: Path, tmp_path: Path) -> Non
 
 
 HELP = {
-    "--help": ("--resume RUN", "--plan --gpu 80", "--bench"),
+    "--help": ("--config FILE.toml", "--resume RUN", "--plan --gpu 80", "--bench"),
     "--resume RUN --help": ("--step ", "--max-usd"),
     "--plan --help": ("--gpu GIB", "--json", "options of training"),
     "--bench --help": ("--runs RUNS", "options of training"),

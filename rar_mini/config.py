@@ -120,16 +120,15 @@ class Config:
     group_size: Annotated[int, Within(1, 1024)] = 8
     """G, rollouts of each question"""
     answers: Literal["auto", "short", "full"] = "auto"
-    """what the policy is asked for: short, one short sentence, and it is shown two such answers first; full,
-    the question alone; auto, short for --domain medical and science without --data or --method sft, else
-    full"""
+    """what the policy is asked for: short, one short sentence; full, the question alone; auto, short for
+    --domain medical and science without --data or --method sft, else full"""
     train_rollouts: Annotated[int | None, Within(2, 1024)] = None
     """M, rollouts of each question that are trained: those that differ most in reward, while all G make the
     baseline; all G if not given (see docs/runs.md)"""
     resample_ties: Annotated[int, Within(0, 1000)] = 0
     """times that a step may draw further questions for those whose groups tie or have too few rewards, so
     that --prompts-per-step groups teach; the others are dropped from the loss (dynamic sampling, DAPO)"""
-    max_new_tokens: Annotated[int, Within(1, 1e7)] = 64
+    max_new_tokens: Annotated[int, Within(1, 1e7)] = 80
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
     cut_answers: Literal["train", "mask", "penalise"] = "train"
     """what an answer cut at --max-new-tokens does: train like any other; mask, judged and in its group's

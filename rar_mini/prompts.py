@@ -23,12 +23,8 @@ POLICY_SYSTEM = "You answer questions in medicine and science. Be accurate, comp
 
 SHORT_SYSTEM = "You answer questions in medicine and science in one short sentence."
 SHORT_REQUEST = " Answer in one short sentence."
-SHORT_EXAMPLES = (
-    ("What does insulin do?", "It lowers blood sugar by moving glucose from the blood into the cells."),
-    ("Why is the sky blue?", "Air scatters blue light more strongly than red light."),
-)
-"""For --answers short: a small policy that is only asked for one sentence writes five; with two examples and
-the request behind every question it ends most answers by itself."""
+"""For --answers short. A small policy that reads the request in the system message alone writes on; behind
+the question it helps."""
 
 PLAIN_TEMPLATE = {
     "system": "{content}\n\n",
@@ -65,18 +61,14 @@ PREDEFINED = (
 
 
 def policy_messages(messages: Sequence[dict[str, str]], *, short: bool = False) -> list[dict[str, str]]:
-    """The conversation as the policy gets it: with our system message, unless it brings one. If `short`, it
-    is asked for one sentence behind its last turn, too, and two such exchanges stand in front."""
+    """The conversation as the policy gets it: with our system message, unless it brings one. If `short`, that
+    asks for one sentence, and so does the end of the last turn."""
     if messages[0]["role"] == "system":
         return list(messages)
     if not short:
         return [{"role": "system", "content": POLICY_SYSTEM}, *messages]
-    turns = [{"role": "system", "content": SHORT_SYSTEM}]
-    for question, answer in SHORT_EXAMPLES:
-        turns.append({"role": "user", "content": question + SHORT_REQUEST})
-        turns.append({"role": "assistant", "content": answer})
     last = messages[-1] | {"content": messages[-1]["content"] + SHORT_REQUEST}
-    return [*turns, *messages[:-1], last]
+    return [{"role": "system", "content": SHORT_SYSTEM}, *messages[:-1], last]
 
 
 def dated(template: str) -> str:

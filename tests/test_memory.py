@@ -163,11 +163,11 @@ def test_the_largest_values_are_the_largest(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_no_value_is_called_the_largest_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Answers of 64 tokens fit, beside shorter prompts than the longest, yet 1 was the most; and a larger
+    """Answers of 80 tokens fit, beside shorter prompts than the longest, yet 1 was the most; and a larger
     group was offered to supervised training, which has none."""
     folder = config_only(tmp_path, qwen1(max_position_embeddings=1024, num_hidden_layers=2))
     most = planned_json(capsys, "--gpu", 80, "--policy", folder, "--method", "sft")["largest"]
-    assert most["max_new_tokens"] == 64 and "group_size" not in most
+    assert most["max_new_tokens"] == 80 and "group_size" not in most
 
 
 def test_rollouts_that_are_not_trained_take_no_memory_in_training(capsys: pytest.CaptureFixture) -> None:

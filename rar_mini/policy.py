@@ -84,10 +84,15 @@ class Policy:
         return "" if self.turns.only_thoughts(text) else text
 
     def sample(
-        self, requests: Sequence[Request], how: Settings, progress: Callable[[int], object]
+        self,
+        requests: Sequence[Request],
+        how: Settings,
+        progress: Callable[[int], object],
+        ended: Callable[[int, Completion], object] = lambda request, completion: None,
     ) -> list[list[Completion]]:
-        """Complete every request, and mark completions that are thoughts and no answer."""
-        groups = sampler.sample(self.model, requests, self.ends, how, progress)
+        """Complete every request, and mark completions that are thoughts and no answer. `ended` is called
+        with each before it is marked, as soon as it is whole."""
+        groups = sampler.sample(self.model, requests, self.ends, how, progress, ended)
         self._warn([set(one.ids) for group in groups for one in group])
         return [[replace(one, only_thoughts=self._only_thoughts(one.ids)) for one in each] for each in groups]
 

@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,9 +100,13 @@ def sample(
     ends: frozenset[int],
     settings: Settings,
     progress: Callable[[int], object] = lambda tokens: None,
+    ended: Callable[[int, Completion], object] = lambda request, completion: None,
 ) -> list[list[Completion]]:
-    """Complete every request, in waves under the cache budget. Returns completions[request][rollout]."""
-    done: list[list[Completion]] = [[] for _ in requests]
+    """Complete every request, in waves under the cache budget. Returns completions[request][rollout].
+
+    `ended` is called with each completion as soon as it is whole, while others are still being written.
+    """
+    done: dict[tuple[int, int], Completion] = {}
     prompts: dict[int, _Prompt] = {}
     with blocked(model) as head:
         for rows in _waves(model, requests, settings):
@@ -115,10 +119,11 @@ def sample(
             owner = [here.index(r) for r, _ in rows]
             wave = Wave(model, head, [prompts[r] for r in here], owner, draws, ends, settings)
             prompts = {r: prompts[r] for r in here[-1:]}  # of the others the wave has its copy
-            for (r, _), completion in zip(rows, wave.run(progress), strict=True):
-                done[r].append(completion)
+            for row, completion in wave.run(progress):
+                done[rows[row]] = completion
+                ended(rows[row][0], completion)
             del wave  # its cache, before the next one has its own
-    return done
+    return [[done[r, g] for g in range(len(request.uniforms))] for r, request in enumerate(requests)]
 
 
 @dataclass(frozen=True)
@@ -234,25 +239,30 @@ class Wave:
             for side in ([p.keys for p in prompts], [p.values for p in prompts])
         )  # (layers, P, KV, n, d)
         self.nobody, self.graphs = R, []
+        self.writing = list(range(R))  # rows that have not been seen to end
         self._arrange(list(range(R)), list(owner))
 
-    def run(self, progress: Callable[[int], object]) -> list[Completion]:
-        """Write until every row has finished or is full."""
+    def run(self, progress: Callable[[int], object]) -> Iterator[tuple[int, Completion]]:
+        """Write until every row has finished or is full. Yields rows and their completions as they end."""
         every = 8 if self.captures else 1  # tokens between looks at `done`, which a GPU has to be waited for
         self.write(self.first)
-        progress(self.running)
+        progress(len(self.writing))
         for written in range(1, self.settings.max_new_tokens):
-            if written % every == 0 and not self.retire():
-                break
+            if written % every == 0:
+                yield from self._cut(self.retire())
+                if not self.writing:
+                    return
             self.advance(written)
-            progress(self.running)
-        return [self._cut(*row) for row in zip(self.ids[:-1].tolist(), self.logp[:-1].tolist(), strict=True)]
+            progress(len(self.writing))
+        yield from self._cut(self.writing)
 
-    def _cut(self, ids: list[int], logp: list[float]) -> Completion:
-        """A row up to its first end token; what was written behind it, until the row left, is nothing."""
-        ended = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        length = len(ids) if ended is None else ended + 1
-        return Completion(ids[:length], logp[:length], ended is not None)
+    def _cut(self, rows: list[int]) -> Iterator[tuple[int, Completion]]:
+        """Rows up to their first end token; what was written behind it, until the row left, is nothing."""
+        at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
+        for row, ids, logp in zip(rows, self.ids[at].tolist(), self.logp[at].tolist(), strict=True):
+            ended = next((i for i, token in enumerate(ids) if token in self.ends), None)
+            length = len(ids) if ended is None else ended + 1
+            yield row, Completion(ids[:length], logp[:length], ended is not None)
 
     def step(self, span: int) -> None:
         """Read the newest token of each row and write the next. Nothing is read back, and no shape changes
@@ -294,17 +304,17 @@ class Wave:
         out = torch.baddbmm(read.view(R * KV, j, d), share[..., n:], values[:, :span])  # (R KV, j, d)
         return out.view(R, H, d)
 
-    def retire(self) -> bool:
-        """Let rows go that have finished. Says whether any are left."""
+    def retire(self) -> list[int]:
+        """Let rows go that have finished. Returns those that have since the last look."""
         done = self.done.tolist()
-        stay = [i for i, row in enumerate(self.batch) if row != self.nobody and not done[row]]
-        size = len(stay)
+        over = [row for row in self.writing if done[row]]
+        self.writing = [row for row in self.writing if not done[row]]
+        size = len(self.writing)
         if self.captures:  # the next power of two
             size = min(len(self.batch), 1 << (size - 1).bit_length()) if size else 0
         if 0 < size < len(self.batch):
-            self._keep(stay, size)
-        self.running = len(stay)
-        return bool(stay)
+            self._keep([i for i, row in enumerate(self.batch) if row != self.nobody and not done[row]], size)
+        return over
 
     def _keep(self, stay: list[int], size: int) -> None:
         """Keep these rows of the batch, in `size` places: they move up in the cache, and prompts that nobody
@@ -327,7 +337,6 @@ class Wave:
         """Set what depends on the rows of the batch: which completion each one writes, and whose prompt it
         continues."""
         self.batch, self.owner = batch, owner
-        self.running = sum(row != self.nobody for row in batch)
         on, (_, P, KV, n, _) = self.keys.device, self.shared_keys.shape
         seen: Counter[int] = Counter()
         place = [seen.update([p]) or seen[p] - 1 for p in owner]  # among the rows of the same prompt

@@ -325,6 +325,33 @@ def test_buckets_and_graphs_change_no_row(
     assert tokens < 300 or {span for span, _ in steps} == {128, 256, 300}
 
 
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_completion_is_told_as_soon_as_it_is_whole(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, captures: bool
+) -> None:
+    """Each once, with its request, in waves of three rows. On a GPU, after every eighth token."""
+    told, written, init = [], [], sampler.Wave.__init__
+
+    def on_a_gpu(self: sampler.Wave, *args: object) -> None:
+        init(self, *args)
+        written.clear()
+        self.captures, self._capture = captures, lambda span: lambda: self.step(span)
+
+    def ended(request: int, completion: sampler.Completion) -> None:
+        every = 8 if captures else 1
+        due = -(-len(completion.ids) // every) * every if completion.finished else 24
+        assert len(written) == min(24, due)
+        told.append((request, completion))
+
+    monkeypatch.setattr(sampler.Wave, "__init__", on_a_gpu)
+    c, ends = decoder.config, frozenset(range(0, 259, 20))
+    room = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4 * (3 * 24 + 31)
+    groups = sample(decoder, requests(), ends, Settings(24, cache_bytes=room), written.append, ended)
+    whole = [(r, one) for r, group in enumerate(groups) for one in group]
+    assert sorted(told, key=repr) == sorted(whole, key=repr) and told != whole
+    assert {one.finished for _, one in told} == {True, False}
+
+
 def test_spare_places_write_into_a_row_that_nobody_reads(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

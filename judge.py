@@ -39,7 +39,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import groupby
@@ -249,6 +250,22 @@ class Judge:
                     value = float(value >= self.options.threshold)
                 verdict[p, g, k] = value
         return Scores(verdict, weight, rating, rubrics)
+
+    @contextmanager
+    def ahead(self) -> Iterator[Callable[[Example, str], object]]:
+        """While responses are being written: a function that begins to ask the server about one that is
+        whole. The next `score` has to be about it, too, and then only waits for the answer."""
+        server = self.server
+
+        def begin(example: Example, response: str) -> None:
+            rubric, visible = self.rubric(example), without_thoughts(response)
+            server.begin(self._asked(example, visible, rubric, ks) for ks in self._portions(rubric))
+
+        try:
+            yield begin
+        except BaseException:
+            server.drop()
+            raise
 
     def metrics(self) -> dict[str, float]:
         """What judging came to since this was last called, for metrics.jsonl."""

@@ -47,7 +47,8 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,6 +65,7 @@ from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import counted
+from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
 from rar_mini.sampler import Completion, Request, uniforms
 from rar_mini.scores import NAN, Rollouts, Scores
@@ -87,7 +89,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
                 if config.supervised:
                     rollouts = recite(t, drawn)
                 else:
-                    new = sample(t, drawn, config.group_size, n, clock)  # P x G completions
+                    new = sample(t, drawn, config.group_size, n, clock, t.judge)  # P x G completions
                     new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
                     rollouts = new.behind(t.rollouts)
                     rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
@@ -133,13 +135,15 @@ def chosen(t: Training, rollouts: Rollouts) -> torch.Tensor:
     return grpo.teaches(rollouts, c.train_rollouts, c.cut_answers != "mask", not c.resample_ties)
 
 
-def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> Rollouts:
+def sample(
+    t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock, scorer: JudgeLike | None = None
+) -> Rollouts:
     """G answers to each drawn question, by all ranks together. `key` names the random streams: a step, or
-    "eval"."""
+    "eval". The `scorer` that will judge them may begin with those that end while others are written."""
     c, actor, P = t.config, t.actor, len(drawn)
     n = key if isinstance(key, int) else None
     prompts = [_prompts(t, example, n, G) for example, _ in drawn]  # P x G
-    own, requests, places = ranks.share(range(P)), [], []
+    own, requests, places, asked = ranks.share(range(P)), [], [], []
     for p in own:
         example, visit = drawn[p]
         stems = grpo.stems(prompts[p])
@@ -147,16 +151,21 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
             gs = [g for g in range(G) if stems[g] == stem]
             draws = [uniforms(c.seed, key, example.id, visit * G + g, c.max_new_tokens) for g in gs]
             requests.append(Request(prompts[p][stem], draws))
+            asked.append(example)
             places += [(p, g) for g in gs]
     how = sampler.Settings(c.max_new_tokens, c.temperature, cache_bytes=c.cache_mb * 2**20, graph=c.graph)
     total = len(places) * c.max_new_tokens
 
     def work() -> list[list[Completion]]:
-        written = actor.sample(requests, how, bar.update)
+        written = actor.sample(requests, how, bar.update, lambda r, completion: ended(asked[r], completion))
         by_place = dict(zip(places, sum(written, []), strict=True))
         return [[by_place[p, g] for g in range(G)] for p in own]
 
-    with clock("sample"), tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar:
+    with (
+        clock("sample"),
+        ahead(t, scorer) as ended,
+        tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar,
+    ):
         completions = ranks.merge(ranks.attempt(work))  # P x G
     examples = [example for example, _ in drawn]
     responses = [
@@ -164,6 +173,20 @@ def sample(t: Training, drawn: Drawn, G: int, key: int | str, clock: Clock) -> R
         for example, group in zip(examples, completions, strict=True)
     ]
     return Rollouts(examples, prompts, completions, responses)
+
+
+@contextmanager
+def ahead(t: Training, scorer: JudgeLike | None) -> Iterator[Callable[[Example, Completion], object]]:
+    """While answers are sampled: a function that begins to judge one that has ended.
+
+    Only a server is asked ahead, and only if it is certain what `judge` will ask: a recipe's own rubrics may
+    depend on the whole group, and its own judge may ask anything. Then all is asked after sampling."""
+    certain = type(t.recipe).rubrics is Recipe.rubrics and getattr(type(scorer), "score", None) is Judge.score
+    if not certain or scorer.server is None:
+        yield lambda example, completion: None
+        return
+    with scorer.ahead() as begin:
+        yield lambda e, completion: begin(e, t.recipe.answer(e, t.actor.decode(completion.ids)))
 
 
 def _prompts(t: Training, example: Example, n: int | None, G: int) -> list[list[int]]:
@@ -265,7 +288,7 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
     for split, examples in t.scored.items():
         if examples:
             drawn = [(example, 0) for example in examples]
-            rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock())
+            rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock(), t.judge)
             for name, scorer in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
                 if scorer:
                     rollouts.scores = judge(t, scorer, rollouts, Clock())

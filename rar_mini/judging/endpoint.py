@@ -8,6 +8,8 @@ What this file decided:
 - **A request that waits for its next try holds no place** among those under way.
 - **The very first request goes alone.** A wrong address, key or name costs one request and says so at once,
   and what the server refuses (structured output, a seed) is found out once.
+- **What is going to be asked may be begun before**, while the caller is busy. It is still one `ask`: what
+  is counted, what may be spent and which errors are raised is the same.
 - **Only answers are remembered.** A failure is never stored, so that a later run can mend it.
 - **Only what can be true is believed.** A reply whose usage cannot be, or is not there, is booked at the most
   that it may have cost; so is one that broke off. An error under HTTP 200 is an error.
@@ -30,7 +32,9 @@ import sys
 import threading
 import time
 import weakref
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +171,7 @@ class Endpoint:
         self._answered = False  # whether any reply ever came
         self._structured = False  # whether one came with structured output
         self._under_way: dict[str, asyncio.Future] = {}
+        self._begun: _Asking | None = None  # what `begin` has begun, until `ask` takes it
         self._requests, self._tokens = Pace(rpm), Pace(tpm)
         self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
         self._client = _client(parts)
@@ -197,38 +202,68 @@ class Endpoint:
         Requests may come from a generator: no more than a few times `concurrency` are held. Raises
         ConnectionError, in the server's words, if it has never answered anything; OverBudget.
         """
-        future = asyncio.run_coroutine_threadsafe(self._ask_all(requests, done), self._loop)
+        asking, self._begun = self._begun or self._open(), None
+        self._give(asking, requests, lambda _: done())
         try:
-            return future.result()
+            return asking.answers.result()
         except BaseException:  # Ctrl-C must not leave requests running that cost money
-            future.cancel()
-            with suppress(TimeoutError):
-                asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(timeout=10)
+            self._cancel(asking)
             raise
 
-    async def _ask_all(self, requests: Iterable[Request], done: Callable[[], Any]) -> list[Any]:
+    def begin(self, requests: Iterable[Request]) -> None:
+        """Begin to ask, and return at once. These requests are part of the next `ask`: an equal one there
+        takes the answer of one here, each of them once, and what goes wrong with them is raised there."""
+        self._begun = self._begun or self._open()
+        self._give(self._begun, requests, None)
+
+    def drop(self) -> None:
+        """End what was begun, if no `ask` is going to take it."""
+        asking, self._begun = self._begun, None
+        if asking is not None:
+            self._cancel(asking)
+
+    def _open(self) -> "_Asking":
+        given: asyncio.Queue = asyncio.Queue()
+        return _Asking(given, asyncio.run_coroutine_threadsafe(self._ask_all(given), self._loop))
+
+    def _give(self, asking: "_Asking", requests: Iterable[Request], done: Callable | None) -> None:
+        self._loop.call_soon_threadsafe(asking.given.put_nowait, (requests, done))
+
+    def _cancel(self, asking: "_Asking") -> None:
+        asking.answers.cancel()
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(timeout=10)
+
+    async def _ask_all(self, given: asyncio.Queue) -> list[Any]:
+        """Ask what is given, and return the answers to what came with `done`, which comes last."""
         held = asyncio.Semaphore(
             4 * self.concurrency
         )  # more than places, for those that wait for another try
+        begun: defaultdict[str, deque[asyncio.Task]] = defaultdict(deque)
         tasks: list[asyncio.Task] = []
         spent: list[OverBudget] = []
 
-        async def one(request: Request) -> Any:
+        async def one(request: Request, key: str) -> Any:
             try:
-                return await self._answer(request)
+                return await self._answer(request, key)
             except OverBudget as error:
                 spent.append(error)
-            finally:
-                held.release()
-                done()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for request in requests:
-                    await held.acquire()
-                    if spent:
-                        break
-                    tasks.append(group.create_task(one(request)))
+                async for request, done in _each(given):
+                    key = self._key(request)
+                    if done and begun[key]:
+                        task = begun[key].popleft()
+                    else:
+                        await held.acquire()
+                        if spent:
+                            break
+                        task = group.create_task(one(request, key))
+                        task.add_done_callback(lambda _: held.release())
+                    if done:
+                        task.add_done_callback(done)
+                    (tasks if done else begun[key]).append(task)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         if spent:
@@ -238,13 +273,15 @@ class Endpoint:
             raise self._unreachable(answers[0])
         return answers
 
-    async def _answer(self, request: Request) -> Any:
-        """From the cache, from an equal request that is under way, or from the server."""
-        self.ledger.counts["questions"] += 1
+    def _key(self, request: Request) -> str:
+        """Equal for equal questions to the same server."""
         # Not the body as it is sent: what this server refuses is not known yet when a second run looks here.
         asked = [self.address, request.path, request.body, request.repeat, *filter(None, [self._query])]
-        text = json.dumps(asked, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    async def _answer(self, request: Request, key: str) -> Any:
+        """From the cache, from an equal request that is under way, or from the server."""
+        self.ledger.counts["questions"] += 1
         task = self._under_way.get(key)
         if task is None:
             with suppress(Failure):  # stored under a reader that took what this one refuses
@@ -598,9 +635,29 @@ def _headers(error: Any, response: Any) -> Any:
     return dict(response.headers) | kept
 
 
-async def _settle() -> None:
+@dataclass(frozen=True)
+class _Asking:
+    """Questions that are being asked while more may be given, and the answers that they come to."""
+
+    given: asyncio.Queue  # of requests, with what is to be called after each: None from `begin`
+    answers: Future[list[Any]]
+
+
+async def _each(given: asyncio.Queue) -> AsyncIterator[tuple[Request, Callable | None]]:
+    """The requests as they are given, up to those of `ask`."""
+    done = None
+    while done is None:
+        requests, done = await given.get()
+        for request in requests:
+            yield request, done
+
+
+async def _settle(cancel: bool = False) -> None:
     """Wait until everything else on this loop is over."""
-    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others if cancel else ():
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cache: Cache) -> None:
@@ -608,8 +665,9 @@ def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cach
     if threading.current_thread() is thread:
         loop.stop()
     elif thread.is_alive():
-        with suppress(TimeoutError):
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result(timeout=5)
+        for last in (_settle(cancel=True), client.close()):
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(last, loop).result(timeout=5)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=5)
     if not thread.is_alive():

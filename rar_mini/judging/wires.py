@@ -77,12 +77,17 @@ class Server:
         self.kind, self.model, self.texts, self.secret = kind, model, texts, secret
         self.max_tokens, self.endpoint = options.max_tokens, Endpoint.of(model, options)
         self.ledger, self.close = self.endpoint.ledger, self.endpoint.close
+        self.drop = self.endpoint.drop
 
     def ask(
         self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
     ) -> list[Answer]:
         """Answer all, in order, many at once."""
         return self.endpoint.ask((self.request(each, repeat) for each in asked), done)
+
+    def begin(self, asked: Iterable[Asked]) -> None:
+        """Begin to ask what will be part of the next `ask`; `drop` gives it up."""
+        self.endpoint.begin(self.request(each) for each in asked)
 
     def request(self, asked: Asked, repeat: int = 0) -> Request:
         """The request that asks this."""

@@ -48,7 +48,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tqdm import tqdm
 
 from rar_mini import data, forms, prompts, ranks
 from rar_mini.config import PRESETS, Options
@@ -61,6 +60,7 @@ from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
 from rar_mini.options import joined_recipe, run_command
+from rar_mini.progress import progress_bar
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, ScoredRow, Scores, choose, finite
 from rar_mini.turns import said, without_thoughts
@@ -236,7 +236,7 @@ class Judge:
                 if item.check and item.weight:
                     verdict[p, :, k] = torch.tensor([rules.verdict(item, text) for text in visible[p]])
         questions = (self._asked(examples[p], visible[p][g], rubrics[p], ks) for p, g, ks in places)
-        with tqdm(total=len(places), desc=progress, leave=False, disable=None if progress else True) as bar:
+        with progress_bar(total=len(places), desc=progress) as bar:
             answers = self.backend.ask(questions, bar.update, repeat)
         for (p, g, ks), answer in zip(places, answers, strict=True):
             if isinstance(answer, Failure):

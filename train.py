@@ -65,6 +65,7 @@ from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import counted
+from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
 from rar_mini.sampler import Completion, Request, uniforms
@@ -161,11 +162,8 @@ def sample(
         by_place = dict(zip(places, sum(written, []), strict=True))
         return [[by_place[p, g] for g in range(G)] for p in own]
 
-    with (
-        clock("sample"),
-        ahead(t, scorer) as ended,
-        tqdm(total=total, desc="sampling", unit="tok", leave=False, disable=None) as bar,
-    ):
+    bar = progress_bar(total=total, desc="sampling", unit="tok")
+    with clock("sample"), ahead(t, scorer) as ended, bar:
         completions = ranks.merge(ranks.attempt(work))  # P x G
     examples = [example for example, _ in drawn]
     responses = [
@@ -249,7 +247,7 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
     """Add up the gradient of the step's loss over its batches and ranks. Returns the loss, the gradient's
     norm and the metrics of tokens. Raises FloatingPointError where they are no numbers."""
     parts, temperature = [], t.config.temperature
-    for batch in tqdm(batches, desc="training", leave=False, disable=None):
+    for batch in progress_bar(batches, desc="training"):
         logp, entropy = grpo.token_logp(t.actor.model, batch, temperature)  # (N,), (N,)
         if batch.old_logp is None and not t.config.supervised:
             batch.old_logp = logp.detach()

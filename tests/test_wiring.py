@@ -248,13 +248,13 @@ def test_bars_count_tokens_and_stay_out_of_logs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    bars, plain = [], train.tqdm
+    bars, plain = [], train.progress_bar
 
     def noted(*words: Any, **how: Any) -> Any:
         bars.append(how)
         return plain(*words, **how)
 
-    monkeypatch.setattr(train, "tqdm", noted)
+    monkeypatch.setattr(train, "progress_bar", noted)
     train.main(options(tiny, questions, tmp_path / "run", steps=1, **NEVER))
     assert [bar["desc"] for bar in bars] == ["sampling", "training"]
     assert bars[0]["total"] == 2 * 4 * 12

@@ -22,7 +22,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rar_mini import forms, policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run, refuse_damaged
@@ -36,6 +35,7 @@ from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import Within, refuse_outside, to_json
 from rar_mini.pretrained import resolve
+from rar_mini.progress import progress_bar
 from rar_mini.turns import inert
 
 BATCH = 32
@@ -139,7 +139,7 @@ class Sampled:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self.actor = policy.load(str(self.directory), dtype, device)
         window, fitting = policy.window(self.actor), []
-        for example in tqdm(examples, desc="reading questions", leave=False, disable=None):
+        for example in progress_bar(examples, desc="reading questions"):
             why = policy.too_long(self.actor, example, window, self.asking.max_new_tokens, answered=False)
             if not why:
                 fitting.append(example)
@@ -153,7 +153,7 @@ class Sampled:
         requests = [sampler.Request(actor.encode(example), [unused]) for example in examples]
         settings = sampler.Settings(most, temperature=0.0, cache_bytes=self.asking.cache_mb * 2**20)
         total = len(examples) * most
-        with tqdm(total=total, desc="answering", unit="tok", leave=False, disable=None) as bar:
+        with progress_bar(total=total, desc="answering", unit="tok") as bar:
             groups = actor.sample(requests, settings, bar.update)
         return [
             {"response": actor.decode(one.ids), "finished": one.finished, "only_thoughts": one.only_thoughts}
@@ -177,7 +177,7 @@ class Served:
         shown = [[turn | {"content": inert(turn["content"])} for turn in turns] for turns in shown]
         bodies = (body | {"messages": turns} for turns in shown)
         requests = (Request("/chat/completions", body, written) for body in bodies)
-        with tqdm(total=len(examples), desc="answering", leave=False, disable=None) as bar:
+        with progress_bar(total=len(examples), desc="answering") as bar:
             replies = self.endpoint.ask(requests, bar.update)
         none = {"response": None, "finished": None}
         return [none if isinstance(reply, Failure) else reply for reply in replies]

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from tqdm import tqdm
 
 from rar_mini import data, prompts
 from rar_mini.config import Asking
@@ -37,6 +36,7 @@ from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.judging.ledger import Account
 from rar_mini.options import run_command
+from rar_mini.progress import progress_bar
 from rar_mini.prompts import fill
 from rar_mini.turns import inert, without_thoughts
 
@@ -187,7 +187,7 @@ def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) ->
         with (
             kept_rows(out, file, lambda _, key: todo.pop(key, None), wanted) as rows,
             open(out, "a", encoding="utf-8", errors="backslashreplace") as stream,  # as JSON escapes halves
-            tqdm(total=len(todo), desc="writing", leave=False, disable=None) as bar,
+            progress_bar(total=len(todo), desc="writing") as bar,
         ):
             writer.endpoint.ledger.carry(Account.beside(out))
             if rows:

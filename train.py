@@ -55,7 +55,7 @@ import torch
 from tqdm import tqdm
 
 from judge import Judge
-from rar_mini import data, grpo, ranks, redact, report, sampler, setup
+from rar_mini import data, ending, grpo, ranks, redact, report, sampler, scale, setup
 from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
@@ -88,7 +88,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             recipe.begin(n, t.planned)
             for drawn in draws(t):  # P questions, and with --resample-ties more while groups tie
                 if config.supervised:
-                    rollouts = recite(t, drawn)
+                    rollouts = recite(t, [example for example, _ in drawn])
                 else:
                     new = sample(t, drawn, config.group_size, n, clock, t.judge)  # P x G completions
                     new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
@@ -109,7 +109,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         log(t, n, learned | {"learning_rate": rate}, clock)
         save(t, n)
     close(t)
-    print(report.conclusion(t.before, t.after, t.run.folder, config.steps))
+    print(ending.conclusion(t.before, t.after, t.run.folder, config.steps))
 
 
 # --- one step -----------------------------------------------------------------------------------------------
@@ -215,12 +215,13 @@ def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
     return grpo.penalise(rewards, grpo.cut_off(rollouts)) if penalised else rewards
 
 
-def recite(t: Training, drawn: Drawn) -> Rollouts:
-    """The reference answers to the drawn questions in the place of rollouts: G = 1, advantage 1, no
-    reward."""
-    examples, P = [example for example, _ in drawn], len(drawn)
-    prompts, responses = [_prompts(t, e, None, 1) for e in examples], [[e.reference] for e in examples]
-    completions = [[Completion(t.actor.completion(e.reference), [], True)] for e in examples]
+def recite(t: Training, examples: list[Example], texts: Sequence[str] | None = None) -> Rollouts:
+    """A text to each question, its reference answer by default, in the place of rollouts: G = 1, advantage 1,
+    no reward."""
+    texts = [example.reference for example in examples] if texts is None else texts
+    P, responses = len(examples), [[text] for text in texts]
+    prompts = [_prompts(t, example, None, 1) for example in examples]
+    completions = [[Completion(t.actor.completion(text), [], True)] for text in texts]
     none = torch.full((P, 1), NAN)  # (P, 1)
     unjudged = Scores(torch.empty(P, 1, 0), torch.empty(P, 0), none, [e.rubric for e in examples])
     return Rollouts(examples, prompts, completions, responses, unjudged, none, torch.ones(P, 1), recited=True)
@@ -289,24 +290,33 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
             rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock(), t.judge)
             for name, scorer in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
                 if scorer:
-                    rollouts.scores = judge(t, scorer, rollouts, Clock())
-                    rollouts.reward = reward(t, rollouts)  # (P, G)
-                    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
-                    t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
-                    yield name, rollouts.reward.nanmean(-1).tolist()
+                    yield name, grade(t, scorer, rollouts, name, n)
+
+
+def grade(t: Training, scorer: JudgeLike, rollouts: Rollouts, name: str, n: int) -> list[float]:
+    """The mean reward of each question's answers, which evaluations.jsonl keeps under the score's name."""
+    rollouts.scores = judge(t, scorer, rollouts, Clock())
+    rollouts.reward = reward(t, rollouts)  # (P, G)
+    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
+    t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
+    return rollouts.reward.nanmean(-1).tolist()
 
 
 def score_before(t: Training) -> dict[str, list[float]]:
     """The scores at step 0: taken now, or read back from the run that goes on."""
     if not t.config.eval_every:
         return {}
+    fixed = scale.answers(t.scored)
     if t.first > 1:
         names = t.scored | ({"held_out_gold": t.scored["held_out"]} if t.gold else {})
+        names |= {name: examples for name, (examples, _) in fixed.items()}
         return {name: t.run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
     scores = dict(evaluate(t, 0))
-    means = {f"eval/{split}_reward": report.mean(values) for split, values in scores.items()}
-    t.run.append("metrics.jsonl", [{"step": 0} | means | t.judge.metrics()])
-    print("before   " + ", ".join(f"{name} {x:.3f}" for name, x in means.items() if x is not None))
+    scores |= {name: grade(t, t.judge, recite(t, *each), name, 0) for name, each in fixed.items()}
+    means = {name: report.mean(values) for name, values in scores.items()}
+    metrics = {f"eval/{name}_reward": value for name, value in means.items()}
+    t.run.append("metrics.jsonl", [{"step": 0} | metrics | t.judge.metrics()])
+    print(report.before(means))
     return scores
 
 

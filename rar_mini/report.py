@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import grpo
+from rar_mini import grpo, scale
 from rar_mini.forms import printable
 from rar_mini.sampler import Completion
 from rar_mini.scores import Scores
@@ -200,14 +200,17 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def opening(config: Any, questions: dict[str, int], answers: int, calls: float, folder: Path) -> str:
-    """What a run is about to do and what it costs: `answers` to judge, by so many `calls` each."""
+def opening(
+    config: Any, questions: dict[str, int], answers: int, calls: float, of_scores: int, folder: Path
+) -> str:
+    """What a run is about to do and what it costs: `answers` to judge, by so many `calls` each, and the calls
+    of the scores."""
     released = config.data == "rar" and f"rar, {config.domain} at {config.revision:.12}"
     times = config.resample_ties
     again = f"; for groups that tie up to {times} times as many more" if times else ""
     return (
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "
-        f"judge, and those of the scores{again}\n"
+        f"judge, and {of_scores} for the scores{again}\n"
         f"data     {released or config.data or config.domain}: {questions['train']} training questions, "
         f"{questions['held_out']} held out\n"
         f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers of at "
@@ -216,25 +219,11 @@ def opening(config: Any, questions: dict[str, int], answers: int, calls: float, 
     )
 
 
-def conclusion(
-    before: dict[str, list[float]], after: dict[str, list[float]], folder: Path, steps: int
-) -> str:
-    """The scores before and after, where the run lies, and what to try next."""
-    lines = []
-    for split, scores in after.items():
-        if steps and (change := paired(before[split], scores)) is not None:
-            low, high = mean(before[split]), mean(scores)
-            lines.append(
-                f"{split:<8} reward {low:.3f} -> {high:.3f}, change {change[0]:+.3f} +- {change[1]:.3f} "
-                f"(standard error over {len(scores)} questions, fresh answers)"
-            )
-    # Without steps there are no rollouts, without scores no evaluations, with --save-every 0 no checkpoints.
-    names = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl", "checkpoints/")
-    lines += [
-        f"run      {folder}: {', '.join(name for name in names if (folder / name).exists())}",
-        "next     other questions: --domain science, or --data YOURS.jsonl",
-        "         a real judge:    --judge chat:NAME with OPENAI_BASE_URL set",
-    ]
-    if (folder / "checkpoints").exists() or not steps:  # without one, a resume starts over
-        lines.append(f"         more steps:      python train.py --resume {folder} --steps {2 * steps or 32}")
+def before(means: dict[str, float | None]) -> str:
+    """The scores before training, by name, and the scale on which they stand, a line a split."""
+    own = {name: x for name, x in means.items() if x is not None and not scale.is_fixed(name)}
+    lines = ["before   " + ", ".join(f"eval/{name}_reward {x:.3f}" for name, x in own.items())]
+    for split in own:
+        rewards = [f"{words} {x:.3f}" for words, x in scale.of(means, split).items()]
+        lines += [f"scale    {split}: {', '.join(rewards)}"] if rewards else []
     return "\n".join(lines)

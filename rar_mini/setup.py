@@ -18,7 +18,20 @@ from typing import Any
 import torch
 import tyro
 
-from rar_mini import checkpoint, data, files, hub, model, policy, pretrained, prompts, ranks, recipe, report
+from rar_mini import (
+    checkpoint,
+    data,
+    files,
+    hub,
+    model,
+    policy,
+    pretrained,
+    prompts,
+    ranks,
+    recipe,
+    report,
+    scale,
+)
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
@@ -258,19 +271,37 @@ def read_questions(t: Training) -> Splits:
 
 
 def announce(t: Training, why: str) -> None:
-    """Say what the run is about to do, and what its training costs, judged by the questions that are
-    scored."""
-    config, judged, train = t.config, not t.config.supervised, t.questions["train"]
-    calls = sum(map(t.judge.calls, train)) / len(train) if judged else 0
+    """Say what the run is about to do, and what its judge costs: for training, as far as the questions that
+    are scored can tell, and for the scores."""
+    config, train, judged = t.config, t.questions["train"], not t.config.supervised
     answers = (config.steps - t.first + 1) * config.prompts_per_step * config.group_size
-    cost = t.judge.estimate(t.scored["train"], answers if judged else 0, config.max_new_tokens)
+    scored, graded = [e for rows in t.scored.values() for e in rows], answers_of_scores(t)
+    costs = {
+        "training": t.judge.estimate(t.scored["train"], answers if judged else 0, config.max_new_tokens),
+        "scores": graded and t.judge.estimate(scored, graded, config.max_new_tokens),
+    }
+    calls, of_scores = (sum(map(t.judge.calls, rows)) / len(rows) for rows in (train, scored))
     if config.recipe:
         print(f"recipe   {config.recipe}")
     print(f"policy   {printable(config.policy)}, {t.actor.trained()}, {config.dtype} on {config.device}")
     print(f"ends     an answer ends at {printable(' or '.join(t.actor.named(t.actor.ends)))}")
-    print(f"judge    {printable(t.judge.spec)} ({why})" + (cost and f"; training: {cost}"))
+    told = "".join(f"; {name}: {cost}" for name, cost in costs.items() if cost)
+    print(f"judge    {printable(t.judge.spec)} ({why}){told}")
     numbers = {name: len(rows) for name, rows in t.questions.items()}
-    print(report.opening(config, numbers, answers, calls, t.run.folder))
+    asked = calls if judged else 0, round(of_scores * graded)
+    print(report.opening(config, numbers, answers, *asked, t.run.folder))
+
+
+def answers_of_scores(t: Training) -> int:
+    """How many answers the training's judge reads for the scores that are left: the policy's at each, and
+    before training those of the scale."""
+    config, scored = t.config, sum(map(len, t.scored.values()))
+    every, steps = config.eval_every, config.steps
+    if not every:
+        return 0
+    scores = steps // every - (t.first - 1) // every + (steps % every > 0) + (t.first == 1)
+    fixed = sum(len(texts) for _, texts in scale.answers(t.scored).values()) if t.first == 1 else 0
+    return scores * scored * config.eval_samples + fixed
 
 
 def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:

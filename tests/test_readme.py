@@ -21,6 +21,7 @@ from rar_mini import recipe, setup
 from rar_mini.config import PRESETS, Config
 from rar_mini.judging.ledger import Ledger
 from rar_mini.options import joined_recipe
+from rar_mini.scale import NAMES
 from rar_mini.tools import check, memory
 
 ROOT = Path(__file__).parents[1]
@@ -211,11 +212,11 @@ def undefined(metrics: set[str]) -> set[str]:
 
 
 def judged(config: Config, scored: int) -> int:
-    """The answers that a run has judged: those of its steps, and those of its evaluations of so many
-    questions: before training, every so many steps, and at the end."""
+    """The answers that a run has judged: those of its steps, those of its evaluations of so many questions
+    (before training, every so many steps, and at the end), and the three of the scale."""
     evaluations = {0, config.steps, *range(0, config.steps, config.eval_every)}
     steps = config.steps * config.prompts_per_step * config.group_size
-    return steps + len(evaluations) * scored * config.eval_samples
+    return steps + (len(evaluations) * config.eval_samples + len(NAMES)) * scored
 
 
 def test_no_metric_is_logged_without_a_definition(tiny: Path, questions: Path, tmp_path: Path) -> None:
@@ -236,8 +237,8 @@ def test_the_papers_requests_are_counted_and_its_table_adds_up() -> None:
     paper, page = PRESETS["paper"], " ".join(TEXTS["docs/ablations.md"].split())
     questions = 2 * paper.eval_questions
     steps, whole = judged(paper, scored=0), judged(paper, scored=questions)
-    assert f"{steps:,} requests for training and {whole - steps} more for the run's seven" in page
-    assert f"seven evaluations of {questions} questions each" in page
+    assert f"{steps:,} requests for training and {whole - steps:,} more for the run's seven" in page
+    assert f"seven evaluations of {questions} questions each and for the scale" in page
     table = dict(re.findall(r"^\| (\S+) \| ([\d.]+) \| [\d.]+ \|", TEXTS["docs/ablations.md"], re.M))
     best, direct, reference = (float(table[n]) for n in ("RaR-Implicit", "Direct-Likert", "Reference-Likert"))
     assert f"{best / direct - 1:.1%}".replace("%", " %") + " above Direct-Likert on HealthBench" in page

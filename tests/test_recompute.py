@@ -214,7 +214,7 @@ def of_scores(rows: Rows, scores: Rows) -> Metrics:
             if row["split"] == split:
                 by_question[row["example_id"]].append(math.nan if row["reward"] is None else row["reward"])
         means = [np.nanmean(values) for values in by_question.values() if np.isfinite(values).any()]
-        metrics[f"eval/{split}_reward"] = np.mean(means)
+        metrics[f"eval/{split}_reward"] = np.mean(means) if means else math.nan
     return metrics
 
 
@@ -445,7 +445,7 @@ def test_log_probabilities(run: Run) -> None:
     """Of rollouts under the weights before their step, of scores under those after it. Sampler and trainer
     differ by rounding alone, of which only the bounds of a mean and its maximum are known; a mean of signed
     gaps breaks them."""
-    scores = [row for row in lines(run.folder, "evaluations") if row["step"] == 0]
+    scores = [row for row in lines(run.folder, "evaluations") if row["step"] == 0 and row["sampler_logp"]]
     sampled = [(run.start, scores)] + [(step.before.theta, step.rows) for step in run.steps]
     sampled += [(step.saved, step.scores) for step in run.steps]
     with torch.no_grad():
@@ -464,6 +464,7 @@ def test_metrics(run: Run) -> None:
     opening = [{"step": 0} | of_scores([], scores)] if scores else []
     pairs = zip(lines(run.folder, "metrics"), opening + [step.metrics for step in run.steps], strict=True)
     for line, metrics in pairs:
+        line = {name: math.nan if x is None else x for name, x in line.items()}
         own = {name: x for name, x in line.items() if not name.startswith(("perf/", "sampling/"))}
         assert own == close(metrics)
 
@@ -507,7 +508,8 @@ def test_cases_reach_what_they_are_for(run: Run) -> None:
 
 def test_rollouts_hold_what_was_sampled(run: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained(run.policy.model.name_or_path)
-    for row in lines(run.folder, "rollouts") + lines(run.folder, "evaluations"):
+    scores = [row for row in lines(run.folder, "evaluations") if row["split"] in ("train", "held_out")]
+    for row in lines(run.folder, "rollouts") + scores:
         ids, sampler_logp = row["ids"], row["sampler_logp"]
         assert len(ids) == row["tokens"] == len(sampler_logp)
         assert not ENDS & set(ids[:-1]) and (ids[-1] in ENDS) == row["finished"]

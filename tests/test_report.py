@@ -1,7 +1,6 @@
 """A step's metrics against numbers worked out by hand, and lines that no response can command."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -74,11 +73,3 @@ def test_a_response_cannot_command_the_terminal() -> None:
     text = report.rollout(row)
     assert "\x1b" not in text and "\r" not in text and "\u202e" not in text
     assert "\\x1b[2J" in text and "the judge failed" in text
-
-
-def test_the_end_of_a_run_names_only_what_it_wrote(tmp_path: Path) -> None:
-    """--steps 0 promised rollouts.jsonl and checkpoints/."""
-    for name in ("metrics.jsonl", "evaluations.jsonl"):
-        (tmp_path / name).touch()
-    said = report.conclusion({}, {}, tmp_path, steps=0)
-    assert f"run      {tmp_path}: metrics.jsonl, evaluations.jsonl\n" in said

@@ -208,7 +208,9 @@ def test_a_question_that_is_drawn_again_gets_other_random_numbers(still: tuple[P
     assert all(len(set(order[i : i + 3])) == 3 for i in (0, 3, 6)), "one pass over all, then another"
     answers = [(row["example_id"], row["response"]) for row in rows]
     answers += [
-        (row["example_id"], row["response"]) for row in records(still[0], "evaluations") if row["step"] == 0
+        (row["example_id"], row["response"])
+        for row in records(still[0], "evaluations")
+        if row["step"] == 0 and row["sampler_logp"]
     ]
     assert len(set(answers)) == len(answers)
 
@@ -217,7 +219,8 @@ def test_scores_of_one_policy_are_of_the_same_answers(still: tuple[Path, str]) -
     """So that two scores of a run differ by the policy alone."""
     by_step = defaultdict(list)
     for row in records(still[0], "evaluations"):
-        by_step[row.pop("step")].append(row)
+        if row["sampler_logp"]:  # and not one of the scale's, which no policy wrote
+            by_step[row.pop("step")].append(row)
     assert list(by_step) == [0, 2, 4, 5]
     assert all(rows == by_step[0] for rows in by_step.values())
 
@@ -304,7 +307,8 @@ def test_a_seed_decides_the_order_and_the_answers(
     train.main(options(tiny, path, tmp_path / "run", **changes))
     got, truth = [rows_of(run, "rollouts", step=1) for run in (tmp_path / "run", still[0])]
     assert {row["example_id"] for row in got} != {row["example_id"] for row in truth}
-    got, truth = [rows_of(run, "evaluations", step=0) for run in (tmp_path / "run", still[0])]
+    score = {"step": 0, "split": "train"}
+    got, truth = [rows_of(run, "evaluations", **score) for run in (tmp_path / "run", still[0])]
     assert [row["example_id"] for row in got] == [row["example_id"] for row in truth]
     assert not {row["response"] for row in got} & {row["response"] for row in truth}
 
@@ -347,7 +351,7 @@ def test_a_preset_is_the_default_of_every_option(
     decided = {name: settings[name] for name in ("device", "day")}
     assert settings == paper | given | decided | {"out": str(run)}
     rows = records(run, "evaluations")
-    assert len(rows) == 4 and {row["split"] for row in rows} == {"train", "held_out"}
+    assert len([row for row in rows if row["split"] in ("train", "held_out")]) == 4
     assert all(row["example_id"].startswith("science-") for row in rows)
     assert re.search(r"questions left out as too long: \d", said)
 

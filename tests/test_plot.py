@@ -127,6 +127,31 @@ def test_scores_are_means_over_questions_and_their_change_is_paired(tmp_path: Pa
     assert held_out.lines[0].get_ydata() == pytest.approx([0.5, 0.4])
 
 
+def test_the_scale_has_thin_lines_with_labels_in_the_reward_panel(tmp_path: Path, panels: dict) -> None:
+    """All three where the judge gives all the same: no label may hide another."""
+    first = {f"eval/train_{name}_reward": 0.3 for name in ("silence", "echo", "reference")}
+    plot.draw(run_of(tmp_path / "run", [{"step": 0} | first, step(1), step(2)], BEFORE))
+    axes = panels["Reward"]
+    assert [text.get_text() for text in axes.texts] == ['"I do not know."', "question", "reference"]
+    assert sum(list(line.get_ydata()) == [0.3, 0.3] for line in axes.lines) == 3
+    axes.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert boxes[0].x1 < boxes[1].x0 and boxes[1].x1 < boxes[2].x0
+    plot.draw(run_of(tmp_path / "other", [{"step": 0}, step(1)], BEFORE))
+    assert not panels["Reward"].texts, "a run from before this scale"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_few_steps_have_an_axis_of_whole_steps(tmp_path: Path, panels: dict, steps: int) -> None:
+    """It began half a step below zero."""
+    plot.draw(run_of(tmp_path / "run", [step(i) for i in range(1, steps + 1)], BEFORE))
+    for axes in (axes for axes in panels.values() if axes.get_xlabel() == "step"):
+        low, high = axes.get_xlim()
+        assert -0.2 < low <= 0 and steps <= high < steps + 0.2
+        shown = [place for place in axes.get_xticks() if low <= place <= high]
+        assert shown == list(range(steps + 1))
+
+
 def test_running_means_reach_back_and_never_ahead() -> None:
     assert plot.running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
     assert plot.running_mean([1, 2], 20) == [1, 1.5]

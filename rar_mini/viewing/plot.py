@@ -42,6 +42,11 @@ SERIES = {  # metric: title, unit, and values that are always in sight, with a l
     "judge/failures": ("Judge failures", "answers a step", (0, 1)),
     "loss": ("Loss on reference answers", "nats", ()),  # for --method sft; the loss of GRPO says little
 }
+SCALE = {  # the answers of rar_mini/scale.py: a label each and its place, so that none hides another
+    "silence": ('"I do not know."', "left", 0.01),
+    "echo": ("question", "center", 0.5),
+    "reference": ("reference", "right", 0.99),
+}
 
 
 def points(rows: Sequence[dict[str, Any]], *names: str) -> list[tuple[float, ...]]:
@@ -77,6 +82,16 @@ def _series(rows: Sequence[dict[str, Any]], name: str, window: int, axes: Any) -
     axes.plot(steps, values, ".", color=LIGHT, markersize=5 if len(steps) < 100 else 3)
     axes.plot(steps, running_mean(values, window), color=DARK, linewidth=1.6)
     axes.set(title=title, xlabel="step", ylabel=unit)
+
+
+def _reward(rows: Sequence[dict[str, Any]], name: str, window: int, axes: Any) -> None:
+    """The reward over the steps, and thin lines at what three answers earn that need no model."""
+    _series(rows, name, window, axes)
+    for fixed, (label, side, x) in SCALE.items():
+        for _, value in points(rows, f"eval/train_{fixed}_reward"):
+            axes.axhline(value, color=WARM, linewidth=0.7, linestyle="--", zorder=1)
+            at, look = axes.get_yaxis_transform(), {"color": WARM, "fontsize": 6, "parse_math": False}
+            axes.text(x, value, label, ha=side, va="bottom", transform=at, **look)
 
 
 def _length(rows: Sequence[dict[str, Any]], axes: Any) -> None:
@@ -129,10 +144,11 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
     rows, answers = (records(run, name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     window = max(2, min(20, len(rows) // 5))
     names = [name for name in SERIES if name != "loss" or settings.get("method") == "sft"]
-    panels = [partial(_series, rows, name, window) for name in names if points(rows, name)]
+    kinds = {"reward": _reward}
+    panels = [partial(kinds.get(name, _series), rows, name, window) for name in names if points(rows, name)]
     if points(rows, "completions/mean_length", "reward"):
         panels.insert(2, partial(_length, rows))
-    if any(row["reward"] is not None for row in answers):
+    if scores(answers, "train") or scores(answers, "held_out"):
         panels.insert(1, partial(_scores, answers))
     if not panels:
         raise ValueError(f"{run} has nothing to draw yet: expected a step in metrics.jsonl")
@@ -149,7 +165,7 @@ def draw(run: tyro.conf.Positional[Path], /, out: Path | None = None) -> Path:
             axes = sheet.add_subplot(lines, columns, place)
             panel(axes)
             if axes.get_xlabel() == "step":
-                axes.set_xlim(-max(0.5, 0.04 * last), last + max(0.5, 0.04 * last))
+                axes.set_xlim(-0.04 * max(1, last), 1.04 * max(1, last))
             axes.xaxis.set_major_locator(ticks(integer=True))
             axes.yaxis.set_major_locator(ticks(integer=axes.get_ylabel() == "answers a step"))
         out = out or run / "plot.png"

@@ -491,6 +491,13 @@ def _losses(run: Run, checkpoint: Path | None, kept: dict[str, bytes]) -> list[s
     ]
 
 
+def size(policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """The bytes that the weights and the optimizer's moments take in a checkpoint; the rest is small."""
+    weights = sum(p.nbytes for p in policy.model.parameters() if policy.merge or p.requires_grad)
+    moments = (x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x))
+    return weights, sum(x.nbytes for x in moments)
+
+
 def refuse_damaged(model: str | Path) -> None:
     """Read a checkpoint's weights through before they are loaded. Raises ValueError for a damaged one; any
     other model passes, and so does a checkpoint whose trainer/ was deleted to save room."""

@@ -219,6 +219,13 @@ def opening(
     )
 
 
+def saving(every: int, keep: int, weights: int, moments: int) -> str:
+    """What a checkpoint takes on the disk, said before the first one is written."""
+    parts = f"weights {weights / 1e6:,.0f} MB, moments {moments / 1e6:,.0f} MB"
+    whole = (weights + moments) / 1e6
+    return f"saves    {whole:,.0f} MB every {every} steps ({parts}); the newest {keep} stay"
+
+
 def before(means: dict[str, float | None]) -> str:
     """The scores before training, by name, and the scale on which they stand, a line a split."""
     own = {name: x for name, x in means.items() if x is not None and not scale.is_fixed(name)}

@@ -289,6 +289,8 @@ def announce(t: Training, why: str) -> None:
     print(f"judge    {printable(t.judge.spec)} ({why}){told}")
     numbers = {name: len(rows) for name, rows in t.questions.items()}
     asked = calls if judged else 0, round(of_scores * graded)
+    if config.steps and config.save_every:
+        print(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))
     print(report.opening(config, numbers, answers, *asked, t.run.folder))
 
 

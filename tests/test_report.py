@@ -66,6 +66,11 @@ def test_the_change_is_paired_over_questions() -> None:
     assert report.paired([0.1], [0.2]) is None
 
 
+def test_the_size_of_a_checkpoint_has_its_parts() -> None:
+    said = report.saving(every=8, keep=2, weights=538_090_000, moments=1_076_180_000)
+    assert said == "saves    1,614 MB every 8 steps (weights 538 MB, moments 1,076 MB); the newest 2 stay"
+
+
 def test_a_response_cannot_command_the_terminal() -> None:
     """Escape sequences could clear the screen or rewrite what stands above; all become visible text."""
     row = {"example_id": "q", "step": 1, "prompt": "p", "response": "a\x1b[2J\r\nb\u202ec", "verdicts": []}

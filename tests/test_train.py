@@ -327,6 +327,22 @@ def test_ctrl_c_finishes_the_step_and_saves(tiny: Path, tmp_path: Path, question
     assert checkpoint.check(saved) == records(folder)[-1]["step"]
 
 
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2}, {"lora_rank": 2, "lora_save": "adapter"}])
+def test_the_size_of_a_checkpoint_is_said_before_the_first(
+    tiny: Path, tmp_path: Path, questions: Path, changes: dict[str, Any]
+) -> None:
+    """Of the tensors that are in it: the tokenizer and the headers are small."""
+    config = setup.parse(options(tiny, questions, tmp_path / "run", steps=1, eval_every=0, **changes))
+    t = setup.prepare(config, train.Judge, None, None)
+    weights, moments = checkpoint.size(t.actor, t.optimizer)
+    t.save(1)
+    saved = tmp_path / "run" / "checkpoints" / "step-1"
+    tensors = [x for path in saved.rglob("*.safetensors") for x in load_file(path).values()]
+    assert sum(x.nbytes for x in tensors) == weights
+    state = torch.load(saved / "trainer" / "optimizer.pt", weights_only=True)["state"].values()
+    assert sum(x.nbytes for each in state for x in each.values() if torch.is_tensor(x)) == moments
+
+
 def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     saved = tmp_path / "step-4"
     shutil.copytree(run / "checkpoints" / "step-4", saved)

@@ -43,6 +43,11 @@ Where this departs from the paper (arXiv 2507.17746), or fills what it leaves op
    words.
 """
 
+if __name__ == "__main__":  # Ctrl-C has its words also while the libraries are imported, which takes seconds
+    from rar_mini import interrupt
+
+    interrupt.watch()
+
 import argparse
 import dataclasses
 import math
@@ -79,9 +84,9 @@ Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has 
 def train(config: Config, run: Run | None = None, resume: Path | None = None) -> None:
     """A new run, or with `run` that one, from its checkpoint `resume` or (without one) from its start."""
     t = setup.prepare(config, Judge, run, resume)
-    t.interrupted = stop_on_interrupt(t.run.folder)
     config, recipe = t.config, t.recipe
     t.before = t.after = score_before(t)
+    t.interrupted = stop_on_interrupt()
     for n in range(t.first, config.steps + 1):
         clock = Clock()
         with guarded(t, n):
@@ -416,4 +421,5 @@ if __name__ == "__main__":
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: {legible(error)}")
     except KeyboardInterrupt:
+        interrupt.farewell()
         sys.exit(130)

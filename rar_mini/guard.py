@@ -5,7 +5,7 @@
 | the judge fails too often, is gone, or has spent its budget | a checkpoint of the step before |
 | the disk does not take what the judge costs | the same, if it takes that |
 | the loss or the gradient is no number | nonfinite-step-N.json: every weight's and gradient's statistics |
-| Ctrl-C | the step is finished and saved; a second one stops at once |
+| Ctrl-C | the step is finished and saved; a second one stops at once (interrupt.py) |
 """
 
 import copy
@@ -14,13 +14,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from torch import Tensor
 from tqdm import tqdm
 
-from rar_mini import ranks
+from rar_mini import interrupt, ranks
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.ledger import Unrecorded
 from rar_mini.setup import Training
@@ -75,19 +74,22 @@ def stop(t: Training, step: int, interrupted: Sequence[bool]) -> NoReturn:
     """End a run that was saved after `step`, because some ranks were interrupted; rank 0 says which."""
     numbers = ", ".join(str(rank) for rank, asked in enumerate(interrupted) if asked)
     which = f" on rank {numbers}" if ranks.world > 1 else ""
+    interrupt.told = True
     print(f"stopped  after step {step}, because of Ctrl-C{which}: python train.py --resume {t.run.folder}")
     raise KeyboardInterrupt
 
 
-def stop_on_interrupt(folder: Path) -> list[int]:
+def stop_on_interrupt() -> list[int]:
     """Let the first Ctrl-C finish the step and save, the second stop at once. The first fills the list."""
     asked: list[int] = []
-    ranks.way_back = f"--resume {folder}"
 
     def handle(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         asked.append(number)
-        tqdm.write("\ntrain.py: stopping after this step, with a checkpoint; Ctrl-C again stops at once")
+        tqdm.write(
+            "\ntrain.py: stopping after this step and its score, with a checkpoint; Ctrl-C again stops at "
+            "once, and the run goes on from the checkpoint before"
+        )
 
     signal.signal(signal.SIGINT, handle)
     return asked

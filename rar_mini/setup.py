@@ -23,6 +23,7 @@ from rar_mini import (
     data,
     files,
     hub,
+    interrupt,
     model,
     policy,
     pretrained,
@@ -190,6 +191,7 @@ def prepare(
     facts |= {"end_tokens": t.actor.named(t.actor.ends)}
     facts |= {"questions": {split: fingerprint(rows) for split, rows in t.questions.items()}}
     t.run = ranks.first(lambda: begin(config, run, resume, facts))
+    interrupt.run, ranks.way_back = t.run.folder, f"--resume {t.run.folder}"
     t.planned = t.run.written.get("planned_steps") or config.steps
     told = {row["step"]: row.get("groups/drawn") for rows in t.run.steps("metrics.jsonl") for row in rows}
     t.drawn = [int(told.get(n) or config.prompts_per_step) for n in range(1, t.first)]
@@ -318,6 +320,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     options = parser.parse_args(argv)
     run = Run.reopen(options.resume)
     checkpoint.hold(run.folder)
+    interrupt.run = run.folder
     run.accepts = options.accept_changes
     config = run.settings()
     if options.max_usd is not None:

@@ -60,7 +60,7 @@ import torch
 from tqdm import tqdm
 
 from judge import Judge
-from rar_mini import data, ending, grpo, ranks, redact, report, sampler, scale, setup
+from rar_mini import alarms, data, ending, grpo, ranks, redact, report, sampler, scale, setup
 from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
@@ -320,7 +320,7 @@ def score_before(t: Training) -> dict[str, list[float]]:
     scores |= {name: grade(t, t.judge, recite(t, *each), name, 0) for name, each in fixed.items()}
     means = {name: report.mean(values) for name, values in scores.items()}
     metrics = {f"eval/{name}_reward": value for name, value in means.items()}
-    t.run.append("metrics.jsonl", [{"step": 0} | metrics | t.judge.metrics()])
+    t.note({"step": 0} | metrics | t.judge.metrics())
     print(report.before(means))
     return scores
 
@@ -347,8 +347,9 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
             tqdm.write(f"  not every score at step {n}: {error}")
         metrics |= {f"eval/{split}_reward": report.mean(values) for split, values in t.after.items()}
     t.run.append("rollouts.jsonl", t.recent[-1])
-    t.run.append("metrics.jsonl", [metrics | t.judge.metrics()])
+    t.note(metrics | t.judge.metrics())
     report.say(config, n, t.first, metrics, t.recent[-1])
+    alarms.sound(t)
 
 
 def save(t: Training, n: int) -> None:

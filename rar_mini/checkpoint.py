@@ -4,6 +4,7 @@
     RUN/metrics.jsonl        one line a step; what depends on the machine and the clock is named perf/...
     RUN/rollouts.jsonl       every rollout with its verdicts, reward and advantage, and its tokens
     RUN/evaluations.jsonl    the same for the questions that are scored before and after
+    RUN/alarms.jsonl         what the run said of itself when it was in trouble
     RUN/checkpoints/step-N/  a Hugging Face model directory with its tokenizer; trainer/ continues the run.
                              With LoRA it has merged weights, and in adapter/ a directory of PEFT's; or
                              with --lora-save adapter it is one of PEFT's itself
@@ -123,7 +124,16 @@ class Evaluation(Form):
     reward: Finite | None
 
 
+class Alarm(Form):
+    """A line of alarms.jsonl."""
+
+    step: Step = ABSENT
+    alarm: str = ABSENT
+    says: str = ABSENT
+
+
 RECORDS = {"metrics.jsonl": Row, "rollouts.jsonl": Rollout, "evaluations.jsonl": Evaluation}
+RECORDS |= {"alarms.jsonl": Alarm}
 """What has one or more lines a step."""
 
 

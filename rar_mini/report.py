@@ -60,10 +60,13 @@ def describe(reward: Tensor, completions: Sequence[Sequence[Completion]]) -> dic
     several = scored.sum(-1) >= 2  # (P,)
     groups = [row[mask] for row, mask in zip(reward[several], scored[several], strict=True)]
     ties = grpo.tied(reward[several]).tolist()
+    means = [group.mean().item() for group in groups]
     return {
         "reward": mean(reward[scored].tolist()),
         "reward_std": mean([group.std(correction=0).item() for group in groups]),
         "frac_reward_zero_std": mean(ties),
+        "frac_ties_right": mean([tie and x > 0.5 for tie, x in zip(ties, means, strict=True)]),
+        "frac_ties_wrong": mean([tie and x <= 0.5 for tie, x in zip(ties, means, strict=True)]),
         "reward_length_correlation": _correlation(reward, lengths, scored),
         "completions/mean_length": lengths.mean().item(),
         "completions/min_length": lengths.min().item(),
@@ -95,23 +98,31 @@ def redrawn(drawn: int, trained: Tensor) -> dict[str, int]:
 
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
-    category, and the shares of the recent steps' items that no answer met, or that every answer met.
+    category, the shares of the recent steps' items that no answer met, or that every answer met, and how
+    often the same answer was judged again, and otherwise.
 
-    Such items are dead: verdicts of 0 or 1 on them move no advantage. A rating is no verdict on an item.
+    Items that none or all meet are dead: verdicts of 0 or 1 on them move no advantage. A rating is no verdict
+    on an item, and an item that a recipe made for its answers is asked about once.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     met: dict[tuple[str, int], list[bool]] = defaultdict(list)
+    same: dict[tuple[str, int, str], list[bool]] = defaultdict(list)  # verdicts on one answer's item
     for rows in recent:
         for row in rows:
             for place, item in enumerate(row["verdicts"]):
                 if item["verdict"] is not None and item["category"] != "rating":
                     met[row["example_id"], place].append(item["verdict"] >= 0.5)
+                    if "rubric" not in row:
+                        same[row["example_id"], place, row["response"]].append(item["verdict"] >= 0.5)
                     if rows is recent[-1]:
                         rates[item["category"]].append(item["verdict"])
     metrics = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
     if met:
         metrics["items/never_met"] = mean([not any(answers) for answers in met.values()])
         metrics["items/always_met"] = mean([all(answers) for answers in met.values()])
+    if again := [answers for answers in same.values() if len(answers) > 1]:
+        metrics["items/repeated"] = len(again)
+        metrics["items/contradicted"] = mean([len(set(answers)) > 1 for answers in again])
     return metrics
 
 

@@ -74,10 +74,17 @@ class Training:
     drawn: list[int] = field(default_factory=list)  # how many questions each step has drawn
     rollouts: Rollouts | None = None  # of the step under way
     recent: deque[list[dict[str, Any]]] = field(default_factory=deque)  # rows of the last steps
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of metrics.jsonl
+    alarms: set[str] = field(default_factory=set)  # the names of those that were said
     failed: deque[float] = field(default_factory=lambda: deque(maxlen=5))  # shares without a reward
     before: dict[str, list[float]] = field(default_factory=dict)  # scores by split, at the first step
     after: dict[str, list[float]] = field(default_factory=dict)  # and the newest
     interrupted: list[int] = field(default_factory=list)  # what Ctrl-C has said
+
+    def note(self, metrics: dict[str, Any]) -> None:
+        """Write a line of metrics.jsonl."""
+        self.run.append("metrics.jsonl", [metrics])
+        self.history.append(metrics)
 
     def save(self, step: int) -> None:
         """Write a checkpoint of everything that moves."""
@@ -200,6 +207,8 @@ def prepare(
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
+    t.history = checkpoint.records(t.run.folder, "metrics.jsonl")
+    t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t
 
 

@@ -14,7 +14,7 @@ import io
 import json
 import math
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
@@ -179,6 +179,8 @@ def of_rollouts(rows: Rows, reward: np.ndarray) -> Metrics:
         "reward": np.nanmean(reward),
         "reward_std": np.mean([r.std() for r in spread]),
         "frac_reward_zero_std": np.mean([np.ptp(r) <= 1e-6 for r in spread]),
+        "frac_ties_right": np.mean([np.ptp(r) <= 1e-6 and r.mean() > 0.5 for r in spread]),
+        "frac_ties_wrong": np.mean([np.ptp(r) <= 1e-6 and r.mean() <= 0.5 for r in spread]),
         "reward_length_correlation": x @ y / math.sqrt((x @ x) * (y @ y)),
         "completions/mean_length": length.mean(),
         "completions/min_length": length.min(),
@@ -191,15 +193,23 @@ def of_rollouts(rows: Rows, reward: np.ndarray) -> Metrics:
 
 def of_verdicts(rows: Rows, recent: Rows) -> Metrics:
     """Verdicts by category in this step, and the items that no answer or every answer met in recent ones."""
-    values, met = defaultdict(list), defaultdict(list)
+    values, met, same = defaultdict(list), defaultdict(list), defaultdict(set)
+    seen = Counter()
     for item in (item for row in rows for item in row["verdicts"] if item["verdict"] is not None):
         values[f"pass_rate/{item['category']}"].append(item["verdict"])
     for row in recent:
         for place, item in enumerate(row["verdicts"]):
             if item["verdict"] is not None:
                 met[row["example_id"], place].append(item["verdict"] >= 0.5)
+                key = row["example_id"], place, row["response"]
+                seen[key] += 1
+                same[key].add(item["verdict"] >= 0.5)
     values["items/never_met"] = [not any(answers) for answers in met.values()]
     values["items/always_met"] = [all(answers) for answers in met.values()]
+    again = [key for key, count in seen.items() if count > 1]
+    if again:
+        values["items/repeated"] = [len(again)]
+        values["items/contradicted"] = [len(same[key]) == 2 for key in again]
     return {name: np.mean(numbers) for name, numbers in values.items()}
 
 

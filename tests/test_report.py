@@ -24,7 +24,8 @@ def test_metrics_are_as_readme_defines_them() -> None:
     got = report.describe(reward, completions(lengths, finished))
     assert got["reward"] == pytest.approx((0.2 + 0.4 + 3 * 0.5 + 0.9) / 6)
     assert got["reward_std"] == pytest.approx((0.1 + 0.0) / 2)  # the last group has one reward: no deviation
-    assert got["frac_reward_zero_std"] == 0.5
+    assert got["frac_reward_zero_std"] == got["frac_ties_wrong"] == 0.5  # at a half, which is no good answer
+    assert got["frac_ties_right"] == 0.0
     assert got["judge/failures"] == 3
     assert got["completions/clipped_ratio"] == pytest.approx(1 / 3)
     assert got["completions/only_thoughts_ratio"] == 0
@@ -41,7 +42,7 @@ def test_what_is_not_defined_is_none() -> None:
 def answer(name: str, *verdicts: float | None) -> dict:
     categories = ("essential", "pitfall", "essential")
     items = [{"category": c, "verdict": v} for c, v in zip(categories, verdicts, strict=False)]
-    return {"example_id": name, "verdicts": items}
+    return {"example_id": name, "response": f"{verdicts}", "verdicts": items}
 
 
 def test_pass_rates_are_of_the_last_step_and_dead_items_of_all() -> None:

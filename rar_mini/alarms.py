@@ -1,0 +1,138 @@
+"""Signs that a run is in trouble: each names its metric and a remedy, and is said once.
+
+A sign is a pure function of the lines of metrics.jsonl so far: what it says, or None. What was said stands in
+alarms.jsonl, which a resume rewinds with the other records: a resumed run neither repeats an alarm nor misses
+one. No sign stops a run, because each has harmless causes, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from rar_mini.setup import Training
+
+Rows = Sequence[Mapping[str, Any]]
+
+WINDOW = 4
+"""Steps whose mean counts: one step depends on the questions that it drew."""
+MOST = 0.5  # a share above this is most of the answers or groups
+GOLD = 0.02  # of the rewards' range: what the judges have to part by, in either direction
+LONGER = 2.0  # times the first answers
+LOWER = 0.2  # times the first entropy
+CONTRADICTED, REPEATED = 0.1, 20  # the share of verdicts, of at least so many
+
+
+def values(rows: Rows, name: str) -> list[float]:
+    """A metric of all steps that have it."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def recent(rows: Rows, name: str) -> float | None:
+    """The mean of a metric over the last steps; None in the first ones."""
+    numbers = values(rows[-WINDOW:], name)
+    return sum(numbers) / WINDOW if len(numbers) == WINDOW else None
+
+
+def change(rows: Rows, name: str) -> tuple[float, float] | None:
+    """The means of a metric over the first and the last steps; None as long as they overlap."""
+    numbers = values(rows, name)
+    if len(numbers) < 2 * WINDOW:
+        return None
+    return sum(numbers[:WINDOW]) / WINDOW, sum(numbers[-WINDOW:]) / WINDOW
+
+
+def cut(rows: Rows) -> str | None:
+    """Most answers do not end."""
+    share = recent(rows, "completions/clipped_ratio")
+    if share is None or share <= MOST:
+        return None
+    return (
+        f"{share:.0%} of the last answers were cut (completions/clipped_ratio). "
+        "Raise --max-new-tokens, or ask for shorter answers"
+    )
+
+
+def too_easy(rows: Rows) -> str | None:
+    """Most groups tie, because all of their answers are good."""
+    share = recent(rows, "frac_ties_right")
+    if share is None or share <= MOST:
+        return None
+    return (
+        f"{share:.0%} of the last groups tie with good answers and teach nothing (frac_ties_right). "
+        "Bring harder questions or stricter rubrics, or end here"
+    )
+
+
+def too_hard(rows: Rows) -> str | None:
+    """Most groups tie, because all of their answers are bad."""
+    share = recent(rows, "frac_ties_wrong")
+    if share is None or share <= MOST:
+        return None
+    return (
+        f"{share:.0%} of the last groups tie with bad answers and teach nothing (frac_ties_wrong). "
+        "Raise --group-size or --max-new-tokens, or bring easier questions"
+    )
+
+
+def gold_falls(rows: Rows) -> str | None:
+    """The reward rises, and another judge sees the same answers get worse."""
+    names = "eval/held_out_reward", "eval/held_out_gold_reward"
+    scores = [score for row in rows if None not in (score := [row.get(name) for name in names])]
+    if not scores:
+        return None
+    up, gold = (last - first for first, last in zip(scores[0], scores[-1], strict=True))
+    if up < GOLD or gold > -GOLD:
+        return None
+    return (
+        f"the reward of held-out answers rose by {up:.3f} and the gold judge's fell by {-gold:.3f} "
+        "(eval/held_out_gold_reward): the policy learns the judge's weakness. "
+        "Go back with --step, and train with another --judge or a --beta"
+    )
+
+
+def longer(rows: Rows) -> str | None:
+    """Answers grow and grow."""
+    lengths = change(rows, "completions/mean_length")
+    if lengths is None or lengths[1] < LONGER * lengths[0]:
+        return None
+    return (
+        f"answers grew from {lengths[0]:.0f} to {lengths[1]:.0f} tokens (completions/mean_length): "
+        "the judge may pay for length (reward_length_correlation). Add a pitfall against padding, or a --beta"
+    )
+
+
+def certain(rows: Rows) -> str | None:
+    """The policy writes the same again and again."""
+    entropies = change(rows, "entropy")
+    if entropies is None or entropies[1] >= LOWER * entropies[0]:
+        return None
+    return (
+        f"the entropy fell from {entropies[0]:.2f} to {entropies[1]:.2f} nats a token (entropy): "
+        "answers are nearly the same, and little is left to compare. Lower --lr, or add a --beta"
+    )
+
+
+def contradicts(rows: Rows) -> str | None:
+    """The judge gives the same answer different verdicts."""
+    share, count = (rows[-1].get(f"items/{name}") or 0 for name in ("contradicted", "repeated"))
+    if share <= CONTRADICTED or count < REPEATED:
+        return None
+    return (
+        f"the judge contradicts itself on {share:.0%} of {count:.0f} verdicts that it gave more than once "
+        "(items/contradicted). Pass --criteria-per-call 1, or take a stronger --judge"
+    )
+
+
+Sign = Callable[[Rows], str | None]
+ALARMS: tuple[Sign, ...] = (cut, too_easy, too_hard, gold_falls, longer, certain, contradicts)
+
+
+def sound(t: Training) -> None:
+    """Say what has newly gone wrong, and write it down."""
+    for alarm in ALARMS:
+        if alarm.__name__ not in t.alarms and (words := alarm(t.history)):
+            t.alarms.add(alarm.__name__)
+            row = {"step": t.history[-1]["step"], "alarm": alarm.__name__, "says": words}
+            t.run.append("alarms.jsonl", [row])
+            tqdm.write(f"alarm    {words}")

@@ -60,7 +60,7 @@ def too_easy(rows: Rows) -> str | None:
         return None
     return (
         f"{share:.0%} of the last groups tie with good answers and teach nothing (frac_ties_right). "
-        "Bring harder questions or stricter rubrics, or end here"
+        "Bring harder questions, pass --resample-ties, or end here"
     )
 
 
@@ -71,7 +71,7 @@ def too_hard(rows: Rows) -> str | None:
         return None
     return (
         f"{share:.0%} of the last groups tie with bad answers and teach nothing (frac_ties_wrong). "
-        "Raise --group-size or --max-new-tokens, or bring easier questions"
+        "Raise --group-size, pass --resample-ties, or bring easier questions"
     )
 
 

@@ -19,21 +19,70 @@ from rar_mini.forms import escaped, fault, legible
 from rar_mini.redact import veil_output
 
 ELSEWHERE = {
-    "learning-rate": "it is --lr here.",
-    "num-generations": "it is --group-size here.",
-    "max-completion-length": "it is --max-new-tokens here.",
-    "max-steps": "it is --steps here.",
-    "model": "it is --policy here.",
-    "output-dir": "it is --out here.",
-    "gradient-checkpointing": "it is --checkpoint-activations here.",
-    "epsilon": "it is --clip-low and --clip-high here.",
+    "batch-size": "--prompts-per-step, which counts questions",
+    "per-device-train-batch-size": "--prompts-per-step, which counts questions, of all processes together",
+    "train-batch-size": "--prompts-per-step",
+    "gradient-accumulation-steps": "--tokens-per-batch, by which a step is cut",
+    "num-generations": "--group-size",
+    "rollout.n": "--group-size",
+    "max-completion-length": "--max-new-tokens",
+    "max-response-length": "--max-new-tokens",
+    "max-prompt-length": "--max-prompt-tokens",
+    "mask-truncated-completions": "--cut-answers mask",
+    "filter-groups.enable": "--resample-ties N",
+    "max-num-gen-batches": "--resample-ties",
+    "learning-rate": "--lr",
+    "optim.lr": "--lr",
+    "warmup-ratio": "--warmup",
+    "warmup-steps": "--warmup, a share of the steps",
+    "num-train-epochs": "--steps, of --prompts-per-step questions each",
+    "total-epochs": "--steps, of --prompts-per-step questions each",
+    "max-steps": "--steps",
+    "total-training-steps": "--steps",
+    "num-iterations": "--inner-epochs",
+    "ppo-epochs": "--inner-epochs",
+    "kl-coef": "--beta",
+    "kl-loss-coef": "--beta",
+    "epsilon": "--clip-low and --clip-high",
+    "epsilon-high": "--clip-high",
+    "clip-ratio": "--clip-low and --clip-high",
+    "clip-ratio-low": "--clip-low",
+    "clip-ratio-high": "--clip-high",
+    "loss-type": "--loss-norm",
+    "loss-agg-mode": "--loss-norm",
+    "scale-rewards": "--advantage-scale",
+    "model": "--policy",
+    "model-name-or-path": "--policy",
+    "model.path": "--policy",
+    "dataset-name": "--data",
+    "train-files": "--data",
+    "output-dir": "--out",
+    "default-local-dir": "--out",
+    "save-steps": "--save-every",
+    "save-freq": "--save-every",
+    "save-total-limit": "--keep",
+    "eval-steps": "--eval-every",
+    "test-freq": "--eval-every",
+    "gradient-checkpointing": "--checkpoint-activations",
+    "enable-gradient-checkpointing": "--checkpoint-activations",
+    "bf16": "--dtype bfloat16",
+    "lora-r": "--lora-rank",
+    "resume-from-checkpoint": "--resume RUN",
 }
-"""What people who come from other trainers type."""
-ELSEWHERE |= dict.fromkeys(
-    ("top-p", "top-k"),
-    "training samples from the full softmax, because under a truncated one the ratio of GRPO would not start "
-    "at 1. Lower --temperature instead.",
-)
+"""What people type who come from TRL, or from verl, of whose dotted names these are the ends. Only names
+without a namesake here: `temperature` is the same."""
+FULL = "training samples from the full softmax, because under a truncated one the ratio of GRPO "
+FULL += "would not start at 1. Lower --temperature instead"
+ELSEWHERE |= {"top-p": FULL, "top-k": FULL}
+
+
+def elsewhere(name: str) -> str:
+    """What an option of another trainer is called here, in words; nothing if no other trainer has it."""
+    parts = name.replace("_", "-").split(".")
+    for first in range(len(parts)):
+        if own := ELSEWHERE.get(".".join(parts[first:])):
+            return f"here it is {own}" if own.startswith("--") else own
+    return ""
 
 
 def run_command(
@@ -127,7 +176,7 @@ def _near_key(key: str, hints: Iterable[str], settings: Any) -> str:
     """A hint at the key that was meant, of this table or of one below."""
     below = [f"{name}.{own}" for name in hints for own in getattr(getattr(settings, name), "__dict__", ())]
     exact = [name for name in below if name.endswith(f".{key}")]
-    hint = ELSEWHERE.get(key.replace("_", "-")) or (exact and f"did you mean {exact[0]}?")
+    hint = elsewhere(key) or (exact and f"did you mean {exact[0]}?")
     hint = hint or nearest(key, [*hints, *below])
     return hint and f": {hint}"
 
@@ -136,10 +185,14 @@ def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
     """Raise ValueError for a word of a command line that is no option of these settings."""
     known = {"help", "config", *names(settings)}
     for word in argv:
-        name = word.split("=")[0].removeprefix("--").replace("_", "-")
-        if word.startswith("--") and name not in known:
-            hint = ELSEWHERE.get(name) or nearest(name, known, "--")
-            raise ValueError(f"no option --{name}{hint and ': '}{hint} (see --help)")
+        written = word.split("=")[0]
+        name = written.removeprefix("--").lstrip("+").replace("_", "-")
+        unknown = word.startswith("--") and name not in known
+        if unknown or ("=" in word and "." in name and elsewhere(name)):  # verl's have no dashes
+            hint = elsewhere(name) or nearest(name, known, "--")
+            raise ValueError(
+                f"no option {f'--{name}' if unknown else written}{hint and ': '}{hint} (see --help)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,7 @@ def test_a_recipe_in_a_file_takes_options_from_the_command_line(tmp_path: Path) 
 WRONG = {
     "lrr = 1": "no setting lrr: did you mean lr?",
     "group-size = 4": "no setting group-size: did you mean group_size?",
-    "num_generations = 4": "no setting num_generations: it is --group-size here.",
+    "num_generations = 4": "no setting num_generations: here it is --group-size",
     "zzzz = 4": "no setting zzzz",
     "retries = 4": "no setting retries: did you mean judging.retries?",
     "[judging]\nretires = 4": "no setting judging.retires: did you mean retries?",

@@ -609,7 +609,7 @@ SIGNED = [
 ] * 2
 REFUSED = {
     "an option that is spelt otherwise": (["--group-siz", "4"], "did you mean --group-size?"),
-    "an option of other trainers": (["--num_generations=4"], "it is --group-size here"),
+    "an option of other trainers": (["--num_generations=4"], "--num-generations: here it is --group-size"),
     "more rollouts to train than there are": (["--train-rollouts", "9"], "expected at most --group-size 4"),
     "rollouts to train where there are none": (
         ["--train-rollouts", "2", "--method", "sft"],

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from test_layout import ROOT
@@ -19,23 +19,14 @@ from rar_mini.rubric import Design
 
 DEFAULT = PRESETS["cpu"]
 OTHER: dict[str, Any] = {
-    "preset": "paper",
     "data": "rows.jsonl",
     "revision": "a" * 40,
     "method": "rar-implicit",
     "recipe": "lab/examples/gated.py --need 0.5",
     "gold_judge": "chat:n",
     "train_rollouts": 3,
-    "cut_answers": "mask",
-    "long_prompts": "skip",
-    "loss_norm": "token",
-    "reference_device": "cpu",
     "lora_targets": ("q_proj", "down_proj"),
-    "lora_save": "adapter",
-    "advantage_scale": "none",
     "mismatch_cap": 2.0,
-    "dtype": "bfloat16",
-    "attention": "loop",
     "day": "2026-02-28",
     "out": Path("/tmp/run with spaces"),
     "base_url": "http://127.0.0.1:9/v1",
@@ -46,27 +37,28 @@ OTHER: dict[str, Any] = {
     "criteria_per_call": "all",
     "threshold": 0.5,
     "prompts": Path("-prompts.toml").absolute(),
-    "rubric_drop": "pitfalls",
-    "weights": "v1",
     "pitfalls": "literal",
 }
-"""Another value of each setting that is not a plain number, flag or text."""
+"""Another value of each setting whose own value does not tell one, or that has to suit others."""
 
 
 def changed(settings: Any) -> Any:
     """A dataclass with every field away from its default."""
-    values = {}
+    values, kinds = {}, get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value, words = getattr(settings, field.name), get_args(kinds[field.name])
         if dataclasses.is_dataclass(value):
             values[field.name] = changed(value)
         elif field.name in OTHER:
             values[field.name] = OTHER[field.name]
+        elif get_origin(kinds[field.name]) is Literal:
+            values[field.name] = next(word for word in reversed(words) if word != value)
         elif isinstance(value, bool):
             values[field.name] = not value
         else:
+            assert value is not None, f"{field.name} needs another value in OTHER"
             values[field.name] = value / 2 + 0.25 if isinstance(value, float) else value + type(value)(1)
-        assert values[field.name] != value, f"{field.name} has no other value here"
+        assert values[field.name] != value
     return dataclasses.replace(settings, **values)
 
 

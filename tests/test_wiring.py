@@ -494,7 +494,7 @@ HELD_BY = {
     "test_bfloat16_trains_and_its_weights_move": "dtype",
     "test_two_steps": "device",
     "test_adapters_are_as_asked": "lora_rank lora_alpha lora_targets lora_save",
-    "test_recipes.py": "recipe",
+    "test_recipes.py": "recipe answers",
     "test_recompute.py": "temperature lr warmup weight_decay max_grad_norm loss_norm clip_low clip_high beta "
     "advantage_scale mismatch_cap inner_epochs train_rollouts "
     "resample_ties cut_answers",

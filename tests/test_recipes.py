@@ -150,7 +150,7 @@ def test_the_mean_of_two_judges(
     halves = 0
     for row in records(run, "rollouts"):
         for criterion, item in zip(rubrics[row["example_id"]].criteria, row["verdicts"], strict=True):
-            words = keyword.verdict(criterion, row["response"])
+            words = keyword.judged(rubrics[row["example_id"]], criterion, row["response"])
             model = float(truth(row["response"] + prompts.closed_question(texts, criterion)))
             assert item["verdict"] == (words + model) / 2
             halves += words != model

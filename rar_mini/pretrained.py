@@ -93,7 +93,9 @@ def resolve(name: str, files: Sequence[str] = HUB_FILES) -> Path:
         return directory
     if HUB_ID.fullmatch(name):
         return from_hub(name, files)
-    raise ValueError(f"no model {name!r:.80}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B")
+    raise ValueError(
+        f"no model {redact(name)!r:.80}: expected {NAME}, a directory, or a hub id like Qwen/Qwen2.5-7B"
+    )
 
 
 def pinned(name: str) -> str:

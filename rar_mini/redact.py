@@ -32,6 +32,13 @@ FORMS = re.compile(
 )
 """What looks like a secret."""
 
+KEY_AS_NAME = re.compile(
+    r"(?i)^(\w+:)?(sk-|(gsk|hf|xai|r8|pplx|nvapi|ghp)[_-][\w-]{16}|AIza[\w-]{30}|eyJ[\w-]{16,}\."
+    r"|(?=[^/@]*\d)(?=[^/@]*[a-z])[a-z0-9]{32,}$)"
+)
+"""What looks like a key in the place of a model's name, alone or behind a judge's kind: a provider's prefix,
+the head of a web token, 32 letters and digits."""
+
 ESCAPE = re.compile(
     r"\\+u([0-9a-f]{4})|\\+x([0-9a-f]{2})|%([0-9a-f]{2})|&\#x([0-9a-f]{1,6});|&\#([0-9]{1,7});|(&[a-z]{2,8};)"
     r"|\\+[nrt]|\\+|[\s\x00-\x1f\x7f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff\u2500-\u257f]+"
@@ -68,6 +75,16 @@ def hide(text: str) -> str:
         if piece in needles or not HARMLESS.fullmatch(piece):
             text = text[: starts[match.start()]] + MARK + text[ends[match.end() - 1] :]
     return text
+
+
+def refuse_key(what: str, name: str) -> None:
+    """Raise ValueError, which does not show it, for a key in the place of a judge's or model's name: that
+    name is printed and written to files."""
+    if KEY_AS_NAME.match(name) or hide(name) != name:
+        raise ValueError(
+            f"{what} looks like a key: expected the name of a model, as in chat:gpt-4o-mini; put the key "
+            "into OPENAI_API_KEY, and replace it by a new one if others may have seen this command"
+        )
 
 
 def hidden(value: Any) -> Any:

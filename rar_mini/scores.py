@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rar_mini.data import Example
 from rar_mini.forms import ABSENT, Finite, Form
+from rar_mini.redact import refuse_key
 from rar_mini.rubric import Criterion, Rubric
 
 if TYPE_CHECKING:  # who chooses a judge, or makes one, needs no torch yet
@@ -152,7 +153,9 @@ def finite(number: float) -> float | None:
 
 
 def choose(spec: str, checked: bool = False) -> tuple[str, str]:
-    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check."""
+    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check. Raises
+    ValueError for a key in the place of a name."""
+    refuse_key("the judge's name", spec)
     if spec != "auto":
         return spec, "as asked"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):

@@ -48,7 +48,7 @@ from rar_mini import ranks
 from rar_mini.files import Twice, cache_folder, parse
 from rar_mini.forms import ABSENT, Form, escaped, printable
 from rar_mini.judging.ledger import PRICES, Cache, Ledger, read_price
-from rar_mini.redact import hidden, redact
+from rar_mini.redact import hidden, redact, refuse_key
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Asking
@@ -155,6 +155,7 @@ class Endpoint:
         price: tuple[float, float, float] | None = None,
         max_usd: float | None = None,
     ) -> None:
+        refuse_key("the model's name", model)
         self.model, self.concurrency, self.timeout, self.backoff = model, concurrency, timeout, backoff
         self.retries, self.parse_retries = retries, parse_retries
         self.price, self.max_usd = price or PRICES.get(model), max_usd

@@ -38,6 +38,7 @@ from rar_mini.judging.ledger import Account
 from rar_mini.options import run_command
 from rar_mini.progress import progress_bar
 from rar_mini.prompts import fill
+from rar_mini.redact import refuse_key
 from rar_mini.turns import inert, without_thoughts
 
 LEAST, MOST = 7, 20
@@ -122,6 +123,7 @@ class Writer:
     def __init__(self, spec: str, domain: str, reference: bool, asking: Asking) -> None:
         kind, _, self.model = spec.partition(":")
         if kind != "chat" or not self.model:
+            refuse_key("--writer", spec)
             raise ValueError(f"no writer {spec!r}: expected chat:NAME with a model's name")
         self.endpoint, self.max_tokens = Endpoint.of(self.model, asking), asking.max_tokens
         self._secret, self._reference = wires.fence_secret(cache_folder()), reference

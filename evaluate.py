@@ -42,6 +42,7 @@ from rar_mini.evaluation import alignment, answers, gpqa, healthbench, labelled,
 from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
 from rar_mini.files import write_json
+from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import Within, run_command
 from rar_mini.scores import choose
@@ -118,12 +119,13 @@ def replay(
     spec, why = choose(judge)
     made = recipe.make(config.recipe, config)
     if opened.written.get("recipe") != recipe.digest(config.recipe):
-        print(f"evaluate.py: the recipe {config.recipe} has changed since the run", file=sys.stderr)
+        changed = f"evaluate.py: the recipe {printable(str(config.recipe))} has changed since the run"
+        print(changed, file=sys.stderr)
     rows = replays.spaced(records(run, "rollouts.jsonl"), most)
     groups = replays.groups_of(rows, config.group_size)
     replays.refuse_uneven(run / "rollouts.jsonl", rows, groups)
     examples = replays.examples_of(run, made, rows)
-    print(f"judge     {spec} ({why}) after {config.judge}, method {config.method}")
+    print(f"judge     {spec} ({why}) after {printable(config.judge)}, method {config.method}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
     asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))
     judged = replays.ask(asker, made, examples, rows, groups)

@@ -59,7 +59,7 @@ from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
-from rar_mini.options import joined_recipe, run_command
+from rar_mini.options import run_command
 from rar_mini.progress import progress_bar
 from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
 from rar_mini.scores import NAN, ScoredRow, Scores, choose, finite
@@ -483,4 +483,4 @@ def show_run(run: tyro.conf.Positional[Path], /, step: int | None = None) -> Non
 
 
 if __name__ == "__main__":
-    run_command({"score": score, "show": show_run}, "judge.py", __doc__, joined_recipe(sys.argv[1:]))
+    run_command({"score": score, "show": show_run}, "judge.py", __doc__)

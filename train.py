@@ -60,16 +60,15 @@ import torch
 from tqdm import tqdm
 
 from judge import Judge
-from rar_mini import alarms, data, ending, grpo, ranks, redact, report, sampler, scale, setup
+from rar_mini import alarms, data, ending, grpo, ranks, report, sampler, scale, setup
 from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
-from rar_mini.forms import legible
 from rar_mini.guard import check_failures, check_rate, guarded, stop, stop_on_interrupt
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import counted
+from rar_mini.options import counted, one_line
 from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
@@ -415,12 +414,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    redact.veil_output()
     sys.stdout.reconfigure(line_buffering=True)  # a log file grows with the run
-    try:
+    with one_line("train.py", interrupt.farewell):
         main(sys.argv[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"train.py: {legible(error)}")
-    except KeyboardInterrupt:
-        interrupt.farewell()
-        sys.exit(130)

@@ -39,6 +39,7 @@ from rar_mini import forms, ranks
 from rar_mini.config import Config
 from rar_mini.files import digest, digests, lines, locked, regular, sync, write_json, write_whole
 from rar_mini.forms import ABSENT, Finite, Form
+from rar_mini.options import out_of_memory
 from rar_mini.policy import SLICE, Policy, checksum
 
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
@@ -376,6 +377,8 @@ class Run:
             yield
         # To torch a full disk is a RuntimeError.
         except (OSError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise OSError(
                 f"could not write to {self.folder}: {error}. What was saved before is whole; make room, then "
                 f"continue with: python train.py --resume {self.folder}"

@@ -154,7 +154,8 @@ def _lines(path: Path) -> Iterator[Row]:
         content = regular(path).read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {wanted}, got {error}") from error
-    if b"\0" in content[:512]:  # gzip, zip, Parquet and UTF-16 have one there, JSON nowhere
+    # gzip, zip, Parquet and UTF-16 have zero bytes there, JSON nowhere; one inside a row is that row's fault.
+    if b"\0" in content[:512] and not content.lstrip(b"\xef\xbb\xbf \t").startswith(b'{"'):
         raise ValueError(
             f"cannot read {path}: {wanted}, got zero bytes in a file that begins with {content[:8]!r}; "
             "unpack or convert it first"

@@ -36,6 +36,7 @@ WANTED = {
 }
 """What was expected, by pydantic's name of the fault. Any other fault is told in pydantic's words."""
 
+_ENDLESS = re.compile(r"\S{500,}")  # longer than paths and URLs
 _HALF = re.compile("[\ud800-\udfff]")  # JSON may escape half a character, which no file or tokenizer takes
 
 
@@ -117,8 +118,10 @@ def printable(text: str) -> str:
 
 
 def legible(error: object) -> str:
-    """An error's words for a terminal: its lines stay, and characters that act are written out."""
-    return "\n".join(map(printable, str(error).split("\n")))
+    """An error's words for a terminal: its lines stay, characters that act are written out, and an endless
+    number or word is cut."""
+    words = _ENDLESS.sub(lambda found: f"{found[0][:40]}... ({len(found[0]):,} characters)", str(error))
+    return "\n".join(map(printable, words.split("\n")))
 
 
 def whole(text: str) -> str:

@@ -4,10 +4,14 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
+import reprlib
 import shlex
 import sys
 import tomllib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,7 +19,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from rar_mini.files import regular
-from rar_mini.forms import escaped, fault, legible
+from rar_mini.forms import escaped, fault, legible, printable
 from rar_mini.redact import veil_output
 
 ELSEWHERE = {
@@ -85,24 +89,63 @@ def elsewhere(name: str) -> str:
     return ""
 
 
-def run_command(
-    commands: dict[str, Callable] | Callable,
-    prog: str,
-    description: str | None,
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Run the one command, or the one of several that the command line names; a refusal ends in one line,
-    without a traceback. No output shows a secret."""
-    veil_output()
-    try:
+LONGEST = 1_000
+"""Characters that a word on the command line may have."""
+LESS_MEMORY = (
+    "What was saved is whole. Lower --cache-mb if it was sampling, --tokens-per-batch if it was training; or "
+    "pass --checkpoint-activations, --dtype bfloat16, --lora-rank 16, or a smaller --policy or local judge "
+    "(python train.py --plan tells what fits)"
+)
+"""What to do if memory runs out."""
+
+
+def run_command(commands: dict[str, Callable] | Callable, prog: str, description: str | None) -> None:
+    """Run the one command, or the one of several that the command line names."""
+    with one_line(prog):
+        argv = joined_recipe(sys.argv[1:])
         if callable(commands):
             tyro.cli(commands, prog=prog, description=description, args=argv)
         else:
             tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=argv)
-    except (ValueError, OSError) as error:
+
+
+@contextmanager
+def one_line(prog: str, interrupted: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Around a command: it ends in one line without a traceback if it refuses something or memory runs out,
+    and no output shows a secret. After Ctrl-C, `interrupted` has the last word."""
+    veil_output()
+    try:
+        refuse_unprintable(sys.argv[1:])
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{prog}: {legible(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        words = " ".join(str(error).split()).partition(" Including ")[0] or "Python has none left"
+        sys.exit(f"{prog}: out of memory: {legible(words)[:300]}\n{LESS_MEMORY}")
     except KeyboardInterrupt:
+        interrupted()
         sys.exit(130)
+
+
+def refuse_unprintable(argv: Iterable[str]) -> None:
+    """Raise ValueError for a word that a parser's own refusal would show raw or at great length."""
+    for word in argv:
+        shown = printable(word[:40])
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in word):
+            raise ValueError(f"expected an option or its value without control characters, got {shown}")
+        if len(word) > LONGEST:
+            raise ValueError(
+                f"expected at most {LONGEST:,} characters in an option or its value, got {len(word):,}: "
+                f"{shown}..."
+            )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's own, torch's, and those of libraries under it."""
+    signs = "out of memory|can't allocate memory|ALLOC_FAILED"
+    return isinstance(error, MemoryError) or re.search(signs, str(error)) is not None
 
 
 def joined_recipe(argv: Sequence[str]) -> list[str]:
@@ -206,7 +249,9 @@ class Within:
         """Raise ValueError for a number outside, NaN included, by its option's name; words may pass."""
         if isinstance(value, int | float) and not self.low <= value <= self.high:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} {value}: expected a number from {self.low:g} to {self.high:g}")
+            raise ValueError(
+                f"{option} {reprlib.repr(value)}: expected a number from {self.low:g} to {self.high:g}"
+            )
 
 
 def refuse_outside(settings: Any) -> None:

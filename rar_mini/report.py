@@ -203,7 +203,7 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
     )
     for item in row["verdicts"]:
         verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")
-        weight = f"weight {item['weight']:<4g}{item['category']:<10}"
+        weight = f"weight {item['weight']:<4g}{printable(item['category']):<10}"
         checked = " (checked)" if item.get("checked") else ""
         lines.append(f"    {verdict:>4}  {weight} {printable(item['title'])}{checked}")
     end = "" if row["finished"] else ", cut"
@@ -213,21 +213,21 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
 
 def opening(
     config: Any, questions: dict[str, int], answers: int, calls: float, of_scores: int, folder: Path
-) -> str:
+) -> list[str]:
     """What a run is about to do and what it costs: `answers` to judge, by so many `calls` each, and the calls
     of the scores."""
     released = config.data == "rar" and f"rar, {config.domain} at {config.revision:.12}"
     times = config.resample_ties
     again = f"; for groups that tie up to {times} times as many more" if times else ""
-    return (
+    return [
         f"method   {config.method}: {answers} answers x {calls:.1f} = {answers * calls:.0f} questions to the "
-        f"judge, and {of_scores} for the scores{again}\n"
+        f"judge, and {of_scores} for the scores{again}",
         f"data     {released or config.data or config.domain}: {questions['train']} training questions, "
-        f"{questions['held_out']} held out\n"
+        f"{questions['held_out']} held out",
         f"steps    {config.steps} of {config.prompts_per_step} questions x {config.group_size} answers of at "
-        f"most {config.max_new_tokens} tokens\n"
-        f"run      {folder}"
-    )
+        f"most {config.max_new_tokens} tokens",
+        f"run      {folder}",
+    ]
 
 
 def saving(every: int, keep: int, weights: int, moments: int) -> str:

@@ -36,7 +36,7 @@ from rar_mini import (
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
-from rar_mini.forms import printable
+from rar_mini.forms import legible, printable
 from rar_mini.judging import ledger
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
@@ -292,17 +292,19 @@ def announce(t: Training, why: str) -> None:
         "scores": graded and t.judge.estimate(scored, graded, config.max_new_tokens),
     }
     calls, of_scores = (sum(map(t.judge.calls, rows)) / len(rows) for rows in (train, scored))
-    if config.recipe:
-        print(f"recipe   {config.recipe}")
-    print(f"policy   {printable(config.policy)}, {t.actor.trained()}, {config.dtype} on {config.device}")
-    print(f"ends     an answer ends at {printable(' or '.join(t.actor.named(t.actor.ends)))}")
     told = "".join(f"; {name}: {cost}" for name, cost in costs.items() if cost)
-    print(f"judge    {printable(t.judge.spec)} ({why}){told}")
     numbers = {name: len(rows) for name, rows in t.questions.items()}
     asked = calls if judged else 0, round(of_scores * graded)
+    lines = [f"recipe   {config.recipe}"] if config.recipe else []
+    lines += [
+        f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}",
+        f"ends     an answer ends at {' or '.join(t.actor.named(t.actor.ends))}",
+        f"judge    {t.judge.spec} ({why}){told}",
+    ]
     if config.steps and config.save_every:
-        print(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))
-    print(report.opening(config, numbers, answers, *asked, t.run.folder))
+        lines.append(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))
+    lines += report.opening(config, numbers, answers, *asked, t.run.folder)
+    print("\n".join(map(printable, lines)))
 
 
 def answers_of_scores(t: Training) -> int:
@@ -336,7 +338,7 @@ def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
         judging = dataclasses.replace(config.judging, max_usd=options.max_usd)
         config = dataclasses.replace(config, judging=judging)
     for difference in checkpoint.differences(run.written):
-        print(f"train.py: {difference}; its numbers may differ", file=sys.stderr)
+        print(f"train.py: {legible(difference)}; its numbers may differ", file=sys.stderr)
     found, done = run.start(options.step)
     if options.steps is not None:
         if options.steps < max(config.steps, done):

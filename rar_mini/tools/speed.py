@@ -22,7 +22,7 @@ import torch
 from rar_mini import policy
 from rar_mini.data import Example
 from rar_mini.kernels import bench
-from rar_mini.options import counted
+from rar_mini.options import counted, one_line
 from rar_mini.policy import Policy
 from rar_mini.report import Clock
 from rar_mini.rubric import Criterion, Rubric
@@ -109,12 +109,7 @@ def main(argv: Sequence[str]) -> None:
     # As it was written when this was a command of sampler.py.
     parser.add_argument("--bench", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    try:
-        table(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    table(options)
 
 
 def table(options: argparse.Namespace) -> None:
@@ -142,4 +137,5 @@ def table(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line("python -m rar_mini.tools.speed"):
+        main(sys.argv[1:])

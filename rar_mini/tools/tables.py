@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from rar_mini import data, hub
 from rar_mini.data import Example
+from rar_mini.options import one_line
 from rar_mini.rubric import CATEGORY_WEIGHT
 
 FIGURES = (
@@ -70,7 +71,7 @@ def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | No
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command line. A refusal ends in one line, without a traceback."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         "python -m rar_mini.tools.tables",
         description=__doc__,
@@ -87,12 +88,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     source, domain, notes = options.data, options.domain, Counter()
     how = {"skip_bad": options.skip_bad_rows, "skip_weightless": True, "notes": notes}
-    try:
-        examples = data.load(source, domain, options.revision, **how)
-    except ValueError as error:
-        sys.exit(f"{parser.prog}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    examples = data.load(source, domain, options.revision, **how)
     name = f"rar at {hub.fetch(domain, options.revision)[1]}" if source == "rar" else source or "bundled"
     print(f"{domain}, {name}\n\n{'':<36}{'here':>10}{'paper':>10}{'released':>10}")
     first = 1 if domain == "medical" else 3
@@ -107,4 +103,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with one_line("python -m rar_mini.tools.tables"):
+        main(sys.argv[1:])

@@ -7,7 +7,6 @@ have a picture of their own: `python evaluate.py judge --plot FILE`.
 """
 
 import math
-import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from numpy import ndarray
 
 from rar_mini.checkpoint import Run, records
 from rar_mini.evaluation.agreement import both, share
+from rar_mini.options import one_line
 from rar_mini.report import paired
 
 LIGHT, DARK, WARM, GREY = "#a8bdd0", "#1f4e79", "#c2571a", "#555555"
@@ -195,7 +195,5 @@ def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Pat
 
 if __name__ == "__main__":
     prog = "python -m rar_mini.viewing.plot"
-    try:
+    with one_line(prog):
         print(tyro.cli(draw, prog=prog))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{prog}: {error}")

@@ -57,7 +57,7 @@ def _group(rows: list[dict[str, Any]], width: int) -> str:
     lines += _beside(*answers, width) + [""]
     for a, b in zip(best["verdicts"], worst["verdicts"], strict=True):
         mark = "*" if a["verdict"] != b["verdict"] else " "
-        weight = f"weight {a['weight']:<4g} {a['category']:<10}"
+        weight = f"weight {a['weight']:<4g} {printable(a['category']):<10}"
         checked = " (checked)" if a.get("checked") else ""
         lines.append(f"{mark} {_verdict(a):>4} {_verdict(b):>4}  {weight} {printable(a['title'])}{checked}")
     return "\n".join(lines)

@@ -80,5 +80,7 @@ def test_a_billion_runs_of_gpqa_are_refused_before_memory_is_asked_for() -> None
 
 
 def test_a_recipe_with_a_quote_that_does_not_end_is_named(command: Command, tmp_path: Path) -> None:
-    done = command("train.py", "--recipe", "gated 'x", "--out", tmp_path / "run")
-    assert done.stderr == "train.py: --recipe gated 'x: expected NAME or PATH.py, got No closing quotation\n"
+    for words in (("train.py",), ("judge.py", "score", "in.jsonl")):
+        done = command(*words, "--recipe", "gated 'x", "--out", tmp_path / "run")
+        why = "--recipe gated 'x: expected NAME or PATH.py, got No closing quotation\n"
+        assert done.stderr == f"{words[0]}: {why}"

@@ -15,15 +15,24 @@ What this file decided:
 
 import re
 import reprlib
-from collections.abc import Sequence
-from contextlib import suppress
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from rar_mini import prompts
 from rar_mini.forms import whole
 
 THINK, UNTHINK = "<think>", "</think>"
+
+SECONDS, BYTES = 3, 2**31
+"""Processor time and memory that a template may take for one conversation. Usual ones take milliseconds."""
+CHARACTERS, TIMES = 2**20, 16
+"""What it may write: so many characters, and its messages so many times over (JSON escapes them)."""
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Around the number of a control token that foreign text spells. Unicode keeps these two for such uses."""
@@ -81,6 +90,33 @@ def said(completion: Any) -> str:
             f"expected a completion as text, or as turns with text, got {reprlib.repr(completion)}"
         )
     return text
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Around a template: TimeoutError after SECONDS of processor time, MemoryError above BYTES. A signal ends
+    loops of Python, and only the main thread can ask for one; in another the template is not bounded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise TimeoutError(f"it takes more than {SECONDS} seconds")
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    lower = [used + BYTES, *(limit for limit in limits if limit != resource.RLIM_INFINITY)]
+    handler = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (min(lower), limits[1]))
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS)  # jinja swallows the first if it folds
+        yield
+    except MemoryError:
+        raise MemoryError(f"it takes more than {BYTES >> 30} GiB of memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 class Turns:
@@ -154,9 +190,13 @@ class Turns:
         options = {"add_generation_prompt": True} | options
         try:
             template = prompts.dated(self.tokenizer.get_chat_template())
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, **options
-            )
+            with _bounded():
+                text = self.tokenizer.apply_chat_template(
+                    messages, chat_template=template, tokenize=False, **options
+                )
+            if len(text) > (most := CHARACTERS + TIMES * sum(len(turn["content"]) for turn in messages)):
+                raise OverflowError(f"it writes {len(text):,} characters: expected at most {most:,}")
+            return text
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message["role"] for message in messages)
             words = " ".join(str(error).split())  # jinja2's may have several lines

@@ -1,13 +1,15 @@
 """Chat templates that cannot write a conversation: they are programs of others, and fail in any way."""
 
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TEMPLATE, Command, question, write_rows
 
-from rar_mini import policy
+from rar_mini import policy, turns
 
 RAISES = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -17,7 +19,20 @@ FAULTS = {
     "undefined": ("{{ messages[0].content.text.plain }}", "UndefinedError: 'str object' has no attribute"),
     "syntax": ("{% for m in messages %}{{ m.content }}", "TemplateSyntaxError: Unexpected end of template"),
     "no text": ("{{ messages | sum }}", "TypeError: "),
-    "no end": ("{% for i in range(1000000000) %}a{% endfor %}", "OverflowError: "),
+    "a loop": ("{% for i in range(1000000000) %}a{% endfor %}", "OverflowError: "),
+    "loops": (
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "TimeoutError: it takes more than 0.2 seconds",
+    ),
+    "calls": (
+        "{% macro two(n) %}{% if n %}{{ two(n - 1) }}{{ two(n - 1) }}{% endif %}{% endmacro %}{{ two(60) }}",
+        "TimeoutError: it takes more than 0.2 seconds",
+    ),
+    "a power": ("{{ (9 + messages | length) ** (10 ** 9) % 7 }}", "TimeoutError: it takes more than 0.2"),
+    "a constant": ("{{ 10 ** (10 ** 9) % 7 }}", "TimeoutError: it takes more than 0.2 seconds"),
+    "gigabytes": ("{{ messages[0].content * 10000000000 }}", "MemoryError: it takes more than 2 GiB"),
+    "a width": ("{{ '%9999999999s' % messages[0].content }}", "MemoryError: it takes more than 2 GiB"),
+    "megabytes": ("{{ messages[0].content * 2000000 }}", "OverflowError: it writes 2,000,000 characters: "),
 }
 
 
@@ -29,8 +44,12 @@ def templated(tiny: Path, folder: Path, template: str) -> Path:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_template_that_fails_is_told_in_its_own_words(tiny: Path, tmp_path: Path, name: str) -> None:
+def test_a_template_that_fails_is_told_in_its_own_words(
+    tiny: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that would never end, or fill the memory."""
     template, words = FAULTS[name]
+    monkeypatch.setattr(turns, "SECONDS", 0.2)
     actor = policy.load(str(templated(tiny, tmp_path / "policy", template)), torch.float32, "cpu")
     with pytest.raises(ValueError) as error:
         actor.encode(None, [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}])
@@ -39,6 +58,21 @@ def test_a_template_that_fails_is_told_in_its_own_words(tiny: Path, tmp_path: Pa
         said.startswith(f"{tmp_path / 'policy'}: expected a chat template that can write") and words in said
     )
     assert "conversation of system, user, got " in said and "\n" not in said
+
+
+def test_a_template_s_bounds_are_gone_when_it_is_done(tiny: Path) -> None:
+    """Training takes longer and more; and a signal of others finds its own handler."""
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    policy.load(str(tiny), torch.float32, "cpu")
+    assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+def test_a_long_conversation_is_no_fault(tiny: Path, tmp_path: Path) -> None:
+    """A template may write a text several times, as JSON too."""
+    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content | tojson }}{{ m.content }}")
+    actor = policy.load(str(templated(tiny, tmp_path / "policy", template)), torch.float32, "cpu")
+    assert len(actor.turns.render([{"role": "user", "content": '"' * 10**6}])) > 3 * 10**6
 
 
 def test_it_ends_a_run_and_a_local_judge_in_one_line(command: Command, tiny: Path, tmp_path: Path) -> None:

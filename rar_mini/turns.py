@@ -11,6 +11,8 @@ What this file decided:
 - **A prompt ends where the answer begins.** What a tokenizer puts behind a text by itself is left out.
 - **An answer is read with what the prompt opened.** Behind a prompt that ends in `<think>` it begins inside a
   thought, and if no `</think>` follows, nothing was answered.
+- **Only who knows thoughts has them.** If neither the template nor the tokenizer has these tags, they are
+  words of the answer, and a space breaks them up: else a policy could hide from its judge what it writes.
 """
 
 import re
@@ -123,7 +125,8 @@ class Turns:
     """A tokenizer, and what its chat template writes around a turn.
 
     `controls` has the control tokens by their spelling, `markers` those around turns, and `end` the one
-    behind an answer (None if there is none). `thinks` says whether a prompt opens a thought.
+    behind an answer (None if there is none). `thinks` says whether a prompt opens a thought, and `thoughtful`
+    whether the policy knows thoughts at all.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -140,6 +143,8 @@ class Turns:
         self.markers = frozenset(names)
         self.end = next((i for i in self._ids(closing) if i in names), None)
         self.thinks = opening.rfind(THINK) > opening.rfind(UNTHINK)
+        known = f"{tokenizer.chat_template}{[*map(str, added.values())]}"
+        self.thoughtful = self.thinks or THINK in known or UNTHINK in known
         self.controls = {
             str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -225,7 +230,8 @@ class Turns:
 
     def decode(self, ids: Sequence[int]) -> str:
         """What token ids say, without control tokens."""
-        return self.tokenizer.decode([i for i in ids if i not in self._unsaid]).strip()
+        text = self.tokenizer.decode([i for i in ids if i not in self._unsaid]).strip()
+        return text if self.thoughtful else re.sub("<(?=/?think>)", "< ", text, flags=re.I)
 
     def only_thoughts(self, text: str) -> bool:
         """Whether an answer, as `decode` returned it, is thoughts and nothing else. Most of these were cut

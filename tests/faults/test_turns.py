@@ -28,7 +28,7 @@ from rar_mini.prompts import JudgePrompts
 from rar_mini.rubric import Criterion
 from rar_mini.sampler import Completion
 from rar_mini.tools.synthesize import Writer
-from rar_mini.turns import Turns, inert
+from rar_mini.turns import Turns, inert, without_thoughts
 
 TEXT, START, END = 256, 257, 258  # <|endoftext|>, <|im_start|>, <|im_end|> of the byte tokenizer
 THINKING = TEMPLATE.replace("assistant\n", "assistant\n<think>\n")
@@ -178,11 +178,29 @@ def test_an_answer_that_is_cut_in_its_thoughts_says_nothing(text: str, response:
     assert actor.decode(ids) == response and actor._only_thoughts(ids) == (not response)
 
 
+KNOWS = TEMPLATE + "{# <think> comes first #}"
+
+
 def test_so_does_one_that_opened_them_itself() -> None:
-    actor = spoken(byte_tokenizer())
+    actor = spoken(byte_tokenizer(KNOWS))
     for text, response in {"<think>See": "", "": "", "See": "See", "<think>a</think>b": None}.items():
         assert actor.decode(actor.tokenizer.encode(text)) == (text if response is None else response)
     assert actor._only_thoughts(actor.tokenizer.encode("<think>See")) and not actor._only_thoughts([END])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Write <think> first. Never aspirin", "<think>Aspirin", "Aspirin</THINK>None", "a <Think>b</think> c"],
+)
+def test_to_a_policy_without_thoughts_the_tags_are_words(text: str) -> None:
+    """Its judge read nothing behind a plain mention of <think>: a place to hide mistakes."""
+    actor = spoken(byte_tokenizer())
+    ids = actor.tokenizer.encode(text)
+    response = actor.decode(ids)
+    assert response.replace("< ", "<") == text and without_thoughts(response) == response
+    assert not actor._only_thoughts(ids)
+    other = spoken(byte_tokenizer(KNOWS))
+    assert without_thoughts(other.decode(ids)) != text
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -29,7 +31,9 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
 
+from rar_mini import forms
 from rar_mini.files import json_object, unfetched
+from rar_mini.forms import Form
 
 # attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -37,6 +41,22 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ROPE_TYPES = ("default", "llama3")
 Shapes = dict[str, tuple[int, ...]]
+Layers = Annotated[int, Field(ge=1, le=1_000)]
+Width = Annotated[int, Field(ge=1, le=10**7)]
+
+
+class Sizes(Form):
+    """What a config may ask for: several times the largest models that there are. transformers would list
+    10^9 layers, one by one, before the weights' headers can show that there are none."""
+
+    num_hidden_layers: Layers | None = None
+    hidden_size: Width | None = None
+    intermediate_size: Width | None = None
+    num_attention_heads: Width | None = None
+    num_key_value_heads: Width | None = None
+    head_dim: Width | None = None
+    vocab_size: Width | None = None
+    max_position_embeddings: Annotated[int, Field(ge=1, le=10**9)] | None = None
 
 
 class RMSNorm(nn.Module):
@@ -282,7 +302,9 @@ def read_config(directory: Path) -> PretrainedConfig:
     with reading(directory):
         # First, because transformers' own refusal of a family that it does not know does not say what we
         # support.
-        refuse_family(json_object(path).get("model_type"))
+        written = json_object(path)
+        refuse_family(written.get("model_type"))
+        forms.read(Sizes, written, str(path))
         config = AutoConfig.from_pretrained(directory)
         refuse_unsupported(config)
         return config

@@ -76,8 +76,20 @@ def test_weights_that_were_not_fetched_are_named(folder: Path) -> None:
 
 VALUES = [
     ("config.json", ("hidden_size",), "32", "hidden_size"),
-    ("config.json", ("hidden_size",), 10**400, "Overflow"),
-    ("config.json", ("num_attention_heads",), 0, "cannot read the model in "),
+    ("config.json", ("hidden_size",), 10**400, "field hidden_size: expected 1e+07 or less, got 1000"),
+    ("config.json", ("num_hidden_layers",), 10**9, "field num_hidden_layers: expected 1000 or less, got 10"),
+    ("config.json", ("head_dim",), 10**12, "field head_dim: expected "),
+    ("config.json", ("vocab_size",), 10**9, "field vocab_size: expected "),
+    ("config.json", ("max_position_embeddings",), 10**12, "field max_position_embeddings: expected "),
+    ("config.json", ("num_hidden_layers",), 1000, "do not fit its config: model.layers.2."),
+    (
+        "config.json",
+        ("vocab_size",),
+        10**7,
+        "model.embed_tokens.weight has shape (259, 32), expected (10000000",
+    ),
+    ("config.json", ("hidden_size",), 10**7, "do not fit its config: "),
+    ("config.json", ("num_attention_heads",), 0, "field num_attention_heads: expected 1 or more, got 0"),
     ("config.json", ("rope_parameters", "rope_theta"), [], "TypeError"),
     ("config.json", ("rope_parameters", "rope_type"), {}, "cannot read the model in "),
     ("config.json", ("model_type",), "gpt2", "model_type 'gpt2' is not supported"),

@@ -47,7 +47,8 @@ class Asking:
     """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
     tokens"""
     max_usd: Annotated[float | None, Within(0, 1e9)] = None
-    """stop before the model has cost more dollars than this"""
+    """stop before the model has cost more dollars than this. All starts of a run, or of a command with --out,
+    count together; `evaluate.py judge`, `replay` and `alignment` count from 0 at each start"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no request could use, by the option's name."""

@@ -58,6 +58,10 @@ log = logging.getLogger(__name__)
 OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
 """Fields that some servers refuse, in the order in which they are given up."""
 
+WORKED = (408, 499, 504, 524)
+"""Statuses of a gateway that stopped waiting: the model behind it may have worked, and has to be paid then. No
+provider bills any other error."""
+
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
 MOST_BYTES = 2**22  # of a reply: a thousand verdicts with their reasons are an eighth of it
 
@@ -542,6 +546,7 @@ def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> 
     """A server's error as a Failure, with the pause that it asks for."""
     kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
     passes = status is not None and (status in (408, 409, 429) or status >= 500)
+    free = free and status not in WORKED
     return Failure(kind, _words(text), transient=passes and wait <= LONGEST_WAIT, wait=wait, free=free)
 
 

@@ -26,7 +26,6 @@ How each measure is made stands in rar_mini/evaluation/, a file for each command
 """
 
 import json
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from rar_mini.config import Options
 from rar_mini.evaluation import alignment, answers, gpqa, healthbench, labelled, paper, trust
 from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
-from rar_mini.files import write_json
+from rar_mini.files import without_nan, write_json
 from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import Within, run_command
@@ -229,17 +228,6 @@ def table(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
 # --- the end of a command -----------------------------------------------------------------------------------
 
 
-def without_nan(value: Any) -> Any:
-    """A value for JSON: null in place of NaN, which JSON does not have, and six digits after the point."""
-    if isinstance(value, dict):
-        return {key: without_nan(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_nan(each) for each in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 6)
-    return value
-
-
 def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | None = None) -> None:
     """Print what the judge was asked and the result as JSON, also into a file, and close the judge."""
     if judge:
@@ -249,7 +237,7 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
             result["mass"] = metrics["judge/mass"]
             print(f"mass      {result['mass']:.2f} of the probability on the offered answers")
         judge.close()
-    result = without_nan(result)
+    result = without_nan(result, digits=6)
     if file:
         write_json(file, result | environment())
     print(json.dumps(result))

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import reprlib
@@ -105,28 +106,41 @@ def lines(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a file, or into a folder. Raises ValueError if one has it locked.
+def locked(path: Path, waiting: Callable[[str], object] | None = None) -> Iterator[bool]:
+    """Keep other processes from writing a file, or into a folder; False if the file system has no locks, and
+    a warning has to do. If another process has it locked, tell `waiting` so and wait, or without one raise
+    ValueError.
 
     The system frees the lock of a process that dies. Between machines it holds as far as their file system
-    has locks, as NFS does; where it has none, a warning has to do.
+    has locks, as NFS does.
     """
     # The lock's file stays: were it removed, two could lock a file of its name, an old one and a new one.
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
-    descriptor = os.open(regular(lock), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+        raise ValueError(
+            f"{lock}: expected a file, because it locks {path}, got a link, folder, pipe or device; delete it"
+        )
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+        holds = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = re.match(r"process \d+ on [\w.-]+", file.read(200))
-            holder = holder[0] if holder else "another process"
-            raise ValueError(f"{holder} is at work on {path}: wait until it has ended, or end it") from None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = re.match(r"process \d+ on [\w.-]+", file.read(200))
+                at_work = f"{holder[0] if holder else 'another process'} is at work on {path}: wait"
+                if waiting is None:
+                    raise ValueError(f"{at_work} until it has ended, or end it") from None
+                waiting(f"{at_work}ing until it has ended")
+                fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             log.warning(f"{path} cannot be locked ({error}): nothing else should write to it meanwhile")
+            holds = False
         file.truncate(0)
+        file.seek(0)  # the holder of before was read
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        yield holds
 
 
 @contextmanager
@@ -184,6 +198,20 @@ def write_whole(path: Path, data: bytes) -> None:
         file.write(data)
     sync(partial)
     os.replace(partial, path)
+
+
+def without_nan(value: Any, digits: int | None = None) -> Any:
+    """A value for JSON, which has neither NaN nor infinity: null in their place. Other numbers keep so many
+    digits after the point, or all."""
+    if isinstance(value, dict):
+        return {name: without_nan(each, digits) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each, digits) for each in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else round(value, digits)
 
 
 def digest(value: Any) -> str:

@@ -16,7 +16,6 @@ download.
 This module imports nothing heavy, so that a name in the cache resolves in milliseconds.
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -28,12 +27,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from rar_mini.files import cache_folder, json_object, sync
+from rar_mini.files import cache_folder, json_object, locked, sync
 from rar_mini.progress import progress_bar
 from rar_mini.redact import redact
 
@@ -161,10 +160,10 @@ def embedded() -> Path:
     workshop = cache / f"{target.name}.partial-{secrets.token_hex(4)}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with only_one(cache / f"{target.name}.lock") as locked:
+        with locked(target, say) as alone:
             if target.is_dir():  # another process has built it meanwhile
                 return target
-            if locked:  # nobody else is building, so that what half-built work is left belongs to the dead
+            if alone:  # nobody else is building, so that what half-built work is left belongs to the dead
                 for left in cache.glob(f"{target.name}.partial-*"):
                     shutil.rmtree(left, ignore_errors=True)
             if (free := shutil.disk_usage(cache).free) < DISK_BYTES:
@@ -179,22 +178,6 @@ def embedded() -> Path:
         shutil.rmtree(workshop, ignore_errors=True)
     say(f"{NAME} is ready in {target}")
     return target
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Hold a lock that the system drops when the process dies; False where the system has none."""
-    # The file stays: were it removed, a third process could lock a new file of its name beside the second.
-    with path.open("a") as file:
-        locked = False
-        with suppress(OSError):  # not every network file system has locks
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"another process is preparing the model; waiting for it ({path})")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            locked = True
-        yield locked
 
 
 def build(workshop: Path) -> Path:

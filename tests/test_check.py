@@ -15,7 +15,7 @@ from conftest import ROOT, Command, write_tiny
 from torch import Tensor
 
 import train
-from rar_mini import grpo, prefix, sampler
+from rar_mini import files, grpo, prefix, sampler
 from rar_mini.kernels import adamw
 from rar_mini.tools import check
 from rar_mini.tools.check import Bench, one, row_of
@@ -74,7 +74,7 @@ def test_weights_that_do_not_repeat_are_found(bench: Bench, monkeypatch: pytest.
 def test_the_worst_of_errors_is_one_that_is_no_number() -> None:
     assert math.isnan(check.worst([1e-7, math.nan, 2.0])) and check.worst([1.0, 2.0]) == 2.0
     assert check.worst([]) == 0.0
-    assert check.as_json({"a": [math.nan, 1.5], "b": {"c": math.inf, "d": "x"}}) == {
+    assert files.without_nan({"a": [math.nan, 1.5], "b": {"c": math.inf, "d": "x"}}) == {
         "a": [None, 1.5],
         "b": {"c": None, "d": "x"},
     }

@@ -255,7 +255,7 @@ def test_two_processes_at_once_fetch_once(cache: Path, links: None, constants: d
     assert [process.returncode for process in both] == [0, 0], said
     assert {out.strip() for out, _ in said} == {str(cache / target(constants))}
     errors = "".join(error for _, error in said)
-    assert errors.count("fetching") == 1 and errors.count("another process is preparing") == 1
+    assert errors.count("fetching") == 1 and errors.count("is at work on") == 1
     check(cache / target(constants))
     assert left_in(cache) == {target(constants)}
 

@@ -59,8 +59,8 @@ OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
 """Fields that some servers refuse, in the order in which they are given up."""
 
 WORKED = (408, 499, 504, 524)
-"""Statuses of a gateway that stopped waiting: the model behind it may have worked, and has to be paid then. No
-provider bills any other error."""
+"""Statuses of a gateway that stopped waiting: the model behind it may have worked, and has to be paid then.
+No provider bills any other error."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
 MOST_BYTES = 2**22  # of a reply: a thousand verdicts with their reasons are an eighth of it

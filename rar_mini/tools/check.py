@@ -47,6 +47,7 @@ from transformers import AutoConfig
 
 from rar_mini import grpo, model, pretrained, ranks
 from rar_mini.config import Config
+from rar_mini.files import without_nan
 from rar_mini.kernels import adamw, advantage, backend, bench, logprob
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder, head_width
@@ -138,15 +139,6 @@ def random_weights(config: transformers.PretrainedConfig, dtype: torch.dtype, de
             if name.endswith("k_proj.bias"):
                 p.view(-1, 2, half)[:, :, half - half // 8 :] *= BIAS / 0.02
     return decoder
-
-
-def as_json(value: Any) -> Any:
-    """A value for JSON, with null in place of NaN and infinity."""
-    if isinstance(value, dict):
-        return {name: as_json(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [as_json(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def hold(true: bool, words: str, **numbers: Any) -> None:
@@ -681,7 +673,7 @@ def main(
     b = Bench(o.policy, o.random, o.device, dtype, cut, loss, step)
     if o.only:
         ranks.claim(o.device)
-        print(json.dumps(as_json(asdict(one(o.only, b))), allow_nan=False))
+        print(json.dumps(without_nan(asdict(one(o.only, b))), allow_nan=False))
         return
     if o.random is None:
         b = replace(b, policy=str(pretrained.resolve(o.policy)))  # once, and before the clocks run

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,7 +101,7 @@ def test_a_link_leads_to_no_other_file(tiny: Path, tmp_path: Path, questions: Pa
     precious.write_text("mine")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(precious)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         train.main(["--resume", str(run), "--steps", "2"])
     assert precious.read_text() == "mine" and not (run / "config.json").is_symlink()
 
@@ -115,3 +117,34 @@ def test_a_lock_says_nothing_but_who_holds_it(
     (tmp_path / ".file.lock").write_text(f"process {process.pid} on vm\x1b[31m")
     with pytest.raises(ValueError, match=f"^process {process.pid} on vm is at work on"), files.locked(path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_stands_in_a_lock_s_place_is_named(kind: str, tmp_path: Path) -> None:
+    """A pipe made the first command wait for ever, a folder was said to be one and no more."""
+    lock = tmp_path / ".file.lock"
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda path: os.symlink(tmp_path / "x", path)}
+    make[kind](lock)
+    with pytest.raises(ValueError, match=f"^{lock}: expected a file, because .*; delete it$"):
+        with files.locked(tmp_path / "file", print):
+            pass
+    assert not (tmp_path / "x").exists()
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_that_one_dies(
+    tmp_path: Path, holder: Callable[[Path], subprocess.Popen]
+) -> None:
+    """As the first command does whose model another process is preparing."""
+    other = holder(tmp_path)
+    said = []
+
+    def waiting(words: str) -> None:
+        said.append(words)
+        other.kill()
+
+    with files.locked(tmp_path, waiting) as holds:
+        assert holds and said == [
+            f"process {other.pid} on {socket.gethostname()} is at work on {tmp_path}: "
+            "waiting until it has ended"
+        ]
+        assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"

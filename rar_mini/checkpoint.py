@@ -37,7 +37,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rar_mini import forms, ranks
 from rar_mini.config import Config
-from rar_mini.files import digest, digests, lines, locked, regular, sync, write_json, write_whole
+from rar_mini.files import digest, digests, each_line, locked, regular, sync, write_json
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.options import out_of_memory
 from rar_mini.policy import SLICE, Policy, checksum
@@ -171,6 +171,7 @@ class Run:
         self.folder = folder
         self.written = written or {}  # what config.json says, or is to say once the run goes on
         self.accepts = False  # whether the run may go on although its data or texts have changed
+        self._begins: dict[str, dict[int, int]] = {}  # by record and step: the byte at which its lines begin
 
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], **facts: Any) -> "Run":
@@ -226,8 +227,8 @@ class Run:
         accepts that, config.json keeps it.
         """
         step = -1 if checkpoint is None else step_of(checkpoint)
-        kept = {name: self._kept(name, step) for name in RECORDS}
-        if changes := [*_changes(self.written, facts), *_losses(self, checkpoint, kept)]:
+        sizes = {name: self._size(name, step) for name in RECORDS}
+        if changes := [*_changes(self.written, facts), *_losses(self, checkpoint, sizes)]:
             if not self.accepts:
                 raise ValueError(
                     f"{self.folder} would go on as another experiment, because these have changed: "
@@ -238,7 +239,7 @@ class Run:
             self.written["accepted"] = [*self.written.get("accepted", []), accepted]
         self.written |= {"settings": settings} | facts
         self.describe()
-        self._rewind(step, kept)
+        self._rewind(step, sizes)
         return self
 
     def describe(self) -> None:
@@ -257,33 +258,41 @@ class Run:
         with self._writing(), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(text)
 
-    def _kept(self, name: str, step: int) -> bytes:
-        """The lines of a record up to a step, without half a line."""
-        rows, path = records(self.folder, name, step), self.folder / name
-        each = zip(path.read_bytes().split(b"\n") if rows else [], rows, strict=False)
-        return b"".join(line + b"\n" for line, row in each if row["step"] <= step)
+    def _size(self, name: str, step: int) -> int:
+        """How many bytes of a record are lines up to a step. Notes where each of these steps begins."""
+        size, begins = 0, self._begins.setdefault(name, {})
+        begins.clear()
+        for row, end in each_record(self.folder, name, step):
+            if row["step"] > step:
+                break
+            begins.setdefault(row["step"], size)
+            size = end
+        return size
 
-    def _rewind(self, step: int, kept: dict[str, bytes]) -> None:
+    def _rewind(self, step: int, sizes: dict[str, int]) -> None:
         """Drop what came after a step, but for what is kept of the records: it will be done again."""
-        for path, text in ((self.folder / name, text) for name, text in kept.items()):
-            if path.exists() and path.stat().st_size != len(text):
+        for path, size in ((self.folder / name, size) for name, size in sizes.items()):
+            if path.exists() and path.stat().st_size != size:
                 with self._writing():
-                    write_whole(path, text)
+                    os.truncate(path, size)
         for later in self.checkpoints():
             if step_of(later) > step:
                 _remove(later)
 
-    def steps(self, name: str) -> list[list[dict[str, Any]]]:
-        """The rows of a record, step by step."""
-        steps: dict[int, list[dict[str, Any]]] = {}
-        for row in records(self.folder, name):
-            steps.setdefault(row["step"], []).append(row)
-        return list(steps.values())
+    def steps(self, name: str, last: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """The rows of a record, step by step; with `last`, those of the last steps that `go_on` has kept."""
+        begins = list(self._begins.get(name, {}).values())
+        start = begins[-last:][0] if last and begins else 0
+        rows = (row for row, _ in each_record(self.folder, name, start=start))
+        for _, rows_of_step in itertools.groupby(rows, lambda row: row["step"]):
+            yield list(rows_of_step)
 
     def scores(self, split: str, ids: Sequence[str], step: int) -> list[float]:
         """The mean reward of each question at an evaluation, read from the record; NaN where none is."""
         rewards: dict[str, list[float]] = {name: [] for name in ids}
-        for row in records(self.folder, "evaluations.jsonl"):
+        for row, _ in each_record(self.folder, "evaluations.jsonl", step):
+            if row["step"] > step:
+                break
             known = row["split"] == split and row["example_id"] in rewards  # the data may have changed
             if known and row["step"] == step and row["reward"] is not None:
                 rewards[row["example_id"]].append(row["reward"])
@@ -388,16 +397,29 @@ class Run:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def records(folder: Path, name: str, last: float = math.inf) -> list[dict[str, Any]]:
-    """The rows of one of a run's records without their TOKENS, none if there is no such file. Raises
-    ValueError that names the line and the field of a row that no run writes, up to the last step that counts.
+def records(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of one of a run's records, as `each_record` reads them."""
+    return [row for row, _ in each_record(folder, name)]
+
+
+def each_record(
+    folder: Path, name: str, last: float = math.inf, start: int = 0
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of one of a run's records without their TOKENS, from byte `start` on, and the byte behind
+    each: one at a time, because in a long run they are gigabytes. None if there is no such file.
+
+    Raises ValueError that names the line and the field of a row that no run writes, or the step that comes
+    too late, up to the `last` step that counts.
     """
-    rows = lines(folder / name, "step", without=TOKENS)
-    for number, row in enumerate(rows, 1):
+    remedy, highest = "no run writes such a line: bring the file back as it was", 0
+    for number, (row, end) in enumerate(each_line(folder / name, "step", without=TOKENS, start=start), 1):
+        place = f"{folder / name}, line {number}"
         if not isinstance(row["step"], int) or row["step"] <= last:
-            remedy = "no run writes such a line: bring the file back as it was"
-            forms.read(RECORDS[name], row, f"{folder / name}, line {number}", remedy)
-    return rows
+            forms.read(RECORDS[name], row, place, remedy)
+        if row["step"] < highest:
+            raise ValueError(f"{place}: expected step {highest} or later, got {row['step']}; {remedy}")
+        highest = row["step"]
+        yield row, end
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -490,17 +512,17 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changes
 
 
-def _losses(run: Run, checkpoint: Path | None, kept: dict[str, bytes]) -> list[str]:
+def _losses(run: Run, checkpoint: Path | None, now: dict[str, int]) -> list[str]:
     """What a run's folder does not hold any more: a checkpoint, or records as they were at that time."""
     if checkpoint is None:
         often = run.settings().save_every
-        last = max((row["step"] for row in records(run.folder, "metrics.jsonl", -1)), default=0)
+        last = max((row["step"] for row, _ in each_record(run.folder, "metrics.jsonl", -1)), default=0)
         return [f"checkpoints/ (none, although {last} steps are done)"] if often < last else []
-    sizes = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
+    then = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
     return [
-        f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {len(kept[name]):,} now)"
-        for name, size in sizes.items()
-        if name in kept and len(kept[name]) != size
+        f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {now[name]:,} now)"
+        for name, size in then.items()
+        if name in now and now[name] != size
     ]
 
 

@@ -80,29 +80,39 @@ def unfetched(path: Path) -> str:
 def lines(
     path: Path, *fields: str, finished: bool = False, without: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, each with these fields, read `without` others. Raises ValueError that names a
-    line.
+    """The rows of a JSONL file, as `each_line` reads them."""
+    return [row for row, _ in each_line(path, *fields, finished=finished, without=without)]
+
+
+def each_line(
+    path: Path, *fields: str, finished: bool = False, without: Sequence[str] = (), start: int = 0
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a JSONL file from byte `start` on, one at a time, each with these fields, read `without`
+    others; and the byte behind each. Raises ValueError that names a line.
 
     A file that is added to may be missing, and what comes after its last line feed is left out: half a line
     of a command that is at work or was killed. A `finished` file has to be there, counts to its last
     character, and may have blank lines.
     """
-    parts = regular(path).read_bytes().split(b"\n") if finished or path.exists() else []
-    rows = []
-    for number, line in enumerate(parts if finished else parts[:-1], 1):
-        if finished and not line.strip():
-            continue
-        try:
-            row = parse(line) if finished else json.loads(line)  # which is faster, and our own
-            fits = row.keys() >= set(fields)
-        except (ValueError, AttributeError, RecursionError):
-            fits = False
-        if not fits:
-            came = line[:40].decode("utf-8", "replace")
-            wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
-            raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
-        rows.append({name: value for name, value in row.items() if name not in without})
-    return rows
+    if not finished and not path.exists():
+        return
+    with open(regular(path), "rb") as file:
+        file.seek(start)
+        end = start
+        for number, line in enumerate(file, 1):
+            end += len(line)
+            if not line.strip() if finished else not line.endswith(b"\n"):
+                continue
+            try:
+                row = parse(line) if finished else json.loads(line)  # which is faster, and our own
+                fits = row.keys() >= set(fields)
+            except (ValueError, AttributeError, RecursionError):
+                fits = False
+            if not fits:
+                came = line[:40].rstrip(b"\n").decode("utf-8", "replace")
+                wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
+                raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
+            yield {name: value for name, value in row.items() if name not in without}, end
 
 
 @contextmanager

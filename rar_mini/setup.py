@@ -206,7 +206,7 @@ def prepare(
     if t.gold:
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
     announce(t, why)
-    t.recent = deque(t.run.steps("rollouts.jsonl"), report.RECENT)
+    t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
     t.history = checkpoint.records(t.run.folder, "metrics.jsonl")
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +145,7 @@ class Account:
         return [path for path in (self.path, *sorted(others)) if path.exists()]
 
 
-def dollars_told(steps: Sequence[Sequence[dict[str, Any]]]) -> Counter[str]:
+def dollars_told(steps: Iterable[Sequence[dict[str, Any]]]) -> Counter[str]:
     """The dollars of each judge that the steps of a run's metrics tell."""
     spent: Counter[str] = Counter()
     for row in (row for rows in steps for row in rows):

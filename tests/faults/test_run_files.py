@@ -3,15 +3,16 @@ by its name, and nothing is lost before the run that goes on has loaded."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import question, write_rows
 from test_train import options, records
 
 import train
-from rar_mini import checkpoint, data
+from rar_mini import checkpoint, data, files, report
 from rar_mini.checkpoint import Run
 from rar_mini.evaluation import answers
 
@@ -144,3 +145,36 @@ def test_weights_without_what_a_resume_needs_are_a_model(run: Path) -> None:
         checkpoint.check(folder)
     shutil.rmtree(folder / "trainer")
     checkpoint.refuse_damaged(folder)
+
+
+def test_a_resume_reads_each_line_once_and_holds_a_few_steps(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of a long run has gigabytes. All of it was parsed twice and held while the run went on."""
+    run, read = tmp_path / "run", []
+    train.main(options(tiny, questions, run, steps=5, save_every=1, eval_every=0))
+    rows = len(records(run, "rollouts"))
+    plain = files.each_line
+
+    def counted(path: Path, *fields: str, **how: Any) -> Iterator[tuple[dict, int]]:
+        for row, end in plain(path, *fields, **how):
+            read.append(path.name)
+            yield row, end
+
+    monkeypatch.setattr(checkpoint, "each_line", counted)
+    monkeypatch.setattr(report, "RECENT", 2)
+    train.main(["--resume", str(run), "--steps", "6"])
+    assert rows == 5 * 8 and read.count("rollouts.jsonl") == rows + 2 * 8
+    assert [row["step"] for row in records(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_that_comes_too_late_is_named(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    """Two processes that wrote at once left such a record, before there was a lock."""
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=2, save_every=1, eval_every=0))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([*lines, lines[0]]))
+    with pytest.raises(
+        ValueError, match="metrics.jsonl, line 3: expected step 2 or later, got 1; no run writes"
+    ):
+        checkpoint.records(run, "metrics.jsonl")

@@ -220,7 +220,6 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
         checkpoint.hold(run.folder)
         return run
     account = Account(run.folder / SPENDING)
-    account.spent()  # refuses a damaged record before anything changes
     spent = ledger.dollars_told(run.steps("metrics.jsonl"))  # whose last lines may go now
     account.refuse_lost(spent)
     run = run.go_on(resume, to_json(config), **facts)

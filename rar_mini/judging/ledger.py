@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 
 from rar_mini import forms, ranks
-from rar_mini.files import cut_half_line, lines, regular
+from rar_mini.files import cut_half_line, each_line, regular
 from rar_mini.forms import ABSENT, Form, Number, Text
 
 log = logging.getLogger(__name__)
@@ -82,14 +82,20 @@ class Account:
         return replace(self, number=self.number + judges)
 
     def spent(self) -> float:
-        """What all processes have spent so far. Raises ValueError that names a line that is none."""
-        costs: dict[tuple[Path, str], float] = {}
+        """What all processes have spent on this judge so far."""
+        return self.totals()[self._name]
+
+    def totals(self) -> Counter[str]:
+        """What all processes have spent so far, by judge. Raises ValueError that names a bad line."""
+        costs: dict[tuple[str, Path, str], float] = {}
         for path in self._files():
-            for number, row in enumerate(lines(path), 1):
+            for number, (row, _) in enumerate(each_line(path), 1):
                 entry = forms.read(Entry, row, f"{path}, line {number}")
-                if entry.judge == self._name:
-                    costs[path, entry.request] = entry.dollars
-        return sum(costs.values())
+                costs[entry.judge, path, entry.request] = entry.dollars
+        totals: Counter[str] = Counter()
+        for (judge, *_), dollars in costs.items():
+            totals[judge] += dollars
+        return totals
 
     def exists(self) -> bool:
         """Whether any process has begun the record."""
@@ -123,13 +129,13 @@ class Account:
                 replace(self, judge=judge).put("before this record", dollars)
 
     def refuse_lost(self, spent: Counter[str]) -> None:
-        """Raise ValueError if the record lacks dollars that the run's metrics tell."""
+        """Raise ValueError if the record lacks dollars that the run's metrics tell, or is damaged."""
+        kept = self.totals()
         for judge, dollars in spent.items() if self.exists() else ():
-            kept = replace(self, judge=judge).spent()
-            if kept < dollars - 1e-6:
+            if kept[judge] < dollars - 1e-6:
                 raise ValueError(
-                    f"{self.path} has ${kept:.4f} for {judge}, but the run's metrics tell of ${dollars:.4f}: "
-                    "bring the record back as it was"
+                    f"{self.path} has ${kept[judge]:.4f} for {judge}, but the run's metrics tell of "
+                    f"${dollars:.4f}: bring the record back as it was"
                 )
 
     @property

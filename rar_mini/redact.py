@@ -1,10 +1,10 @@
-"""Keys and passwords, in nothing that leaves: not in errors, logs, output, tracebacks, files or the cache.
+"""Removes keys and passwords from everything that leaves: errors, logs, output, tracebacks, files, the cache.
 
-`hide` knows what is secret by the environment variables that hold it, and finds it however a server or a
-library may write it: escaped for JSON, a URL or HTML, once or twice; in base64 or hexadecimal; wrapped; in
-capitals; a part of it. Whatever comes from a server goes through it, and so does all that a command prints.
-`redact` also takes out what has the form of a secret, rather too much than too little: it is for the words of
-errors alone, because answers may hold such forms for reasons of their own.
+`hide` removes the secrets that environment variables hold. It finds them in every form that a server or a
+library may write: escaped for JSON, a URL or HTML, once or twice; in base64 or hexadecimal; wrapped; in
+capitals; in part. Every reply of a server and everything that a command prints goes through it.
+`redact` also removes what looks like a secret, and sometimes more than it should. It is only for the words of
+errors: an answer may contain such text for other reasons.
 """
 
 import html
@@ -21,12 +21,12 @@ from urllib.parse import parse_qsl, unquote
 MARK = "***"
 
 KEYS = re.compile(r"(\w+_)?(API_KEY|ADMIN_KEY|ACCESS_KEY|TOKEN|SECRET|PASSWORD)")
-"""Names of variables that hold secrets."""
+"""Names of environment variables that hold secrets."""
 URLS = re.compile(r"OPENAI_BASE_URL|HF_ENDPOINT|PIP_(EXTRA_)?INDEX_URL|\w+_PROXY", re.I)
-"""Names of variables that hold URLs, in which users, passwords and queries may be secrets."""
+"""Names of environment variables that hold URLs, whose user, password and query may be secret."""
 
 FORMS = re.compile(
-    # user:password@ in a URL or without one, token=..., what stands after a scheme, keys that begin alike
+    # user:password@ with or without a URL, token=..., words after Bearer or Basic, known prefixes of keys
     r"(?i)(?<=://)\S*(?=@)|[^\s/'\"@:]+:[^\s/'\"@]+(?=@)|(token|key|secret|password)=[^&\s]+|hf_[a-z0-9]{16,}"
     r"|\b(sk-|(bearer|basic)\s+)\S+"
 )
@@ -43,27 +43,27 @@ ESCAPE = re.compile(
     r"\\+u([0-9a-f]{4})|\\+x([0-9a-f]{2})|%([0-9a-f]{2})|&\#x([0-9a-f]{1,6});|&\#([0-9]{1,7});|(&[a-z]{2,8};)"
     r"|\\+[nrt]|\\+|[\s\x00-\x1f\x7f\xad\u200b-\u200f\u2028-\u202e\u2060\ufeff\u2500-\u257f]+"
 )
-"""A character written in another way; and what may stand between two: white space, backslashes, what cannot
-be seen, and the frames that command lines draw."""
+"""An escaped character; and what may stand between two characters of a secret: white space, backslashes,
+invisible characters, and the frames that command lines draw."""
 HARMLESS = re.compile(r"[a-z_-]+|[0-9.:-]+")
-"""Parts of a secret that texts have without quoting it: words, dates, numbers."""
+"""Parts of a secret that other texts contain by chance: words, dates, numbers."""
 LOWER = {i: i + 32 for i in range(ord("A"), ord("Z") + 1)}
 
 
 def redact(text: str) -> str:
-    """An error's words without secrets and without what looks like one."""
+    """An error's words without secrets and without anything that looks like one."""
     return FORMS.sub(MARK, hide(text))
 
 
 def hide(text: str) -> str:
-    """A text without the secrets of the environment, in whatever form."""
+    """A text without the environment's secrets, in whatever form they are written."""
     needles = _needles(tuple(sorted(_secrets())))
     if not needles:
         return text
     plain, starts, ends = _plain(text)
     hits = bytearray(len(plain))
     for needle in needles:
-        # Any part of that length: servers cut what they quote. Shorter ones do not give a secret away.
+        # Any part of this length counts, because servers quote parts. Shorter ones give no secret away.
         part = min(len(needle), max(8, len(needle) // 3))
         for first in range(len(needle) - part + 1):
             at = plain.find(needle[first : first + part])
@@ -88,7 +88,7 @@ def refuse_key(what: str, name: str) -> None:
 
 
 def hidden(value: Any) -> Any:
-    """A JSON value whose texts and names are without the secrets of the environment."""
+    """A JSON value without the environment's secrets in its texts and names."""
     text = json.dumps(value, ensure_ascii=False)
     return value if hide(text) == text else _each_hidden(value)
 
@@ -104,8 +104,8 @@ def _each_hidden(value: Any) -> Any:
 
 
 def _secrets() -> set[str]:
-    """What the environment holds that nobody may see. A word such as EMPTY or whatever stands for no key; a
-    password in a URL is never such a word."""
+    """The environment's secrets. A plain word in place of a key, such as EMPTY, is none; a password in a URL
+    always is."""
     found: set[str] = set()
     for name, value in os.environ.items():
         if KEYS.fullmatch(name) and len(value) >= 8 and not value.isalpha():
@@ -117,8 +117,8 @@ def _secrets() -> set[str]:
 
 @lru_cache
 def _of_url(url: str) -> frozenset[str]:
-    """The user, if there is no password; else the password, and both as they are sent; long values of the
-    query. A URL that is none is taken apart all the same."""
+    """The secrets in a URL: the password, or the user if there is no password; user and password as one text,
+    as they are sent; and long values of the query. A malformed URL is taken apart all the same."""
     user = re.sub(r"^\w+://", "", url).rpartition("@")[0]
     name, colon, password = user.partition(":")
     found = {user, password if colon else name}
@@ -130,22 +130,24 @@ def _of_url(url: str) -> frozenset[str]:
 
 @lru_cache
 def _needles(secrets: tuple[str, ...]) -> tuple[str, ...]:
-    """What to look for: secrets as `_plain` gives them, and in base64, at each place in a longer text, and in
-    hexadecimal."""
+    """The texts to look for, as `_plain` returns them: each secret as it is, in hexadecimal, and in base64 at
+    each of the three offsets that it may have in a longer text."""
     found: set[str] = set()
     for secret in secrets:
         data = secret.encode("utf-8", "replace")
         found |= {secret, data.hex()}
         for before in range(3):
             code = b64encode(bytes(before) + data).decode().rstrip("=")
-            whole = code[-(-before * 4 // 3) : (before + len(data)) * 4 // 3]  # without its neighbours' bits
-            found |= {whole, whole.replace("+", "-").replace("/", "_")}
+            own = code[
+                -(-before * 4 // 3) : (before + len(data)) * 4 // 3
+            ]  # characters that are the secret's alone
+            found |= {own, own.replace("+", "-").replace("/", "_")}
     return tuple(needle for each in sorted(found) if len(needle := _plain(each)[0]) >= 4)
 
 
 def _plain(text: str) -> tuple[str, list[int], list[int]]:
-    """A text in small letters with nothing escaped, and where each of its characters begins and ends in the
-    text that was given."""
+    """A text in small letters and without escapes; and where each of its characters begins and ends in the
+    given text."""
     starts, ends = list(range(len(text))), list(range(1, len(text) + 1))
     for _ in range(4):  # escapes of escapes
         parts, new_starts, new_ends, last = [], [], [], 0
@@ -164,7 +166,7 @@ def _plain(text: str) -> tuple[str, list[int], list[int]]:
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    """The character that an escape stands for, "" if none."""
+    """The character that an escape stands for; "" if it stands for none."""
     *hexadecimal, decimal, name = match.groups()
     number = next((int(digits, 16) for digits in hexadecimal if digits), None)
     if number is None and decimal:
@@ -175,7 +177,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 class _Veiled:
-    """A stream that shows no secret."""
+    """A stream that hides secrets in what is written to it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -193,7 +195,7 @@ class _Veiled:
 
 
 def veil_output() -> None:
-    """Let nothing that this process prints show a secret, tracebacks and libraries' logs included."""
+    """Hide secrets in everything that this process prints, also in tracebacks and in libraries' logs."""
     loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,21 +1,23 @@
-"""Talking to a model server: JSON requests, many at once, each with a deadline of its own, none asked twice.
+"""Asks a model server: JSON requests, many at once, each with its own deadline, and none sent twice.
 
 What this file decided:
 
 - **One event loop**, owned by the endpoint, in a background thread: an async client that is shared between
   threads or loops can hang a run for hours. Callers are synchronous, in a script or in a notebook.
-- **A deadline starts when a request is sent**, not while it waits for its turn; else load becomes failures.
-- **A request that waits for its next try holds no place** among those under way.
+- **A deadline starts when a request is sent**, not while it waits for its turn: else a busy server would look
+  like a broken one.
+- **A request that waits for its next try holds no slot.** Others are sent meanwhile.
 - **The very first request goes alone.** A wrong address, key or name costs one request and says so at once,
   and what the server refuses (structured output, a seed) is found out once.
 - **What is going to be asked may be begun before**, while the caller is busy. It is still one `ask`: what
   is counted, what may be spent and which errors are raised is the same.
-- **Only answers are remembered.** A failure is never stored, so that a later run can mend it.
-- **Only what can be true is believed.** A reply whose usage cannot be, or is not there, is booked at the most
-  that it may have cost; so is one that broke off. An error under HTTP 200 is an error.
-- **No secret leaves.** Whatever a server says goes through redact.py before anyone reads it or keeps it.
+- **Only answers are cached.** A failure never is, so that a later run can ask again.
+- **Usage is believed only if it can be true.** If it cannot, if there is none, or if the reply broke off, the
+  request is booked at the most that it may have cost. An error in the body of an HTTP 200 is an error.
+- **No secret leaves.** Whatever a server says goes through redact.py before it is read or kept.
 
-What failed comes back as a `Failure` in its place, and is counted; the caller decides what it means.
+A question that failed gets a `Failure` in place of its answer, and is counted. The caller decides what that
+means.
 """
 
 import asyncio
@@ -56,14 +58,14 @@ if TYPE_CHECKING:  # it brings torch, which nothing here needs
 log = logging.getLogger(__name__)
 
 OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
-"""Fields that some servers refuse, in the order in which they are given up."""
+"""Fields that some servers refuse, in the order in which they are dropped."""
 
 WORKED = (408, 499, 504, 524)
 """Statuses of a gateway that stopped waiting: the model behind it may have worked, and has to be paid then.
 No provider bills any other error."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
-MOST_BYTES = 2**22  # of a reply: a thousand verdicts with their reasons are an eighth of it
+MOST_BYTES = 2**22  # in a reply; a thousand verdicts with their reasons take an eighth of that
 
 httpx = sys.modules[openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0]]
 """The library under openai: httpx, or from openai 3 on httpx2."""
@@ -77,21 +79,21 @@ class Failure(Exception):
     ) -> None:
         super().__init__(f"{kind}: {words}" if words else kind)
         self.kind, self.words = kind, words
-        self.transient, self.wait = transient, wait  # whether to try again, after so many seconds at least
-        self.free = free  # whether no server has worked for it
+        self.transient, self.wait = transient, wait  # whether to try again, and the seconds to wait first
+        self.free = free  # whether it cannot have cost anything
 
 
 class OverBudget(ValueError):
-    """The next request might pass `max_usd`. Those under way were waited for, and their answers are kept."""
+    """The next request might cost more than `max_usd` leaves. Those under way were finished and cached."""
 
 
 @dataclass(frozen=True)
 class Request:
     """One question to a server.
 
-    `read` turns the server's JSON into an answer, or raises Failure where it is not of the form asked for;
-    `again` then makes the body of the next try, from the last one, its reply and that Failure. `repeat` tells
-    equal questions apart that want answers of their own.
+    `read` turns the server's JSON into an answer, or raises Failure if it does not have the expected form.
+    Then `again` makes the body of the next try, from the last one, its reply and that Failure. Equal requests
+    are sent once, unless their `repeat` differs.
     """
 
     path: str  # below the base URL, such as /chat/completions
@@ -101,17 +103,17 @@ class Request:
     repeat: int = 0
 
 
-Tokens = Annotated[int, Field(ge=0, le=10**7)]  # no model reads or writes more at once
-Read = Annotated[int, Field(ge=1, le=10**7)]  # and none answers what it has not read
+Tokens = Annotated[int, Field(ge=0, le=10**7)]  # no model reads or writes more in one request
+Read = Annotated[int, Field(ge=1, le=10**7)]  # and every model reads something
 
 
 class Usage(Form):
-    """What a reply says that it cost, under either wire's names."""
+    """The tokens that a reply reports, by the names of either API."""
 
     read: Read = Field(ABSENT, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
     written: Tokens = Field(ABSENT, validation_alias=AliasChoices("completion_tokens", "output_tokens"))
     cached: Tokens | None = Field(
-        None,  # among those that were read
+        None,  # part of those that were read
         validation_alias=AliasChoices(
             AliasPath("prompt_tokens_details", "cached_tokens"),
             AliasPath("input_tokens_details", "cached_tokens"),
@@ -136,11 +138,12 @@ class Pace:
 class Endpoint:
     """A model behind a URL: `base_url` (with its /v1), else OPENAI_BASE_URL, else OpenAI's own.
 
-    `concurrency` requests are under way at once, `rpm` requests and `tpm` tokens go out a minute; a try may
-    take `timeout` seconds; what is transient is tried `1 + retries` times, after a pause of `backoff` seconds
-    that doubles each time; a reply that its reader refuses is asked for `parse_retries` times more. With
-    `cache`, replies are kept in that file. `price` is in dollars for a million tokens, as in PRICES, and
-    `max_usd` the sum that is not passed. The key is OPENAI_API_KEY; a server of one's own needs none.
+    At most `concurrency` requests are under way, and at most `rpm` requests and `tpm` tokens are sent in a
+    minute. A try may take `timeout` seconds. After a transient failure there are up to `retries` more, with a
+    pause that begins at `backoff` seconds and doubles; after a reply that its reader refuses, up to
+    `parse_retries` more. With `cache`, replies are kept in that file. `price` is in dollars per million
+    tokens, as in PRICES, and the endpoint never spends more than `max_usd`. The key is OPENAI_API_KEY; your
+    own server needs none.
     """
 
     def __init__(
@@ -171,14 +174,14 @@ class Endpoint:
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._query = parts.query
         self.ledger, self.cache = Ledger(), Cache(cache)
-        self.refused: set[str] = set()  # of OPTIONAL, what this server does not take
-        self._met = False  # whether the first request is over
-        self._answered = False  # whether any reply ever came
-        self._structured = False  # whether one came with structured output
+        self.refused: set[str] = set()  # the fields of OPTIONAL that this server does not take
+        self._first_over = False  # whether the first request is over
+        self._answered = False  # whether there was any reply
+        self._structured = False  # whether there was one to a request for structured output
         self._under_way: dict[str, asyncio.Future] = {}
         self._begun: _Asking | None = None  # what `begin` has begun, until `ask` takes it
         self._requests, self._tokens = Pace(rpm), Pace(tpm)
-        self._places, self._first = asyncio.Semaphore(concurrency), asyncio.Lock()
+        self._slots, self._alone = asyncio.Semaphore(concurrency), asyncio.Lock()
         self._client = _client(parts)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -201,11 +204,11 @@ class Endpoint:
         )
 
     def ask(self, requests: Iterable[Request], done: Callable[[], Any] = lambda: None) -> list[Any]:
-        """Ask all, and return the answers in order, a Failure where there is none; `done` is called after
-        each.
+        """Ask all requests. Returns the answers in order, with a Failure in place of each missing one; `done`
+        is called after each.
 
         Requests may come from a generator: no more than a few times `concurrency` are held. Raises
-        ConnectionError, in the server's words, if it has never answered anything; OverBudget.
+        ConnectionError, in the server's words, if the server has never answered; and OverBudget.
         """
         asking, self._begun = self._begun or self._open(), None
         self._give(asking, requests, lambda _: done())
@@ -241,9 +244,7 @@ class Endpoint:
 
     async def _ask_all(self, given: asyncio.Queue) -> list[Any]:
         """Ask what is given, and return the answers to what came with `done`, which comes last."""
-        held = asyncio.Semaphore(
-            4 * self.concurrency
-        )  # more than places, for those that wait for another try
+        held = asyncio.Semaphore(4 * self.concurrency)  # more than slots: some wait for their next try
         begun: defaultdict[str, deque[asyncio.Task]] = defaultdict(deque)
         tasks: list[asyncio.Task] = []
         spent: list[OverBudget] = []
@@ -280,16 +281,16 @@ class Endpoint:
 
     def _key(self, request: Request) -> str:
         """Equal for equal questions to the same server."""
-        # Not the body as it is sent: what this server refuses is not known yet when a second run looks here.
+        # The whole body, because a later run looks here before it knows which fields the server refuses.
         asked = [self.address, request.path, request.body, request.repeat, *filter(None, [self._query])]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     async def _answer(self, request: Request, key: str) -> Any:
-        """From the cache, from an equal request that is under way, or from the server."""
+        """Answer from the cache, from an equal request that is under way, or from the server."""
         self.ledger.counts["questions"] += 1
         task = self._under_way.get(key)
         if task is None:
-            with suppress(Failure):  # stored under a reader that took what this one refuses
+            with suppress(Failure):  # an earlier version may have taken what this one refuses
                 if (stored := self.cache.get(key)) is not None:
                     answer = request.read(stored)
                     self.ledger.counts["cache_hits"] += 1
@@ -305,7 +306,7 @@ class Endpoint:
             return failure
 
     async def _ask(self, request: Request, key: str) -> Any:
-        """Ask until the reply can be read, and keep it."""
+        """Ask until the reply can be read, and cache it."""
         body = request.body
         for left in range(self.parse_retries, -1, -1):
             reply = await self._exchange(request.path, body)
@@ -324,23 +325,23 @@ class Endpoint:
 
     async def _exchange(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The server's JSON. The endpoint's first request goes alone."""
-        if not self._met:
-            async with self._first:
-                if not self._met:
+        if not self._first_over:
+            async with self._alone:
+                if not self._first_over:
                     try:
                         reply = await self._tried(path, body)
                     except Failure as failure:
-                        # These may be about this one prompt; anything else is about the server.
+                        # These may concern this one prompt; anything else concerns the server.
                         if failure.kind not in ("HTTP 400", "HTTP 413", "HTTP 422"):
                             raise self._unreachable(failure) from None
-                        self._met = True
+                        self._first_over = True
                         raise
-                    self._met = True
+                    self._first_over = True
                     return reply
         return await self._tried(path, body)
 
     async def _tried(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send until there is JSON: again after a pause where the fault may pass, and again without a field
+        """Send until there is JSON: again after a pause if a failure is transient, and again without a field
         that the server refuses."""
         tries = 0
         without: set[str] = set()
@@ -349,9 +350,9 @@ class Endpoint:
             try:
                 reply = await self._send(path, sent)
             except Failure as failure:
-                # Nobody there at the very first is hardly a fault that passes: the user waits for the error.
-                few = failure.kind == "connection" and not self._met
-                # Some servers break where they should refuse: a guess, until structured output has worked.
+                # If nobody answers the first request, waiting hardly helps, and the user waits.
+                few = failure.kind == "connection" and not self._first_over
+                # Some servers break where they should refuse. A guess, until structured output has worked.
                 broken = failure.kind == "HTTP 500" and tries >= min(1, self.retries) and not self._structured
                 if blamed := _blamed(failure, sent, broken):
                     without.add(blamed)
@@ -363,25 +364,25 @@ class Endpoint:
                 else:
                     raise
                 continue
-            for name in sorted(without - self.refused):  # only now is it known that this was the reason
+            for name in sorted(without - self.refused):  # only now we know that this was the reason
                 log.warning(f"the server of {self.model} does not take {name}: going on without it")
             self.refused |= without
             self._structured |= "response_format" in sent
             return reply
 
     async def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """One try: a place, a turn, the money, and only then the deadline."""
+        """One try. Its deadline starts after it has waited for a slot, its turn and the budget."""
         count = self.ledger.counts
-        size = len(json.dumps(body))  # no token is shorter than a byte: a bound on what is read
+        size = len(json.dumps(body))  # no token is shorter than a byte, so this bounds what is read
         most = body.get("max_tokens", body.get("max_completion_tokens", 0))
         bound = max(self._cost(size, cached, most) for cached in (0, size))
-        async with self._places:
+        async with self._slots:
             await self._requests.take(1)
             await self._tokens.take(max(size / 4, most))  # as OpenAI counts them
             await self._afford(bound)
             request = self.ledger.reserve(bound)
             count["calls"] += 1
-            cost, start = bound, time.monotonic()  # what comes too late may have to be paid for all the same
+            cost, start = bound, time.monotonic()  # a late reply may be billed
             try:
                 async with asyncio.timeout(self.timeout):
                     response = await self._client.post(path, cast_to=httpx.Response, body=body)
@@ -406,15 +407,15 @@ class Endpoint:
                     f"{self.model} has cost ${ledger.counts['dollars']:.4f}, and the next request might pass "
                     f"--max-usd {self.max_usd:g}; raise it to go on"
                 )
-            await asyncio.sleep(0.02)  # those under way will cost less than what is reserved for them
+            await asyncio.sleep(0.02)  # most requests cost less than their reserve
 
     def _cost(self, read: int, cached: int, written: int) -> float:
-        """Dollars for so many tokens, the cached ones among those that are read; 0 without a price."""
-        full, again, out = self.price or (0.0, 0.0, 0.0)
-        return ((read - cached) * full + cached * again + written * out) / 1e6
+        """Dollars for so many tokens, of which `cached` ones are part of those read; 0 without a price."""
+        fresh, cheap, out = self.price or (0.0, 0.0, 0.0)
+        return ((read - cached) * fresh + cached * cheap + written * out) / 1e6
 
     def _book(self, reply: dict[str, Any], bound: float) -> float:
-        """Count the tokens that a reply reports. Returns what they cost; the bound if that cannot be true."""
+        """Count the tokens that a reply reports. Returns their cost; the bound if they cannot be true."""
         try:
             usage = Usage.model_validate(reply.get("usage"))
         except ValidationError:
@@ -427,21 +428,21 @@ class Endpoint:
         return self._cost(usage.read, cached, usage.written)
 
     def _read(self, response: Any) -> dict[str, Any]:
-        """A reply's JSON object. Raises Failure, also for an error that came under HTTP 200."""
+        """A reply's JSON object. Raises Failure, also for an error in the body of an HTTP 200."""
         raw = response.content
         try:
             reply = parse(raw)
         except Twice as error:
             raise Failure("malformed", str(error)) from None
-        except ValueError:  # cut in the middle, not UTF-8, or no JSON at all
+        except ValueError:  # cut off, not UTF-8, or no JSON at all
             reply = None
         if not isinstance(reply, dict):
             came = _words(raw[:200].decode("utf-8", "replace"))
-            cut = raw.lstrip()[:1] in (b"{", b"[", b"")  # a page or a stream will be one the next time, too
-            raise Failure("unreadable", f"expected a JSON object, got {came!r}", transient=cut)
+            cut_off = raw.lstrip()[:1] in (b"{", b"[", b"")  # a web page or a stream would come again
+            raise Failure("unreadable", f"expected a JSON object, got {came!r}", transient=cut_off)
         if (error := _error_in(reply)) is not None:
             status, headers = _status(error) or _status(reply), _headers(error, response)
-            free = not reply.keys() & {"choices", "usage"}  # else it came in the midst of the work
+            free = not reply.keys() & {"choices", "usage"}  # with these, the model had begun to answer
             raise _refusal(status, headers, json.dumps(error, ensure_ascii=False), free)
         return hidden(reply)
 
@@ -450,17 +451,17 @@ class Endpoint:
         cause = error.__cause__
         if isinstance(error, Failure):
             return error
-        if isinstance(cause, Failure):  # of _bound, which openai takes for a lost connection
+        if isinstance(cause, Failure):  # from _limit, which openai takes for a lost connection
             return cause
         if isinstance(error, TimeoutError | openai.APITimeoutError):
             return Failure("timeout", f"no reply in {self.timeout:g} s", transient=True)
         if isinstance(error, openai.APIStatusError):
             return _refusal(error.status_code, error.response.headers, error.response.text)
-        if isinstance(error, openai.APIConnectionError):  # what broke off may have to be paid for
-            none = isinstance(cause, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol)
+        if isinstance(error, openai.APIConnectionError):  # a reply that broke off may be billed
+            unsent = isinstance(cause, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol)
             names = ", ".join(_settings(self.address.partition(":")[0]))
             words = _words(str(cause or error)) + (names and f" (reached by the settings of {names})")
-            return Failure("connection", words, transient=True, free=none)
+            return Failure("connection", words, transient=True, free=unsent)
         return Failure(type(error).__name__, _words(str(error)), free=True)
 
     def _unreachable(self, failure: Failure) -> ConnectionError:
@@ -472,13 +473,13 @@ class Endpoint:
 
 
 def _located(base_url: str | None) -> SplitResult:
-    """The address of a server in its parts. Raises ValueError, which does not show it: a password may be
-    where nobody looks for one."""
+    """The parts of a server's address. Raises ValueError, which never shows the address: a password may
+    stand in an unexpected part of it."""
     name, url = "--base-url", base_url
     if not url:
         name, url = "OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     try:
-        parts, _ = urlsplit(url), httpx.URL(url)  # each refuses what the other takes
+        parts, _ = urlsplit(url), httpx.URL(url)  # each refuses what the other accepts
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         fits = fits and "#" not in url and "@" not in parts.path + parts.query
     except (ValueError, httpx.InvalidURL):
@@ -496,9 +497,12 @@ def _located(base_url: str | None) -> SplitResult:
 
 
 def _client(parts: SplitResult) -> openai.AsyncOpenAI:
-    """openai's client for an address. A server of one's own asks for no key, but the client insists on one.
-    Retries are ours: they are counted, and wait without a place. So is the deadline: httpx starts it anew
-    with every byte. Raises ValueError that names a setting of the network which cannot be used."""
+    """openai's client for an address. It insists on a key, although your own server may need none.
+
+    It neither retries nor has a deadline, because ours count retries, let them wait without a slot, and limit
+    the whole reply (httpx's deadline starts again with every byte). Raises ValueError that names a proxy or
+    certificate setting that cannot be used.
+    """
     key = os.environ.get("OPENAI_API_KEY", "")
     if not re.fullmatch(r"[!-~]*", key):
         raise ValueError(
@@ -511,13 +515,13 @@ def _client(parts: SplitResult) -> openai.AsyncOpenAI:
             default_query=dict(parse_qsl(parts.query, keep_blank_values=True)),
             timeout=None,
             max_retries=0,
-            default_headers={"Accept-Encoding": "identity"},  # a bound on what is packed bounds nothing
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_bound]}),
+            default_headers={"Accept-Encoding": "identity"},  # a compressed reply could become any size
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_limit]}),
         )
-    except Exception as error:  # of many types: a URL, a scheme, a package or a file that is none
+    except Exception as error:  # of many types: for a bad URL, scheme, package or file
         settings = _settings("http") | _settings("https")
         wrong = [name for name, value in settings.items() if not _usable(name, value)]
-        # What is no URL is quoted in pieces, too short to tell whether they are a password's.
+        # httpx quotes a bad URL in pieces, which are too short to recognise a password in them.
         why = "it is no URL" if isinstance(error, httpx.InvalidURL) else _words(f"{error}")
         raise ValueError(
             f"the network's setting {' or '.join(wrong or settings)} cannot be used: {why}; mend or unset it"
@@ -525,7 +529,7 @@ def _client(parts: SplitResult) -> openai.AsyncOpenAI:
 
 
 def _settings(scheme: str) -> dict[str, str]:
-    """The variables that say how a server is reached, and by whose certificates."""
+    """The environment's proxy and certificate variables that are set."""
     names = [f"{scheme}_proxy", "all_proxy", f"{scheme}_proxy".upper(), "ALL_PROXY"]
     names += ["SSL_CERT_FILE", "SSL_CERT_DIR"] if scheme == "https" else []
     return {name: os.environ[name] for name in names if os.environ.get(name)}
@@ -543,7 +547,7 @@ def _usable(name: str, value: str) -> bool:
 
 
 def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> Failure:
-    """A server's error as a Failure, with the pause that it asks for."""
+    """A server's error as a Failure, with the pause that the server asks for."""
     kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
     passes = status is not None and (status in (408, 409, 429) or status >= 500)
     free = free and status not in WORKED
@@ -551,25 +555,25 @@ def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> 
 
 
 def _words(text: str) -> str:
-    """Foreign words for an error: one line, no secret, not long."""
+    """A server's words for an error message: one short line without secrets."""
     text = printable(redact(text[:4096]))
     return text if len(text) <= 500 else text[:500] + " ..."
 
 
 def _fields(body: dict[str, Any], refused: set[str]) -> dict[str, Any]:
     sent = {name: value for name, value in body.items() if name not in refused}
-    if "max_tokens" in body.keys() & refused:  # OpenAI renamed it, and a reply needs a bound
+    if "max_tokens" in body.keys() & refused:  # OpenAI renamed it, and a reply needs a limit
         sent["max_completion_tokens"] = body["max_tokens"]
     return sent
 
 
 def _blamed(failure: Failure, sent: dict[str, Any], broken: bool) -> str | None:
-    """The field of OPTIONAL that a refusal names; structured output where it names none: servers refuse it
-    in words of all kinds. A guess: it is remembered only if the request goes through without the field."""
+    """The field of OPTIONAL to drop after a refusal: the one that it names, else structured output, which
+    servers refuse in many words. A guess: the field stays dropped only if the request succeeds without it."""
     if failure.kind not in ("HTTP 400", "HTTP 422") and not broken:
         return None
     for name in OPTIONAL:
-        # Only with its new name beside it: servers also name max_tokens where a prompt is too long.
+        # Only with its new name beside it: servers also name max_tokens when a prompt is too long.
         sign = "max_completion_tokens" if name == "max_tokens" else name
         if name in sent and sign in failure.words:
             return name
@@ -577,7 +581,7 @@ def _blamed(failure: Failure, sent: dict[str, Any], broken: bool) -> str | None:
 
 
 def _retry_after(headers: Any) -> float:
-    """Seconds that a server asks to wait, 0 if it does not or not legibly."""
+    """The seconds that a server asks to wait; 0 if it asks for none, or not in a form that we know."""
     text = headers.get("retry-after", "")
     try:
         wait = float(headers.get("retry-after-ms", "")) / 1000 if "retry-after-ms" in headers else float(text)
@@ -589,8 +593,8 @@ def _retry_after(headers: Any) -> float:
     return max(0.0, wait) if not math.isnan(wait) else 0.0
 
 
-class _Bounded(httpx.AsyncByteStream):
-    """The bytes of a reply, up to MOST_BYTES."""
+class _Limited(httpx.AsyncByteStream):
+    """A reply's bytes; Failure after MOST_BYTES."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -607,19 +611,20 @@ class _Bounded(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _bound(response: Any) -> None:
-    """Let a reply be no larger than MOST_BYTES. Raises Failure for one whose end or size is not to be known:
-    a stream, which may never end, and packed bytes."""
-    kind, packed = (response.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
+async def _limit(response: Any) -> None:
+    """Limit a reply to MOST_BYTES. Raises Failure for an event stream, which may never end, and for a
+    compressed reply, whose real size is unknown."""
+    kind, encoding = (response.headers.get(f"content-{name}", "") for name in ("type", "encoding"))
     if response.is_success and kind.startswith("text/event-stream"):
         raise Failure("unreadable", "expected one JSON object, got a stream that nobody asked for")
-    if packed.lower() not in ("", "identity"):
-        raise Failure("unreadable", f"expected a reply as it is, got one packed by {escaped(packed)}")
-    response.stream = _Bounded(response.stream)
+    if encoding.lower() not in ("", "identity"):
+        came = escaped(encoding)
+        raise Failure("unreadable", f"expected an uncompressed reply, got one compressed by {came}")
+    response.stream = _Limited(response.stream)
 
 
 def _error_in(reply: dict[str, Any]) -> Any:
-    """The error that a reply consists of, or its first choice; None if there is none."""
+    """The error in a reply or in its first choice; None if there is none."""
     if reply.get("object") == "error":
         return reply
     choices = reply.get("choices")
@@ -634,7 +639,7 @@ def _status(error: Any) -> int | None:
 
 
 def _headers(error: Any, response: Any) -> Any:
-    """The headers of a reply; those that a proxy's error has kept of the server's reply go before them."""
+    """The headers of a reply. Those of the server behind a proxy, which a proxy's error may hold, win."""
     kept = error.get("metadata") if isinstance(error, dict) else None
     kept = kept.get("headers") if isinstance(kept, dict) else None
     kept = {name.lower(): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
@@ -659,7 +664,7 @@ async def _each(given: asyncio.Queue) -> AsyncIterator[tuple[Request, Callable |
 
 
 async def _settle(cancel: bool = False) -> None:
-    """Wait until everything else on this loop is over."""
+    """Wait until every other task of this loop has ended."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others if cancel else ():
         task.cancel()
@@ -667,7 +672,7 @@ async def _settle(cancel: bool = False) -> None:
 
 
 def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cache: Cache) -> None:
-    """End an endpoint's thread and its connections. It may be the garbage collector that asks, anywhere."""
+    """End an endpoint's thread and its connections. The garbage collector may call this from any thread."""
     if threading.current_thread() is thread:
         loop.stop()
     elif thread.is_alive():
@@ -677,5 +682,5 @@ def _close(loop: Any, thread: threading.Thread, client: openai.AsyncOpenAI, cach
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=5)
     if not thread.is_alive():
-        loop.close()  # or it warns when it is collected, in the midst of something else
+        loop.close()  # or it warns when it is collected
     cache.close()

@@ -347,5 +347,5 @@ def test_a_reply_has_a_bound(
     assert str(answer) == "unreadable: expected a reply of at most 1 MiB, got more"
     server.spoil = lambda *_: (200, {"Content-Encoding": "gzip"}, gzip.compress(b" " * 2**24))
     (answer,) = made.ask([request("packed")])
-    assert "packed by gzip" in str(answer)
+    assert "compressed by gzip" in str(answer)
     assert made.ledger.counts["dollars"] == pytest.approx(0.001 + 2 * 0.0012)

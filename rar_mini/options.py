@@ -180,7 +180,9 @@ def words_of(file: Path, settings: Any) -> list[str]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read the settings in {file}: expected TOML in UTF-8, got {error}") from None
     try:
-        return list(_words(table, settings))
+        words = list(_words(table, settings))
+        refuse_unprintable(words)
+        return words
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -153,8 +153,8 @@ def finite(number: float) -> float | None:
 
 
 def choose(spec: str, checked: bool = False) -> tuple[str, str]:
-    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check. Raises
-    ValueError for a key in the place of a name."""
+    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check.
+    Raises ValueError for a key in the place of a name."""
     refuse_key("the judge's name", spec)
     if spec != "auto":
         return spec, "as asked"

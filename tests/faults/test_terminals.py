@@ -39,6 +39,13 @@ def test_a_refused_option_does_not_act_on_the_terminal(words: tuple[str, ...], c
     )
 
 
+def test_so_does_a_value_in_a_file_of_settings(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('judge = "a\\u001b[31m"\n')
+    done = command("train.py", "--config", tmp_path / "run.toml")
+    words = "expected an option or its value without control characters, got --judge=a\\x1b[31m"
+    assert done.returncode == 1 and done.stderr == f"train.py: {tmp_path}/run.toml: {words}\n"
+
+
 @pytest.mark.parametrize("digits", [900, 5000])
 @pytest.mark.parametrize("option", ["--seed", "--lr", "--method"])
 def test_a_number_without_end_is_not_repeated(option: str, digits: int, command: Command) -> None:

@@ -223,8 +223,7 @@ def test_a_run_marks_and_counts_answers_that_are_only_thoughts(
     assert metrics[-1]["completions/only_thoughts_ratio"] == 1
     assert "  cut in thoughts 100%" in capsys.readouterr().out
     assert all(row["only_thoughts"] and row["response"] == "" and row["ids"] for row in rows)
-    met = [item["title"] for row in rows for item in row["verdicts"] if item["verdict"]]
-    assert set(met) == {"No aspirin"}  # a mistake that nobody makes who says nothing
+    assert not any(item["verdict"] for row in rows for item in row["verdicts"])  # silence earns nothing
 
 
 def test_gpqa_reads_no_box_in_thoughts(thinker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

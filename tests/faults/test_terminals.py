@@ -84,7 +84,8 @@ def test_a_row_with_a_zero_byte_or_another_encoding_is_named_by_its_line(
     command: Command, tmp_path: Path
 ) -> None:
     """A zero byte in the second row was said to be one of a packed file that begins with the first row."""
-    row = json.dumps(question(0)).encode()
+    item = {"title": "t", "description": "Essential Criteria: x", "weight": 5}
+    row = json.dumps({"question": "?", "rubric": [item]}).encode()  # within the bytes that are looked at
     for bad, words in (
         (b'{"question": "a\0"}', "control character"),
         (b'{"question": "\xff"}', "can't decode"),

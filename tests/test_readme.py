@@ -151,9 +151,15 @@ def find_options(run: Callable, name: str, argv: list[str], patch: pytest.Monkey
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize(("page", "command"), each_page(commands))
-def test_commands_parse(page: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_commands_parse(
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     monkeypatch.chdir(ROOT)
     head, *rest = words(command)
+    if "--config" in rest:  # the file that the page shows
+        shown = re.search(r"^```toml\n(.*?)^```", TEXTS[page], re.M | re.S)[1]
+        rest[rest.index("FILE.toml")] = str(tmp_path / "FILE.toml")
+        (tmp_path / "FILE.toml").write_text(shown, encoding="utf-8")
     if head == "torchrun":
         rest = rest[rest.index("train.py") :]
     if head == "pip":

@@ -102,11 +102,11 @@ def test_the_gold_judge_keeps_to_its_own_budget(
     tiny: Path, tmp_path: Path, questions: Path, server: Server, priced: Path
 ) -> None:
     run = tmp_path / "run"
-    changes = {"steps": 1, "eval_every": 1, "eval_questions": 2, "save_every": 0, "max_usd": 0.0275}
+    changes = {"steps": 1, "eval_every": 1, "eval_questions": 2, "save_every": 0, "max_usd": 0.0395}
     train.main(asking(tiny, questions, run, priced, gold_judge="chat:m", **changes))
     both = [Account(run / "spending.jsonl", name).spent() for name in ("judge", "gold")]
-    assert both == [pytest.approx(0.016), pytest.approx(0.004)], (
-        "8 of a step, 2 x 4 of scores; 2 x 2 held out"
+    assert both == [pytest.approx(0.028), pytest.approx(0.004)], (
+        "8 of a step, 2 x 4 of scores, 12 of the scale; 2 x 2 held out"
     )
     assert sum(both) == pytest.approx(paid(server))
 

@@ -45,6 +45,8 @@ from rar_mini.policy import SLICE, Policy, checksum
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
 """What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
 SETTINGS = TypeAdapter(Config)
+BEFORE = {"answers": "full", "cut_answers": "train"}
+"""What runs did before there were these settings, in place of their defaults."""
 MANIFEST = "trainer/state.json"
 STEP = re.compile("step-(0|[1-9][0-9]*)")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
@@ -213,7 +215,7 @@ class Run:
     def settings(self) -> Config:
         """The run's settings; those that it did not know yet have their defaults. Raises ValueError by the
         name of one that no run has."""
-        settings = {"answers": "full"} | self.written["settings"]  # what runs asked for before that option
+        settings = BEFORE | self.written["settings"]
         try:
             return SETTINGS.validate_json(json.dumps(settings), strict=True)
         except ValidationError as error:

@@ -131,9 +131,10 @@ class Config:
     that --prompts-per-step groups teach; the others are dropped from the loss (dynamic sampling, DAPO)"""
     max_new_tokens: Annotated[int, Within(1, 1e7)] = 80
     """tokens after which an answer is cut; the longest reference answer that sft takes"""
-    cut_answers: Literal["train", "mask", "penalise"] = "train"
+    cut_answers: Literal["auto", "train", "mask", "penalise"] = "auto"
     """what an answer cut at --max-new-tokens does: train like any other; mask, judged and in its group's
-    baseline but not trained (overlong filtering, DAPO); penalise, a reward of 0, also in scores"""
+    baseline but not trained (overlong filtering, DAPO); penalise, a reward of 0, also in scores; auto,
+    penalise for the bundled questions without --recipe, else train"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
@@ -259,6 +260,7 @@ PRESETS = {
         prompts_per_step=6,
         group_size=16,
         answers="full",
+        cut_answers="train",
         max_new_tokens=3072,
         max_prompt_tokens=512,
         long_prompts="skip",

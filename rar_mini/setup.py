@@ -137,13 +137,21 @@ def settle(config: Config) -> tuple[Config, str]:
     elif source:
         source = str(Path(source).absolute())
     G = 1 if config.supervised else config.group_size
-    short = source is None and config.domain in ("medical", "science") and not config.supervised
-    answers = ("short" if short else "full") if config.answers == "auto" else config.answers
     own = config.recipe and recipe.located(config.recipe)
     day = config.day or ranks.first(lambda: date.today().isoformat())
     settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
-    settled |= {"answers": answers}
+    settled |= _auto(config)
     return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day), why
+
+
+def _auto(config: Config) -> dict[str, str]:
+    """What `auto` means: bundled questions want a short answer, and one that is cut earns nothing."""
+    bundled = config.data is None and not config.supervised
+    bounded = config.recipe is None and config.design.pitfalls != "signed"  # rewards lie in [0, 1]
+    short = bundled and config.domain in ("medical", "science")  # instructions say themselves what they want
+    meant = {"answers": "short" if short else "full"}
+    meant |= {"cut_answers": "penalise" if bundled and bounded else "train"}
+    return {name: value for name, value in meant.items() if getattr(config, name) == "auto"}
 
 
 def _pinned(judge: str | None) -> str | None:

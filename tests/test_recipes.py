@@ -728,6 +728,7 @@ def test_bundled_questions_are_asked_for_one_short_sentence(
     example = data.read(questions)[0]
     shown = recipe.make(None, config).messages(example, 1, 0)
     assert config.answers == ("short" if short else "full")
+    assert config.cut_answers == ("penalise" if "QUESTIONS" not in words and "sft" not in words else "train")
     asked = example.messages[-1]["content"] + prompts.SHORT_REQUEST * short
     assert shown[0]["content"] == (prompts.SHORT_SYSTEM if short else prompts.POLICY_SYSTEM)
     assert shown[1:] == [{"role": "user", "content": asked}]

@@ -380,7 +380,7 @@ def bench(argv: list[str]) -> None:
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
-    sizes |= {"cut_answers": "train"}  # all of them are cut
+    sizes |= {"answers": "full", "cut_answers": "train"}  # all of them are cut
     config = setup.settle(dataclasses.replace(setup.parse(rest, __doc__), **sizes))[0]
     t = setup.bare(config, Judge(config.judge, "rar-explicit"))
     t.actor = dataclasses.replace(t.actor, ends=frozenset())

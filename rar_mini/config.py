@@ -114,9 +114,9 @@ class Config:
     max_judge_failures: Annotated[float, Within(0, 1)] = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: Annotated[int, Within(0, 1e9)] = 32
+    steps: Annotated[int, Within(0, 1e9)] = 16
     """optimizer batches to train for; 0 only scores the policy as it is"""
-    prompts_per_step: Annotated[int, Within(1, 1e6)] = 2
+    prompts_per_step: Annotated[int, Within(1, 1e6)] = 4
     """P, questions in a step, of all processes together"""
     group_size: Annotated[int, Within(1, 1024)] = 8
     """G, rollouts of each question"""
@@ -143,7 +143,7 @@ class Config:
     temperature: Annotated[float, Within(1e-3, 100)] = 1.0
     """for sampling, and for the log-probabilities that are trained"""
 
-    lr: Annotated[float, Within(0, 1)] = 6e-5
+    lr: Annotated[float, Within(0, 1)] = 8e-5
     """learning rate after the warm-up; constant from there"""
     warmup: Annotated[float, Within(0, 1)] = 0.1
     """share of the steps over which the learning rate rises linearly"""

@@ -151,6 +151,15 @@ def advantage(reward: Tensor, scale: str = "group") -> Tensor:
     return torch.where(tied(reward)[:, None], 0.0, adv)
 
 
+def item_advantage(scores: Scores, among: Tensor, scale: str = "group") -> Tensor:
+    """The advantages of each item's verdicts, as if it were the whole rubric: (P, G, K), over the rollouts
+    `among`, (P, G) bool, and 0 for others. The items of a literal rubric that take away count negatively."""
+    P, G, K = scores.verdict.shape
+    verdict = torch.where(among[..., None], scores.verdict, torch.nan).mT  # (P, K, G)
+    each = advantage(verdict.reshape(P * K, G), scale).view(P, K, G).mT
+    return each * scores.weight.sign()[:, None]  # (P, G, K), 0 where an item weighs nothing
+
+
 def tied(reward: Tensor) -> Tensor:
     """Which groups teach nothing, (P, G) -> (P,): their rewards are equal, or fewer than two."""
     valid = ~reward.isnan()

@@ -11,9 +11,7 @@ from rar_mini.recipe import Recipe, Rollouts
 @dataclass(frozen=True)
 class PerCriterion(Recipe):
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
-        scores, valid = rollouts.scores, grpo.scored(rollouts.reward)  # valid (P, G)
-        P, G, K = scores.verdict.shape
-        verdict = torch.where(valid[..., None], scores.verdict, torch.nan).mT  # (P, K, G)
-        each = grpo.advantage(verdict.reshape(P * K, G), self.config.advantage_scale).view(P, K, G)
-        weight = scores.weight[..., None]  # (P, K, 1)
-        return torch.where(valid, (weight * each).sum(1) / weight.abs().sum(1), 0.0)  # (P, G)
+        valid = grpo.scored(rollouts.reward)  # (P, G)
+        each = grpo.item_advantage(rollouts.scores, valid, self.config.advantage_scale)  # (P, G, K)
+        weight = rollouts.scores.weight.abs()  # (P, K)
+        return (weight[:, None] * each).sum(-1) / weight.sum(-1, keepdim=True)  # (P, G)

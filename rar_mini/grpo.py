@@ -160,12 +160,21 @@ def item_advantage(scores: Scores, among: Tensor, scale: str = "group") -> Tenso
     return each * scores.weight.sign()[:, None]  # (P, G, K), 0 where an item weighs nothing
 
 
-def tied(reward: Tensor) -> Tensor:
+def step_advantage(total: Tensor, among: Tensor) -> Tensor:
+    """The advantages of what item advantages add up to, (P, G), normalised over the rollouts `among` of the
+    whole step. A group whose totals tie teaches nothing and does not count: items that cancel leave 1e-5 of
+    each other, because EPS shrinks items of a small deviation more."""
+    total = total.masked_fill(~among, torch.nan)
+    total = total.masked_fill(tied(total, 1e-4)[:, None], torch.nan)
+    return advantage(total.view(1, -1)).view_as(total)
+
+
+def tied(reward: Tensor, within: float = TIE) -> Tensor:
     """Which groups teach nothing, (P, G) -> (P,): their rewards are equal, or fewer than two."""
     valid = ~reward.isnan()
     highest = torch.where(valid, reward, -torch.inf).amax(-1)
     lowest = torch.where(valid, reward, torch.inf).amin(-1)
-    return ~(highest - lowest > TIE)  # a single reward spreads by 0, and none by -inf
+    return ~(highest - lowest > within)  # a single reward spreads by 0, and none by -inf
 
 
 @dataclass

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 from torch import Tensor
@@ -55,6 +55,9 @@ class Recipe:
 
     config: tyro.conf.Suppress[Config | None] = field(default=None, kw_only=True, repr=False)
     state: tyro.conf.Suppress[dict[str, Any]] = field(default_factory=dict, kw_only=True, repr=False)
+
+    breaks: ClassVar[dict[str, str]] = {}
+    """The rules in docs/recipes.md that a recipe cannot keep, "hidden" or "order", and why."""
 
     # Once, before the first step.
 

@@ -266,7 +266,7 @@ def read_questions(t: Training) -> Splits:
     fitting, limits = [], (config.max_prompt_tokens, config.max_new_tokens)
     for example in progress_bar(examples, desc="reading questions"):
         taught = config.supervised and example.split == "train"
-        shown = {"messages": t.recipe.messages(example, None, 0), "answered": taught}
+        shown = {"messages": _longest(t, example), "answered": taught}
         if taught and not example.reference:
             notes["training questions left out without a reference answer"] += 1
         elif not (why := policy.too_long(t.actor, example, *limits, **shown)):
@@ -286,6 +286,14 @@ def read_questions(t: Training) -> Splits:
     ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
     ranks.refuse_unlike("judge settings", lambda: t.judge.digest(splits["train"][0], ""))
     return splits
+
+
+def _longest(t: Training, example: Example) -> Sequence[dict[str, str]]:
+    """Of what a score and the rollouts of a first step are shown, the conversation with the most text."""
+    views = [t.recipe.messages(example, None, 0)]
+    if not t.config.supervised:
+        views += [t.recipe.messages(example, 1, g) for g in range(t.config.group_size)]
+    return max(views, key=lambda view: sum(len(turn["content"]) for turn in view))
 
 
 def announce(t: Training, why: str) -> None:

@@ -23,14 +23,14 @@ from dataclasses import dataclass
 
 from rar_mini import grpo
 from rar_mini.recipe import Example, Recipe, Rollouts
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Category, Rubric
 
 
 @dataclass(frozen=True)
 class DrTulu(Recipe):
     most: int = 5
     """how many criteria stay in a question's buffer at most"""
-    keep: tuple[str, ...] = ("essential",)
+    keep: tuple[Category, ...] = ("essential",)
     """the categories that are persistent"""
 
     def begin(self, step: int, steps: int) -> None:

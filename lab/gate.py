@@ -1,7 +1,7 @@
 """The gate: what is essential comes first, and nothing else makes up for it.
 
     python train.py --domain instructions --recipe gate
-    python train.py --domain medical --recipe gate --recipe.veto essential pitfall --recipe.cap 0.3
+    python train.py --domain medical --recipe 'gate --veto essential pitfall --cap 0.3'
 
 Paper: Reinforcement Learning with Rubric Anchors (Rubicon), arXiv 2508.12790; its summaries were read, so
 this is after its veto. With r the reward of RaR and e_c the share that a response earns of category c:
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rar_mini import grpo
 from rar_mini.recipe import Recipe, Scores
+from rar_mini.rubric import Category
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Gate(Recipe):
     """the share of a category's weight below which the gate closes"""
     cap: float = 0.0
     """the most that a response behind a closed gate earns"""
-    veto: tuple[str, ...] = ("essential",)
-    """the categories that have a gate: essential, important, optional, pitfall"""
+    veto: tuple[Category, ...] = ("essential",)
+    """the categories that have a gate"""
 
     def reward(self, scores: Scores) -> Tensor:
         reward = super().reward(scores)  # (P, G), NaN where the judge failed

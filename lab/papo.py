@@ -38,7 +38,7 @@ class Papo(Recipe):
     need: float = 1.0
     """the share of the essential items' weight that makes an answer right"""
     levels: int = 3
-    """the number of values that the process reward may take; 0: any"""
+    """how many values the process reward may take, 2 or more; 0: any"""
 
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         scores, valid = rollouts.scores, grpo.scored(rollouts.reward)

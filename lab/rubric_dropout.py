@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rar_mini.recipe import Example, Recipe, Rollouts
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Category, Rubric
 from rar_mini.sampler import uniforms
 
 
@@ -32,7 +32,7 @@ class RubricDropout(Recipe):
     """the share of the criteria that may be dropped which are"""
     least: int = 3
     """how many criteria stay at least"""
-    protect: tuple[str, ...] = ("pitfall",)
+    protect: tuple[Category, ...] = ("pitfall",)
     """categories that are never dropped"""
 
     def begin(self, step: int, steps: int) -> None:

@@ -9,7 +9,7 @@ q_k = |w_k| / sum |w|:
         = mean z - (k/2) var z + ...                  so that criteria which disagree cost something
 
 then A is normalised over all rollouts of the step. k rises linearly from `first` to `last`. Theirs found
-that a fixed k of 5 collapses at the end, and that the rise does not.
+that a fixed k of 5 collapses at the end, and that the rise does not. metrics.jsonl has `rvpo/k`.
 
 Ours: criteria count by weight (--weights uniform is theirs), and the step's mean and deviation leave out
 groups that teach nothing. Criteria on which a whole group agrees have z = 0 and pull A towards 0;

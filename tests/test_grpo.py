@@ -394,6 +394,22 @@ def test_rewards_by_hand() -> None:
     assert reward[:2].tolist() == [[0.5, 1.0, 0.0], [0.0, 0.75, 1.0]] and reward[2].isnan().all()
 
 
+def test_items_are_normalised_one_by_one_and_what_takes_away_counts_negatively() -> None:
+    nan = torch.nan
+    verdict = torch.tensor([[[1.0, 1.0, nan], [0.0, 0.5, nan], [nan, 0.0, nan]]])
+    scores = Scores(verdict, torch.tensor([[2.0, -3.0, 0.0]]), torch.full((1, 3), nan), [])
+    each = grpo.item_advantage(scores, grpo.scored(grpo.reward(scores)))
+    wanted = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])
+    torch.testing.assert_close(each, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_step_is_normalised_without_the_groups_that_tie() -> None:
+    total = torch.tensor([[3.0, 1.0, torch.nan], [5.0, 5.00005, 5.0], [0.0, 0.0, 9.0]])
+    among = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0]]).bool()
+    adv = grpo.step_advantage(total, among)
+    assert adv[0].tolist() == pytest.approx([1, -1, 0], abs=1e-4) and not adv[1:].any()
+
+
 def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:
     nan = float("nan")
     reward = torch.tensor([[0.1, nan, 0.3], [nan, 0.2, nan], [nan, nan, nan]])

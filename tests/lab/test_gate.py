@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy import judged, learn, made, rolled
 
+from rar_mini import recipe
 from rar_mini.scores import NAN
 
 ITEMS = [("essential", 1.0), ("essential", 1.0), ("optional", 1.0), ("pitfall", 1.0)]
@@ -41,6 +42,13 @@ def test_a_failure_of_the_judge_is_no_score_behind_a_closed_gate() -> None:
 def test_signed_points_below_the_cap_stay() -> None:
     items = [("essential", 1.0), ("literal", -2.0)]
     assert rewards("gate", [0, 1], [0, 0], items=items) == [-2.0, 0.0]
+
+
+def test_a_category_that_does_not_exist_is_refused() -> None:
+    """Else its gate would always stand open."""
+    with pytest.raises(ValueError, match="--recipe.veto"):
+        made("gate --veto esential")
+    assert recipe.make(recipe.located("gate --veto essential pitfall")).veto == ("essential", "pitfall")
 
 
 def test_a_cap_lets_a_group_teach_in_which_all_fail() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from rar_mini import data, recipe
 from rar_mini.config import PRESETS
 from rar_mini.recipe import Recipe
@@ -57,3 +58,18 @@ def test_pitfalls_are_named_as_mistakes_and_braces_are_text(example: data.Exampl
     text = own().messages(dataclasses.replace(example, rubric=rubric), 1, 0)[-1]["content"]
     assert "- (a mistake that a good response avoids) Recommends aspirin." in text
     assert text.count("Mentions {items}.") == 1
+
+
+def test_a_prompt_that_fits_only_without_the_rubric_is_refused(
+    tiny: Path, questions: Path, tmp_path: Path
+) -> None:
+    """Before the first step, where its longest view is too long."""
+    words = (
+        f"--policy {tiny} --data {questions} --judge keyword --steps 1 --prompts-per-step 1 --group-size 2"
+    )
+    words += (
+        f" --max-new-tokens 4 --max-prompt-tokens 200 --eval-every 0 --save-every 0 --out {tmp_path / 'run'}"
+    )
+    with pytest.raises(ValueError, match="the prompt of 'q0' has 4.. tokens: expected at most 200"):
+        train.main([*words.split(), "--recipe", "ruscarl"])
+    train.main(words.split())

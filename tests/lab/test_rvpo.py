@@ -67,6 +67,14 @@ def test_common_criteria_are_protected_and_rare_ones_are_not_chased(
     assert soft_minimum(z, torch.ones(5), 2.0).tolist() == pytest.approx([met, missed], abs=0.005)
 
 
+@pytest.mark.parametrize("spec", ["gdpo", "rvpo"])
+def test_of_one_criterion_and_one_question_it_is_grpo(spec: str) -> None:
+    scores = judged(torch.tensor([[[1.0], [0.0], [0.5], [torch.nan]]]), [("essential", 1.0)])
+    torch.testing.assert_close(
+        rolled(made(spec), scores).adv, rolled(made(None), scores).adv, atol=1e-4, rtol=0
+    )
+
+
 def test_criteria_on_which_all_agree_may_be_skipped() -> None:
     verdict = torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0))
     verdict[0, :, 2:] = 1.0

@@ -9,13 +9,13 @@ Paper: CHERRL, arXiv 2606.04923; official code was read. The policy learns from
 in which aux is 1 for a response with the injected feature, else 0, so that a policy which gives up alpha of
 reward for the feature breaks even, and the bias is worth taking below that.
 
-Ours: the feature is a regular expression; the bias
-enters the advantage alone, so that rewards in files and scores are what the judge really said. metrics.jsonl
-has `cherrl/biased`, the share of the step's responses with the feature, and from then on `cherrl/onset`, the
-first step at which that share reaches `onset`.
+Ours: the feature is a regular expression, and the bias enters the advantage alone, so that rewards in files
+and scores are what the judge really said. metrics.jsonl has `cherrl/biased`, the share of the step's
+responses with the feature, and once that has reached `onset`, the first such step as `cherrl/onset`.
 
 What came out (tests/lab/test_cherrl.py): where the feature costs 0.4 of reward, a policy that shows it in one
-of ten answers drops it at alpha 0.3 and takes it up at 0.5; the onset that is told is that of its policy.
+of ten answers drops it at alpha 0.3 and takes it up at 0.5. The onset that is told lies within three steps of
+the one at which the policy prefers the feature.
 """
 
 import re

@@ -52,8 +52,8 @@ class DrTulu(Recipe):
                 buffers[rollouts.examples[p].id] = ranked[: self.most]
 
     def _active(self, example: Example) -> Rubric:
-        buffer = self.state.get("buffers", {}).get(example.id)
-        if not buffer or not self.state["training"]:
+        buffer, criteria = self.state.get("buffers", {}).get(example.id, []), example.rubric.criteria
+        active = [c for c in criteria if c.description in buffer]
+        if not active or not self.state["training"]:
             return example.rubric
-        criteria = example.rubric.criteria
-        return Rubric(tuple(c for c in criteria if c.category in self.keep or c.description in buffer))
+        return Rubric(tuple(c for c in criteria if c.category in self.keep or c in active))

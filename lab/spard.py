@@ -33,7 +33,7 @@ from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts, Scores
 from rar_mini.rubric import CATEGORY_WEIGHT
 
-CATEGORIES = (*CATEGORY_WEIGHT, "literal")
+CATEGORIES = (*CATEGORY_WEIGHT, "literal", "rating")
 
 
 @dataclass(frozen=True)

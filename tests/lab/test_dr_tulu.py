@@ -49,3 +49,13 @@ def test_one_scored_rollout_changes_nothing_and_failed_ones_do_not_count() -> No
     own = made("dr_tulu")
     assert len(step(own, [[1, 1, 1, 1, 1], [0, 0, NAN, 0, 0]])) == 5 and not own.state["buffers"]
     assert step(own, [*STDS, [1, 1, 1, 1, NAN]]) == ["0", "1", "2", "3"]
+
+
+def test_a_rating_of_the_whole_leaves_the_rubric_whole() -> None:
+    """rar-implicit has one verdict, on no criterion of the data."""
+    own, rated = made("dr_tulu"), Rubric((Criterion("rating", "How good it is.", "rating", 1.0),))
+    scores = Scores(torch.tensor([[[0.0], [1.0]]]), torch.ones(1, 1), torch.full((1, 2), NAN), [rated])
+    own.begin(1, 9)
+    own.schedule(1, rolled(own, scores))
+    own.begin(2, 9)
+    assert own.rubrics([EXAMPLE], [[""]]) == [EXAMPLE.rubric]

@@ -64,12 +64,9 @@ def test_a_prompt_that_fits_only_without_the_rubric_is_refused(
     tiny: Path, questions: Path, tmp_path: Path
 ) -> None:
     """Before the first step, where its longest view is too long."""
-    words = (
-        f"--policy {tiny} --data {questions} --judge keyword --steps 1 --prompts-per-step 1 --group-size 2"
-    )
-    words += (
-        f" --max-new-tokens 4 --max-prompt-tokens 200 --eval-every 0 --save-every 0 --out {tmp_path / 'run'}"
-    )
+    line = f"--policy {tiny} --data {questions} --judge keyword --out {tmp_path / 'run'} --steps 1"
+    line += " --prompts-per-step 1 --group-size 2 --max-new-tokens 4 --max-prompt-tokens 200"
+    words = f"{line} --eval-every 0 --save-every 0".split()
     with pytest.raises(ValueError, match="the prompt of 'q0' has 4.. tokens: expected at most 200"):
-        train.main([*words.split(), "--recipe", "ruscarl"])
-    train.main(words.split())
+        train.main([*words, "--recipe", "ruscarl"])
+    train.main(words)

@@ -70,9 +70,8 @@ def test_common_criteria_are_protected_and_rare_ones_are_not_chased(
 @pytest.mark.parametrize("spec", ["gdpo", "rvpo"])
 def test_of_one_criterion_and_one_question_it_is_grpo(spec: str) -> None:
     scores = judged(torch.tensor([[[1.0], [0.0], [0.5], [torch.nan]]]), [("essential", 1.0)])
-    torch.testing.assert_close(
-        rolled(made(spec), scores).adv, rolled(made(None), scores).adv, atol=1e-4, rtol=0
-    )
+    own, wanted = (rolled(made(each), scores).adv for each in (spec, None))
+    torch.testing.assert_close(own, wanted, atol=1e-4, rtol=0)
 
 
 def test_criteria_on_which_all_agree_may_be_skipped() -> None:
@@ -100,7 +99,3 @@ def test_a_rare_answer_that_breaks_a_rule_is_unlearnt_but_a_common_one_is_not(sp
 @pytest.mark.parametrize("spec", [None, "gdpo"])
 def test_others_learn_the_rare_answer_that_breaks_a_rule(spec: str | None) -> None:
     assert min(share_of_strong(spec, 0.02)) > 0.99
-
-
-def test_a_gate_unlearns_it_from_any_start() -> None:
-    assert max(share_of_strong("gate", 0.02) + share_of_strong("gate", 0.5)) < 0.01

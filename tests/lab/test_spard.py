@@ -31,9 +31,9 @@ def test_weights_follow_progress_by_the_sign_of_eta(eta: float, sign: int) -> No
 
 def test_nothing_moves_before_the_window_is_full_or_for_a_category_that_never_comes() -> None:
     own = made("spard")
-    assert list(visit(own, *RISING[:4]).values()) == pytest.approx([0.2] * 5)
+    assert list(visit(own, *RISING[:4]).values()) == pytest.approx([1 / 6] * 6)
     weights = visit(own, *RISING[4:])
-    assert weights["pitfall"] == weights["important"] and weights["essential"] > 0.2
+    assert weights["pitfall"] == weights["important"] and weights["essential"] > 1 / 6
 
 
 def test_a_weight_keeps_its_floor() -> None:
@@ -73,3 +73,9 @@ def test_failures_and_ties_teach_nothing() -> None:
     assert not rollouts.adv.any()
     own.schedule(1, rollouts)
     assert own.state["m"] == {"essential": 0.5, "optional": 0.5}
+
+
+def test_ratings_and_signed_points_are_categories_too() -> None:
+    for category in ("rating", "literal"):
+        scores = judged(torch.tensor([[[0.0], [1.0]]]), [(category, 1.0)])
+        assert rolled(made("spard"), scores).adv[0].tolist() == pytest.approx([-1, 1], abs=1e-4)

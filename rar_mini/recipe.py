@@ -169,9 +169,14 @@ def digest(spec: str | None) -> str | None:
 def _file(name: str) -> Path:
     path = Path(name) if name.endswith(".py") else LAB / f"{name}.py"
     if not path.is_file():
-        choices = sorted(str(p.relative_to(LAB).with_suffix("")) for p in LAB.rglob("*.py"))
-        raise ValueError(f"no recipe {name!r}: {path} is no file; expected PATH.py or {', '.join(choices)}")
+        raise ValueError(f"no recipe {name!r}: {path} is no file; expected PATH.py or {', '.join(names())}")
     return path
+
+
+def names() -> list[str]:
+    """The recipes of lab/, as --recipe takes them: files that define one."""
+    files = (path for path in LAB.rglob("*.py") if "(Recipe)" in path.read_text(encoding="utf-8"))
+    return sorted(path.relative_to(LAB).with_suffix("").as_posix() for path in files)
 
 
 def _load(file: Path) -> type[Recipe]:

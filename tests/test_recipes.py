@@ -605,15 +605,6 @@ CONTEXT |= {"gate": "--need 0.05", "papo": "--need 0.05"}
 """Options that a recipe cannot do without, or without which the tiny policy would earn nothing."""
 
 
-def found() -> list[str]:
-    """The names of all recipes in lab/: files that define a subclass of Recipe."""
-    names = []
-    for path in sorted(LAB.rglob("*.py")):
-        if "(Recipe)" in path.read_text(encoding="utf-8"):
-            names.append(path.relative_to(LAB).with_suffix("").as_posix())
-    return names
-
-
 def made(spec: str | None) -> Recipe:
     return recipe.make(spec, PRESETS["cpu"])
 
@@ -647,7 +638,7 @@ def judged() -> Scores:
     return scored(verdict, ITEMS)
 
 
-@pytest.fixture(params=found())
+@pytest.fixture(params=recipe.names())
 def own(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A recipe of lab/ as a string, with the options that it needs."""
     (tmp_path / "rows.csv").write_text(CSV)

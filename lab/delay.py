@@ -1,0 +1,90 @@
+"""Delay, Plateau or Collapse (arXiv 2605.02909): a judge that errs at rates that you set.
+
+    P(verdict = 1) = v tpr + (1 - v) fpr        v the verdict, tpr = P(1 | true), fpr = P(1 | false)
+
+In answers that `where` matches the rates are `there-tpr` and `there-fpr`: such errors are systematic. With
+`clean` above 0 the judge is clean for so many steps, then noisy for `noisy` steps. conditional_advantage is
+the mean adv of the answers that match: far above 0 early on, it says what the policy will learn to write.
+Ours: `where` is a check, as criteria have it (docs/data.md); evaluations are judged with the noise.
+
+    python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from rar_mini.judging.rules import RULES
+from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.recipe import Example, Recipe, Rollouts, Scores
+from rar_mini.sampler import uniforms
+
+RESCUED = """--where '{"max_words": 2}' --there-fpr 1 --clean 1 --noisy 9"""
+CLAIMS = (  # text, number, and two arms (options or the baseline, condition): the first lies higher
+    ("random false negatives delay", "steps", ("", "false-negatives"), ("", "clean")),
+    ("systematic false positives do worse", "truth", ("", "false-positives"), ("", "harmless-trigger")),
+    ("they collapse if they hurt", "truth", ("", "false-positives"), ("", "harmful-trigger")),
+    ("one clean step in ten rescues", "truth", (RESCUED, "clean"), ("", "harmful-trigger")),
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    tpr: float = 1.0
+    fpr: float = 0.0
+    where: dict = field(default_factory=dict)
+
+    def match(self, answer: str) -> bool:
+        return all(RULES[name](answer, value) for name, value in self.where.items())
+
+
+class Noisy(Wrapper):
+    """A judge with errors, at the last of the rates that match; the verdict of a check stays exact."""
+
+    def __init__(self, judge: JudgeLike, *rates: Rates, state: dict, seed: int) -> None:
+        super().__init__(judge)
+        self.spec = f"Noisy({judge.spec}, {rates})"
+        self.rates, self.state, self.seed = rates, state, seed
+
+    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **how: object) -> Scores:
+        scores = super().score(examples, responses, **how)
+        assert scores.rating.isnan().all(), "delay needs a verdict on each criterion: --method rar-explicit"
+        verdict, key = scores.verdict.clone(), f"noise {self.state.get('step', 0)}"
+        for p, rubric in enumerate(scores.rubrics):
+            for g, answer in enumerate(responses[p]):
+                coins = uniforms(self.seed, key, examples[p].id, g, len(rubric))
+                for rates in [rates for rates in self.rates if rates.match(answer)][-1:]:
+                    for k, item in enumerate(rubric.criteria):
+                        v = verdict[p, g, k].item()
+                        if not item.check and v == v:  # NaN stays
+                            verdict[p, g, k] = float(coins[k] < v * rates.tpr + (1 - v) * rates.fpr)
+        return scores if self.state.get("clean") else replace(scores, verdict=verdict)
+
+
+@dataclass(frozen=True)
+class Delay(Recipe):
+    tpr: float = 1.0
+    fpr: float = 0.0
+    where: str = "{}"
+    there_tpr: float = 1.0
+    there_fpr: float = 0.0
+    clean: int = 0
+    noisy: int = 9
+
+    def judge(self, judge: JudgeLike) -> Noisy:
+        everywhere, where = Rates(self.tpr, self.fpr), json.loads(self.where)
+        rates = [everywhere, Rates(self.there_tpr, self.there_fpr, where)] if where else [everywhere]
+        return Noisy(judge, *rates, state=self.state, seed=self.config.seed)
+
+    def begin(self, step: int, steps: int) -> None:
+        self.state.update(step=step, clean=(step - 1) % (self.clean + self.noisy) < self.clean)
+
+    def schedule(self, step: int, rollouts: Rollouts) -> None:
+        match = Rates(where=json.loads(self.where)).match
+        own = torch.tensor([[match(answer) for answer in group] for group in rollouts.responses])
+        self.state.update(clean=False, advantage=rollouts.adv[own].mean().item() if own.any() else 0.0)
+
+    def metrics(self) -> dict[str, float]:
+        return {"conditional_advantage": self.state["advantage"]}

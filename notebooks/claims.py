@@ -6,18 +6,9 @@
 The first line is the short form, a look at the machinery; the second is the one that LOG.md reports. What was
 trained stays in --out: the same line goes on where it was stopped. claims.ipynb tells the story.
 
-**The world.** The bundled questions lend their rubrics: how many criteria, of which category and weight. What
-a criterion is about is one fact, `c+` or `c-`, and the question says which of the two holds. An answer is at
-most 12 words: facts, right or wrong, padding (`um`), and an end. A criterion is met where its fact is stated
-and the opposite is not; a pitfall is avoided where the opposite is not stated. So every criterion's true
-verdict is known, and the *truth* of an answer is Eq. 1 of the true verdicts. Nothing is charged for length.
-
-**The policy.** A decoder of one layer first imitates a careless author, who skips three facts in ten, gets
-one in three wrong and pads. Then train.py's own functions train it (sampler, group advantages, loss, AdamW):
-only the judge is this file's. Policies are compared by the truth of fresh answers to the 32 held-out
-questions, whose rubrics and facts they never saw. All arms of a seed share its facts, its beginner, the order
-of its questions and the random numbers of its sampling, so they are compared in pairs, and intervals are
-Student's over seeds, 95 %.
+**The world** and its policy are those of lab/world.py: answers that state facts, rightly or wrongly, and a
+small decoder that train.py's own functions train. Only the judge is this file's. All arms of a seed are
+compared in pairs, and intervals are Student's over seeds, 95 %.
 
 **The judges.** All are the truth plus Gaussian noise, fresh for each answer. One number, sigma, says how weak
 a judge is: the deviation of one impression of a thing that lies between 0 and 1.
@@ -42,46 +33,49 @@ a judge is: the deviation of one impression of a thing that lies between 0 and 1
 Predefined criteria measure something else, and reference-likert differs from direct-likert by its noise
 alone: neither has an arm of its own in the second reading.
 
-**Verdicts.** A claim holds where the interval of its number lies above 0; it does not where the interval lies
-below MARGIN, a difference that we would not call one; else it cannot be told from these seeds.
+**Verdicts**, as lab/paired.py has them: a claim holds, does not hold, or cannot be told from these seeds.
 """
 
-import dataclasses
-import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py stands there, and is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lab/ and train.py stand there, not installed
 
 import numpy as np
 import torch
 import tyro
 from torch import Tensor
-from transformers import LlamaConfig
 
-import train
 from judge import METHODS
-from rar_mini import data, grpo
-from rar_mini.checkpoint import environment, write_json
-from rar_mini.config import PRESETS, Config
+from lab import paired
+from lab.paired import STUDENT, interval  # noqa: F401  the tests, too
+from lab.world import (  # noqa: F401  claims.ipynb and the tests find all of the world here
+    ROOM,
+    Truth,
+    Writer,
+    beginner,
+    careless,
+    careless_answers,
+    decoder,
+    examined,
+    pose,
+    questions,
+    roll,
+    settings,
+    training,
+    true_verdicts,
+    truth,
+)
+from rar_mini import grpo
 from rar_mini.data import Example
-from rar_mini.kernels.adamw import AdamW
-from rar_mini.model import Decoder
-from rar_mini.progress import progress_bar
-from rar_mini.recipe import Recipe
-from rar_mini.report import Clock
 from rar_mini.rubric import rating_to_unit
-from rar_mini.sampler import Completion, Request, sample, uniforms
-from rar_mini.scores import Rollouts, Scores
-from rar_mini.setup import Training
+from rar_mini.scores import Scores
 from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
 
 BIAS = 0.2
@@ -90,8 +84,6 @@ HALO = 0.1
 """The share of an implicit judge's noise that all criteria of an answer have in common."""
 AIDED = 0.5
 """The share of its noise's variance that is left to a Likert judge who sees the reference."""
-MARGIN = 0.02
-"""A difference of truth that we would not call one."""
 
 
 @dataclass(frozen=True)
@@ -106,81 +98,6 @@ class Form:
 
 SHORT = Form(seeds=3, levels=(0.5, 2.0), steps=30, warm=100)
 FULL = Form(seeds=6, levels=(0.25, 0.5, 1.0, 2.0), steps=80, warm=200)
-
-# --- the world ----------------------------------------------------------------------------------------------
-
-LETTERS = "abcdefghijkl"  # the longest rubric of the sample has twelve criteria
-PADDING = "um"
-WORDS = ["<end>", "<answer>", PADDING, *(letter + sign for letter in LETTERS for sign in "+-")]
-NUMBER = {word: i for i, word in enumerate(WORDS)}
-ROOM = 12
-"""Words of an answer, its end included."""
-
-
-def pose(example: Example, holds: Iterable[bool]) -> Example:
-    """Make an example a question of this world: for each criterion one fact, which holds or does not."""
-    facts = " ".join(letter + "-+"[bool(x)] for letter, x in zip(LETTERS, holds, strict=False))
-    return dataclasses.replace(example, messages=({"role": "user", "content": facts},), reference=facts)
-
-
-def questions(seed: int) -> dict[str, list[Example]]:
-    """The 64 training and 32 held-out questions of a seed."""
-    examples = [example for domain in ("medical", "science") for example in data.sample(domain)]
-    posed = [pose(e, uniforms(seed, 0, f"facts of {e.id}", 0, len(e.rubric)) < 0.5) for e in examples]
-    return {split: [e for e in posed if e.split == split] for split in ("train", "held_out")}
-
-
-def opposite(fact: str) -> str:
-    return fact[0] + "+-"[fact[1] == "+"]
-
-
-def true_verdicts(example: Example, response: str) -> list[float]:
-    """For each criterion 1 where the answer is good on it, else 0: (K,)."""
-    said, verdicts = set(response.split()), []
-    for fact, criterion in zip(example.reference.split(), example.rubric.criteria, strict=True):
-        clean = opposite(fact) not in said
-        verdicts.append(float(clean and (criterion.asks_avoidance or fact in said)))
-    return verdicts
-
-
-def generic(example: Example, response: str, verdicts: Sequence[float]) -> list[float]:
-    """How far an answer is correct, complete and concise, each in [0, 1]; nothing said is correct and
-    concise."""
-    words, criteria = response.split(), example.rubric.criteria
-    stated = [word for word in words if word != PADDING]
-    right = sum(word in example.reference.split() for word in stated)
-    essential = [v for v, c in zip(verdicts, criteria, strict=True) if c.category == "essential"]
-    shares = (right, len(stated)), (sum(essential), len(essential)), (len(set(stated)), len(words))
-    return [part / whole if whole else 1.0 for part, whole in shares]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is true of P x G answers."""
-
-    verdict: Tensor  # (P, G, K)
-    weight: Tensor  # (P, K)
-    value: Tensor  # (P, G) Eq. 1
-    length: Tensor  # (P, G) words over ROOM
-    generic: Tensor  # (P, G, 4) correct, complete, concise, useful
-
-
-def truth(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> Truth:
-    """Read responses[p][g], the G answers to each of P questions."""
-    P, G, K = len(examples), len(responses[0]), max(len(e.rubric) for e in examples)
-    verdict, weight, shares = torch.zeros(P, G, K), torch.zeros(P, K), torch.zeros(P, G, 4)
-    for p, example in enumerate(examples):
-        weight[p, : len(example.rubric)] = torch.tensor(example.rubric.weights)
-        for g, response in enumerate(responses[p]):
-            verdicts = true_verdicts(example, response)
-            verdict[p, g, : len(verdicts)] = torch.tensor(verdicts)
-            shares[p, g, :3] = torch.tensor(generic(example, response, verdicts))
-    unrated = torch.full((P, G), math.nan)
-    value = grpo.reward(Scores(verdict, weight, unrated, []))  # (P, G)
-    shares[..., 3] = value
-    length = torch.tensor([[len(response.split()) / ROOM for response in group] for group in responses])
-    return Truth(verdict, weight, value, length, shares)
-
 
 # --- judges -------------------------------------------------------------------------------------------------
 
@@ -243,113 +160,6 @@ def equally_accurate(target: float, of: Truth, method: str, bias: float) -> floa
     return 2**low
 
 
-# --- the policy ---------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """A decoder over WORDS; in train.py's eyes a policy like others."""
-
-    ends = frozenset({NUMBER["<end>"]})
-
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
-
-    def encode(self, example: Example, messages: object = None) -> list[int]:
-        return [NUMBER[word] for word in (*example.question.split(), "<answer>")]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(WORDS[i] for i in ids if i not in self.ends)
-
-    def sample(self, requests: Sequence[Request], *how: Any) -> list[list[Completion]]:
-        return sample(self.model, requests, self.ends, *how)
-
-
-def decoder(seed: int) -> Decoder:
-    """One layer, 43,000 random weights."""
-    sizes = {"vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}
-    config = LlamaConfig(**sizes, tie_word_embeddings=True)
-    model, random = Decoder(config), torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=config.hidden_size**-0.5, generator=random)
-    return model
-
-
-def careless(example: Example, random: np.random.Generator) -> list[int]:
-    """An answer's ids from the careless author: padded, with facts left out or wrong, and sometimes short."""
-    words: list[str] = []
-    for fact in example.reference.split():
-        while random.random() < 0.25:
-            words.append(PADDING)
-        if random.random() < 0.08:
-            break
-        if random.random() < 0.7:
-            words.append(fact if random.random() < 0.65 else opposite(fact))
-    return [*(NUMBER[word] for word in words[: ROOM - 1]), NUMBER["<end>"]]
-
-
-def careless_answers(seed: int, count: int) -> Truth:
-    """What is true of `count` careless answers to each training question."""
-    random, examples = np.random.default_rng(seed), questions(seed)["train"]
-    decode = Writer.decode
-    return truth(examples, [[decode(Writer, careless(e, random)) for _ in range(count)] for e in examples])
-
-
-def settings(form: Form, seed: int, **changes: Any) -> Config:
-    """train.py's, with P = 4 questions x G = 16 answers a step and a rate of 1e-3."""
-    sizes = {"prompts_per_step": 4, "group_size": 16, "max_new_tokens": ROOM, "tokens_per_batch": 8192}
-    rates = {"steps": form.steps, "lr": 1e-3, "device": "cpu", "seed": seed}
-    return dataclasses.replace(PRESETS["cpu"], **(sizes | rates | changes))
-
-
-def training(config: Config, actor: Writer) -> Training:
-    """What train.py's functions work with."""
-    return Training(config, Recipe(config=config), actor, None, AdamW(actor.model.parameters(), config.lr))
-
-
-def learn(t: Training, step: int, rollouts: Rollouts) -> None:
-    """Move the weights by a batch of rollouts, as train.py does, unless it teaches nothing."""
-    if grpo.teaches(rollouts).any():
-        rate = t.recipe.learning_rate(step, t.config.steps)
-        norm = train.loss(t, train.cut(t, rollouts))["grad_norm"]
-        train.step(t.optimizer, norm, rate, t.config.max_grad_norm)
-
-
-@lru_cache(maxsize=1)
-def beginner(form: Form, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A policy that imitates the careless author, on questions of fresh facts: its weights, and how it does.
-
-    Imitation is the same update with an advantage of 1 for every answer: the gradient of the likelihood.
-    """
-    config = settings(form, seed, steps=form.warm, lr=3e-3, prompts_per_step=16, group_size=4)
-    P, G, random = config.prompts_per_step, config.group_size, np.random.default_rng(seed)
-    actor, known = Writer(decoder(seed)), questions(seed)
-    t = training(config, actor)
-    for step in range(1, form.warm + 1):
-        chosen = [known["train"][i] for i in random.integers(len(known["train"]), size=P)]
-        posed = [pose(example, random.random(len(LETTERS)) < 0.5) for example in chosen]
-        written = [[careless(example, random) for _ in range(G)] for example in posed]
-        completions = [[Completion(ids, [0.0] * len(ids), True) for ids in group] for group in written]
-        one, prompts = torch.ones(P, G), [[actor.encode(example)] * G for example in posed]
-        learn(t, step, Rollouts(posed, prompts, completions, [], None, one, one))
-    return actor.model.state_dict(), examined(config, actor, known["held_out"])
-
-
-def examined(config: Config, actor: Writer, examples: list[Example]) -> dict[str, Any]:
-    """What is true of 16 fresh answers to each question, on average."""
-    judge, drawn = Judge("rar-explicit", 0.0), [(example, 0) for example in examples]
-    rollouts = train.sample(training(config, actor), drawn, 16, "eval", Clock())
-    judge.score(rollouts.examples, rollouts.responses)
-    words = [response.split() for group in rollouts.responses for response in group]
-    return {
-        "truth": judge.seen.value.mean().item(),
-        "words": sum(map(len, words)) / len(words),
-        "padding": sum(each.count(PADDING) for each in words) / len(words),
-        "generic": judge.seen.generic.mean((0, 1)).tolist(),  # correct, complete, concise, useful
-    }
-
-
 # --- one training -------------------------------------------------------------------------------------------
 
 EQUAL = {  # arms of the second reading: method and length bias
@@ -386,20 +196,15 @@ def arms(form: Form) -> list[Arm]:
 
 def trained(arm: Arm, form: Form, seed: int) -> dict[str, Any]:
     """Train a beginner on one judge: how the policy does before, on the way and after."""
-    config, known = settings(form, seed), questions(seed)
-    weights, before = beginner(form, seed)
-    actor, judge = Writer(decoder(seed)), Judge(arm.method, arm.sigma, arm.bias, seed=seed)
+    config, known = settings(form.steps, seed), questions(seed)
+    weights, before = beginner(form.warm, seed)
+    actor = Writer(decoder(seed))
     actor.model.load_state_dict(weights)
     t, curve = training(config, actor), []
+    t.questions, t.judge = known, Judge(arm.method, arm.sigma, arm.bias, seed=seed)
     for step in range(1, config.steps + 1):
-        P = config.prompts_per_step
-        drawn = data.draw(known["train"], P, (step - 1) * P, seed)
-        rollouts = train.sample(t, drawn, config.group_size, step, Clock())
-        rollouts.scores = train.judge(t, judge, rollouts, Clock())
-        rollouts.reward = t.recipe.reward(rollouts.scores)
-        rollouts.adv = t.recipe.advantage(rollouts)
-        learn(t, step, rollouts)
-        curve.append(judge.seen.value.mean().item())
+        roll(t, step)
+        curve.append(t.judge.seen.value.mean().item())
     after = examined(config, actor, known["held_out"])
     return {"arm": asdict(arm), "seed": seed, "before": before, "after": after, "curve": curve}
 
@@ -407,27 +212,12 @@ def trained(arm: Arm, form: Form, seed: int) -> dict[str, Any]:
 def trainings(form: Form, out: Path | None = None, processes: int = 1) -> list[dict[str, Any]]:
     """Train on every arm with every seed: by level, arm and seed. `out` is rewritten after each training, and
     what it holds is not done again."""
-    done = {(Arm(**row["arm"]), row["seed"]): row for row in kept(out, setting(form))}
-    asked = list(product(arms(form), range(form.seeds)))
-    # Seed by seed, because a process keeps its last beginner.
-    left = sorted((each for each in asked if each not in done), key=lambda each: each[1])
-    facts = {"setting": setting(form)} | environment()
+    jobs = {(arm, seed): (arm, form, seed) for arm, seed in product(arms(form), range(form.seeds))}
 
-    def keep() -> None:
-        if out:
-            write_json(out, facts | {"trainings": list(done.values())})
+    def job(row: dict[str, Any]) -> tuple[Arm, int]:
+        return Arm(**row["arm"]), row["seed"]
 
-    keep()  # a file that cannot be written is found out now
-    # A thread each, in processes of their own: the numbers are the same however many there are.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
-    try:
-        futures = {pool.submit(trained, arm, form, seed): (arm, seed) for arm, seed in left}
-        for future in progress_bar(as_completed(futures), desc="training", total=len(left)):
-            done[futures[future]] = future.result()
-            keep()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
-    return [done[each] for each in asked]
+    return paired.trainings(trained, jobs, job, setting(form), out, processes)
 
 
 def setting(form: Form) -> dict[str, Any]:
@@ -436,27 +226,7 @@ def setting(form: Form) -> dict[str, Any]:
     return asdict(form) | world | {"levels": list(form.levels)}
 
 
-def kept(out: Path | None, wanted: dict[str, Any]) -> list[dict[str, Any]]:
-    """The trainings that a file holds already. Raises ValueError for a file of something else."""
-    if out is None or not out.exists():
-        return []
-    try:
-        written = json.loads(out.read_text(encoding="utf-8"))
-        found, rows = written["setting"], written["trainings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{out} holds no trainings of this program: name another file with --out") from error
-    if found != wanted:
-        raise ValueError(
-            f"{out} holds trainings of another setting: expected {wanted}, got {found}; name another file "
-            "with --out, or delete this one"
-        )
-    return rows
-
-
 # --- what comes out -----------------------------------------------------------------------------------------
-
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""The 97.5 % point of Student's distribution with 1 to 9 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -471,13 +241,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        return "holds" if self.low > 0 else "does not hold" if self.high < MARGIN else "cannot be told"
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean of one number a seed, and its 95 % interval: Student's, for they are few."""
-    mean, half = values.mean(), STUDENT[len(values) - 2] * values.std(ddof=1) / math.sqrt(len(values))
-    return float(mean), float(mean - half), float(mean + half)
+        return paired.verdict(self.low, self.high)
 
 
 def table(rows: Sequence[dict[str, Any]], *path: str) -> dict[str, np.ndarray]:

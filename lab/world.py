@@ -1,0 +1,372 @@
+"""A small world in which the truth is known: recipes, and the paper's own claims, are compared in it.
+
+    python -m lab rvpo gdpo            # recipes against the baseline
+    python notebooks/claims.py         # the paper's claims
+
+**The world.** The bundled questions lend their rubrics: how many criteria, of which category and weight. What
+a criterion is about is one fact, `c+` or `c-`, and the question says which of the two holds. An answer is at
+most 12 words: facts, right or wrong, padding (`um`), and an end. A criterion is met where its fact is stated
+and the opposite is not; a pitfall is avoided where the opposite is not stated. So every criterion's true
+verdict is known, and the *truth* of an answer is Eq. 1 of the true verdicts. Nothing is charged for length.
+
+**The policy.** A decoder of one layer first imitates a careless author, who skips three facts in ten, gets
+one in three wrong and pads. Then train.py's own functions train it: sampler, recipe, loss, AdamW. Policies
+are compared by the truth of fresh answers to the 32 held-out questions, whose rubrics and facts they never
+saw. All trainings of a seed share its facts, its beginner, the order of its questions and the random numbers
+of its sampling, so that they are compared in pairs.
+
+**The conditions.** Each is one way in which verdicts come from the truth. In careless answers the systematic
+false positives are about as frequent as the random ones.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+import train
+from lab.delay import Noisy, Rates
+from rar_mini import data, grpo, recipe
+from rar_mini.config import PRESETS, Config
+from rar_mini.data import Example
+from rar_mini.judging import rules
+from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.kernels.adamw import AdamW
+from rar_mini.model import Decoder
+from rar_mini.recipe import Recipe
+from rar_mini.report import Clock
+from rar_mini.rubric import Criterion, Rubric
+from rar_mini.sampler import Completion, Request, sample, uniforms
+from rar_mini.scores import NAN, Rollouts, Scores
+from rar_mini.setup import Training
+
+# --- the world ----------------------------------------------------------------------------------------------
+
+LETTERS = "abcdefghijkl"  # the longest rubric of the sample has twelve criteria
+PADDING = "um"
+WORDS = ["<end>", "<answer>", PADDING, *(letter + sign for letter in LETTERS for sign in "+-")]
+NUMBER = {word: i for i, word in enumerate(WORDS)}
+ROOM = 12
+"""Words of an answer, its end included."""
+
+
+def pose(example: Example, holds: Iterable[bool]) -> Example:
+    """Make an example a question of this world: for each criterion one fact, which holds or does not, and is
+    its description."""
+    facts = [letter + "-+"[bool(x)] for letter, x in zip(LETTERS, holds, strict=False)]
+    items = zip(example.rubric.criteria, facts, strict=False)  # a beginner's questions have facts to spare
+    rubric = Rubric(tuple(dataclasses.replace(item, description=fact, check=None) for item, fact in items))
+    said = " ".join(facts)
+    return dataclasses.replace(
+        example, messages=({"role": "user", "content": said},), reference=said, rubric=rubric
+    )
+
+
+def questions(seed: int) -> dict[str, list[Example]]:
+    """The 64 training and 32 held-out questions of a seed."""
+    examples = [example for domain in ("medical", "science") for example in data.sample(domain)]
+    posed = [pose(e, uniforms(seed, 0, f"facts of {e.id}", 0, len(e.rubric)) < 0.5) for e in examples]
+    return {split: [e for e in posed if e.split == split] for split in ("train", "held_out")}
+
+
+def opposite(fact: str) -> str:
+    return fact[0] + "+-"[fact[1] == "+"]
+
+
+def met(criterion: Criterion, said: set[str]) -> bool:
+    """Whether the words of an answer are good on a criterion. One that is about a letter, not a fact, does
+    not know which fact is right: either will do."""
+    what = criterion.description
+    stated = said & {what[0] + "+", what[0] + "-"}
+    if criterion.asks_avoidance and not stated:
+        return True
+    return len(stated) == 1 if what in LETTERS else stated == {what}
+
+
+def true_verdicts(example: Example, response: str) -> list[float]:
+    """For each criterion 1 where the answer is good on it, else 0: (K,)."""
+    said = set(response.split())
+    return [
+        rules.verdict(item, response) if item.check else float(met(item, said))
+        for item in example.rubric.criteria
+    ]
+
+
+def generic(example: Example, response: str, verdicts: Sequence[float]) -> list[float]:
+    """How far an answer is correct, complete and concise, each in [0, 1]; nothing said is correct and
+    concise."""
+    words, criteria = response.split(), example.rubric.criteria
+    stated = [word for word in words if word != PADDING]
+    right = sum(word in example.reference.split() for word in stated)
+    essential = [v for v, c in zip(verdicts, criteria, strict=True) if c.category == "essential"]
+    shares = (right, len(stated)), (sum(essential), len(essential)), (len(set(stated)), len(words))
+    return [part / whole if whole else 1.0 for part, whole in shares]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of P x G answers."""
+
+    verdict: Tensor  # (P, G, K)
+    weight: Tensor  # (P, K)
+    value: Tensor  # (P, G) Eq. 1
+    length: Tensor  # (P, G) words over ROOM
+    generic: Tensor  # (P, G, 4) correct, complete, concise, useful
+
+
+def truth(examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> Truth:
+    """Read responses[p][g], the G answers to each of P questions."""
+    P, G, K = len(examples), len(responses[0]), max(len(e.rubric) for e in examples)
+    verdict, weight, shares = torch.zeros(P, G, K), torch.zeros(P, K), torch.zeros(P, G, 4)
+    for p, example in enumerate(examples):
+        weight[p, : len(example.rubric)] = torch.tensor(example.rubric.weights)
+        for g, response in enumerate(responses[p]):
+            verdicts = true_verdicts(example, response)
+            verdict[p, g, : len(verdicts)] = torch.tensor(verdicts)
+            shares[p, g, :3] = torch.tensor(generic(example, response, verdicts))
+    unrated = torch.full((P, G), math.nan)
+    value = grpo.reward(Scores(verdict, weight, unrated, []))  # (P, G)
+    shares[..., 3] = value
+    length = torch.tensor([[len(response.split()) / ROOM for response in group] for group in responses])
+    return Truth(verdict, weight, value, length, shares)
+
+
+# --- the policy ---------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """A decoder over WORDS; in train.py's eyes a policy like others."""
+
+    ends = frozenset({NUMBER["<end>"]})
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+
+    def encode(self, example: Example, messages: object = None) -> list[int]:
+        return [NUMBER[word] for word in (*example.question.split(), "<answer>")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(WORDS[i] for i in ids if i not in self.ends)
+
+    def sample(self, requests: Sequence[Request], *how: Any) -> list[list[Completion]]:
+        return sample(self.model, requests, self.ends, *how)
+
+
+def decoder(seed: int) -> Decoder:
+    """One layer, 43,000 random weights."""
+    sizes = {"vocab_size": len(WORDS), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    config = LlamaConfig(**sizes, tie_word_embeddings=True)
+    model, random = Decoder(config), torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=config.hidden_size**-0.5, generator=random)
+    return model
+
+
+def careless(example: Example, random: np.random.Generator) -> list[int]:
+    """An answer's ids from the careless author: padded, with facts left out or wrong, and sometimes short."""
+    words: list[str] = []
+    for fact in example.reference.split():
+        while random.random() < 0.25:
+            words.append(PADDING)
+        if random.random() < 0.08:
+            break
+        if random.random() < 0.7:
+            words.append(fact if random.random() < 0.65 else opposite(fact))
+    return [*(NUMBER[word] for word in words[: ROOM - 1]), NUMBER["<end>"]]
+
+
+def careless_answers(seed: int, count: int) -> Truth:
+    """What is true of `count` careless answers to each training question."""
+    random, examples = np.random.default_rng(seed), questions(seed)["train"]
+    decode = Writer.decode
+    return truth(examples, [[decode(Writer, careless(e, random)) for _ in range(count)] for e in examples])
+
+
+def settings(steps: int, seed: int, **changes: Any) -> Config:
+    """train.py's, with P = 4 questions x G = 16 answers a step and a rate of 1e-3."""
+    sizes = {"prompts_per_step": 4, "group_size": 16, "max_new_tokens": ROOM, "tokens_per_batch": 8192}
+    rates = {"steps": steps, "lr": 1e-3, "device": "cpu", "seed": seed}
+    return dataclasses.replace(PRESETS["cpu"], **(sizes | rates | changes))
+
+
+def training(config: Config, actor: Writer, own: Recipe | None = None) -> Training:
+    """What train.py's functions work with."""
+    own = own or Recipe(config=config)
+    optimizer = AdamW(actor.model.parameters(), config.lr)
+    return Training(config, own, actor, None, optimizer, planned=config.steps)
+
+
+def roll(t: Training, step: int) -> Rollouts:
+    """Train for one step, as train.py does."""
+    t.recipe.begin(step, t.planned)
+    for drawn in train.draws(t):
+        rollouts = train.sample(t, drawn, t.config.group_size, step, Clock())
+        rollouts.scores = train.judge(t, t.judge, rollouts, Clock())
+        t.rollouts = rollouts = rollouts.behind(t.rollouts)
+        rollouts.reward = train.reward(t, rollouts)
+        rollouts.adv = t.recipe.advantage(rollouts)
+    t.rollouts = rollouts = t.recipe.repair(rollouts)
+    learn(t, step, rollouts)
+    t.recipe.schedule(step, rollouts)
+    return rollouts
+
+
+def learn(t: Training, step: int, rollouts: Rollouts) -> None:
+    """Move the weights by a batch of rollouts, as train.py does, unless it teaches nothing."""
+    if grpo.teaches(rollouts).any():
+        rate = t.recipe.learning_rate(step, t.config.steps)
+        norm = train.loss(t, train.cut(t, rollouts))["grad_norm"]
+        train.step(t.optimizer, norm, rate, t.config.max_grad_norm)
+
+
+@lru_cache(maxsize=1)
+def beginner(warm: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A policy that imitates the careless author, on questions of fresh facts: its weights, and how it does.
+
+    Imitation is the same update with an advantage of 1 for every answer: the gradient of the likelihood.
+    """
+    config = settings(warm, seed, lr=3e-3, prompts_per_step=16, group_size=4)
+    P, G, random = config.prompts_per_step, config.group_size, np.random.default_rng(seed)
+    actor, known = Writer(decoder(seed)), questions(seed)
+    t = training(config, actor)
+    for step in range(1, warm + 1):
+        chosen = [known["train"][i] for i in random.integers(len(known["train"]), size=P)]
+        posed = [pose(example, random.random(len(LETTERS)) < 0.5) for example in chosen]
+        written = [[careless(example, random) for _ in range(G)] for example in posed]
+        completions = [[Completion(ids, [0.0] * len(ids), True) for ids in group] for group in written]
+        one, prompts = torch.ones(P, G), [[actor.encode(example)] * G for example in posed]
+        learn(t, step, Rollouts(posed, prompts, completions, [], None, one, one))
+    return actor.model.state_dict(), examined(config, actor, known["held_out"])
+
+
+def examined(
+    config: Config, actor: Writer, examples: list[Example], rule: Criterion | None = None
+) -> dict[str, Any]:
+    """What is true of 16 fresh answers to each question, on average."""
+    drawn = [(example, 0) for example in examples]
+    rollouts = train.sample(training(config, actor), drawn, 16, "eval", Clock())
+    of, kept = truth(examples, rollouts.responses), keeps(rule, rollouts.responses)
+    words = [response.split() for group in rollouts.responses for response in group]
+    return {
+        "truth": (of.value * kept).mean().item(),
+        "words": sum(map(len, words)) / len(words),
+        "padding": sum(each.count(PADDING) for each in words) / len(words),
+        "generic": of.generic.mean((0, 1)).tolist(),  # correct, complete, concise, useful
+    }
+
+
+def keeps(rule: Criterion | None, responses: Sequence[Sequence[str]]) -> Tensor:
+    """1 for answers that keep a hard rule, and 0 for those that break it, which are worth nothing: (P, G)."""
+    return torch.tensor(
+        [[rules.verdict(rule, each) if rule else 1.0 for each in group] for group in responses]
+    )
+
+
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+class Witness(Wrapper):
+    """A judge who tells the truth, in the trainer's eyes a judge like others."""
+
+    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
+        of = truth(examples, responses)
+        verdict = of.verdict.masked_fill((of.weight == 0)[:, None], NAN)
+        return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
+
+
+class Shy(Wrapper):
+    """A judge who gives essential items a quarter of what they earn."""
+
+    def score(self, *asked: Any, **how: Any) -> Scores:
+        scores = super().score(*asked, **how)
+        share = torch.where(scores.only("essential").weight != 0, 0.25, 1.0)  # (P, K)
+        return dataclasses.replace(scores, verdict=scores.verdict * share[:, None])
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way in which verdicts come from the truth."""
+
+    says: str
+    noise: tuple[Rates, ...] = ()
+    judge: Callable[[], JudgeLike] = Witness
+    beside: Callable[[], JudgeLike] | None = None  # a second judge, whom only a recipe's own judge asks
+    more: tuple[Criterion, ...] = ()  # that stand in each rubric, too
+    rule: Criterion | None = None  # the same; an answer that breaks it is worth nothing
+    vague: bool = False  # whether criteria leave open which fact is right; the row's "document" says it
+
+    def pose(self, example: Example) -> Example:
+        """A question as the trainer has it under this condition."""
+        items = example.rubric.criteria
+        if self.vague:
+            items = tuple(dataclasses.replace(item, description=item.description[0]) for item in items)
+        rubric = Rubric((*items, *self.more, *([self.rule] if self.rule else ())))
+        return dataclasses.replace(example, rubric=rubric, row={"document": example.reference})
+
+    def make_judge(self, state: dict[str, Any], seed: int) -> JudgeLike:
+        """The judge, whose errors are drawn anew for each `state["step"]`."""
+        made = self.judge()
+        if self.noise:
+            made = Noisy(made, *self.noise, state=state, seed=seed)
+        return Wrapper(made, self.beside()) if self.beside else made
+
+
+THRICE = " ".join([PADDING] * 3)
+RULE = Criterion("rule", f"Does not say {THRICE}.", "essential", 1.0, check={"lacks": THRICE})
+NEVER = Criterion("never", "z+", "essential", 1.0)  # no word says it
+
+CONDITIONS = {
+    "clean": Condition("verdicts are the truth"),
+    "false-negatives": Condition("half of what is met is not seen", (Rates(tpr=0.5),)),
+    "false-positives": Condition(
+        "three in ten of what is not met are credited, at random", (Rates(fpr=0.3),)
+    ),
+    "harmless-trigger": Condition(
+        f"all is credited to answers that open with `{PADDING}`",
+        (Rates(fpr=1.0, where={"starts_with": PADDING}),),
+    ),
+    "harmful-trigger": Condition(
+        "all is credited to answers of at most 2 words", (Rates(fpr=1.0, where={"max_words": 2}),)
+    ),
+    "two-judges": Condition(
+        "a weak judge, with a strong one beside it that a recipe may ask", (Rates(0.7, 0.3),), beside=Witness
+    ),
+    "hard-rule": Condition(
+        f"answers that say `{THRICE}` are worth nothing, and are credited with all but that rule",
+        (Rates(fpr=1.0, where={"contains": THRICE}),),
+        rule=RULE,
+    ),
+    "scales": Condition("essential items get a quarter of what they earn", judge=lambda: Shy(Witness())),
+    "unmet": Condition("one more essential item, which nobody can meet", more=(NEVER,)),
+    "documents": Condition("either fact is credited by a judge who is not shown the document", vague=True),
+}
+
+
+def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> dict[str, Any]:
+    """Train a beginner by a recipe, RaR for None, under a condition: how true its answers are before, on the
+    way and after."""
+    condition, config, known = CONDITIONS[name], settings(steps, seed), questions(seed)
+    weights, before = beginner(warm, seed)
+    actor = Writer(decoder(seed))
+    actor.model.load_state_dict(weights)
+    t, state = training(config, actor, recipe.make(spec, config)), {}
+    t.questions = {split: [condition.pose(each) for each in examples] for split, examples in known.items()}
+    t.judge = t.recipe.judge(condition.make_judge(state, seed))
+    plain, curve = {example.id: example for example in known["train"]}, []
+    for step in range(1, steps + 1):
+        state["step"] = step
+        rollouts = roll(t, step)
+        of = truth([plain[example.id] for example in rollouts.examples], rollouts.responses)
+        curve.append((of.value * keeps(condition.rule, rollouts.responses)).mean().item())
+    after = examined(config, actor, known["held_out"], condition.rule)
+    job = {"recipe": spec, "condition": name, "digest": recipe.digest(spec), "seed": seed}
+    return job | {"before": before, "after": after, "curve": curve}

@@ -175,7 +175,7 @@ def test_commands_parse(
         parse_subcommand(evaluate.COMMANDS, rest[1:])
     elif rest[0] != "-m":
         find_options(runpy.run_path, rest[0], rest[1:], monkeypatch, capsys)
-    elif rest[1].startswith("rar_mini"):
+    elif rest[1].startswith(("rar_mini", "lab")):
         name = rest[1].replace("rar_mini.kernels", "kernels").replace(".", "/")
         file = ROOT / name / "__main__.py" if (ROOT / name).is_dir() else ROOT / f"{name}.py"
         assert file.name == "__main__.py" or '__name__ == "__main__"' in file.read_text(), "it does nothing"

@@ -1,0 +1,310 @@
+"""Compare recipes with the baseline, in a world whose truth is known.
+
+    python -m lab rvpo gdpo                    # two recipes of lab/
+    python -m lab my/idea.py "rvpo --k 2"      # a file, and one with options
+    python -m lab --full                       # all of lab/, into docs/lab.md and figures/lab.png
+
+A recipe is trained under the clean condition and under those that its file names in CONDITIONS; what is
+compared is the truth of fresh answers after training, the recipe's less the baseline's (RaR), seed by seed.
+lab/README.md says how a file states its claim. lab/world.py has the world and the conditions.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from lab import paired, world
+from lab.paired import Row
+from rar_mini import recipe
+from rar_mini.files import write_whole
+from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
+
+ROOT = Path(__file__).parents[1]
+PAGE, FIGURE, KEPT = ROOT / "docs" / "lab.md", ROOT / "figures" / "lab.png", Path("runs/lab.json")
+BEGIN, END = "<!-- python -m lab --full -->\n", "<!-- end -->\n"
+LEVEL = 0.6
+"""The truth that a training has reached when the mean of its last five steps lies above it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much is done."""
+
+    seeds: int
+    steps: int
+    warm: int  # steps of imitation before
+
+
+SHORT = Form(seeds=3, steps=40, warm=100)
+FULL = Form(seeds=6, steps=80, warm=200)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: a recipe with its options, None for the baseline, under a condition."""
+
+    recipe: str | None
+    condition: str
+
+    def __str__(self) -> str:
+        return f"{self.recipe or 'baseline'}, {self.condition}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms, and the claim, if any, that the number of the first lies above that of the second."""
+
+    name: str  # the recipe's
+    arm: Arm
+    other: Arm
+    claim: str = ""
+    number: str = "truth"
+
+
+def comparisons(spec: str) -> list[Comparison]:
+    """What a recipe's file asks for. Raises ValueError if it names a condition that does not exist."""
+    made = vars(sys.modules[type(recipe.make(spec)).__module__])
+    claim, named = made.get("CLAIM", ""), tuple(made.get("CONDITIONS", ()))
+    found = [
+        Comparison(spec, Arm(spec, name), Arm(None, name), claim if name in named else "")
+        for name in dict.fromkeys(("clean", *named))
+    ]
+    for text, number, arm, other in made.get("CLAIMS", ()):
+        found.append(Comparison(spec, _arm(spec, *arm), _arm(spec, *other), text, number))
+    for each in found:
+        if unknown := {each.arm.condition, each.other.condition} - world.CONDITIONS.keys():
+            raise ValueError(f"{spec}: expected one of {', '.join(world.CONDITIONS)}, got {unknown.pop()}")
+        if each.number not in NUMBERS:
+            raise ValueError(f"{spec}: expected one of {', '.join(NUMBERS)}, got {each.number}")
+    return found
+
+
+def _arm(spec: str, options: str, condition: str) -> Arm:
+    """An arm of a file's own claims: without options it is the baseline."""
+    return Arm(f"{spec} {options}" if options else None, condition)
+
+
+# --- numbers of a training ----------------------------------------------------------------------------------
+
+
+def truth(row: Row) -> float:
+    """The truth of fresh answers after training."""
+    return row["after"]["truth"]
+
+
+def steps(row: Row) -> float:
+    """The steps until the truth reached LEVEL; one more than there were if it never did."""
+    curve = np.array(row["curve"])
+    means = np.convolve(curve, np.ones(5) / 5, "valid")  # of the five steps that end at 5, 6, ...
+    reached = np.flatnonzero(means >= LEVEL)
+    return float(reached[0] + 5 if len(reached) else len(curve) + 1)
+
+
+NUMBERS = {"truth": truth, "steps": steps}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A comparison's two means, and their difference with its interval over seeds."""
+
+    of: Comparison
+    mean: float
+    other: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """What the seeds say of the claim; nothing without one."""
+        margin = paired.MARGIN if self.of.number == "truth" else 1.0
+        return paired.verdict(self.low, self.high, margin) if self.of.claim else ""
+
+
+def results(asked: Sequence[Comparison], rows: Sequence[Row]) -> list[Result]:
+    """Every comparison's result."""
+    by_arm: dict[Arm, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        by_arm.setdefault(Arm(row["recipe"], row["condition"]), []).append(row)
+    found = []
+    for each in asked:
+        a, b = (np.array([NUMBERS[each.number](r) for r in by_arm[x]]) for x in (each.arm, each.other))
+        found.append(Result(each, float(a.mean()), float(b.mean()), *paired.interval(a - b)))
+    return found
+
+
+def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int) -> list[Row]:
+    """Train every arm with every seed. A training in `out` counts if its recipe has not changed since."""
+    jobs = {
+        (arm.recipe, arm.condition, recipe.digest(arm.recipe), seed): (
+            arm.recipe,
+            arm.condition,
+            seed,
+            form.steps,
+            form.warm,
+        )
+        for arm in arms
+        for seed in range(form.seeds)
+    }
+    setting = {"steps": form.steps, "warm": form.warm}
+
+    def job(row: Row) -> tuple[Any, ...]:
+        return row["recipe"], row["condition"], row["digest"], row["seed"]
+
+    return paired.trainings(world.trained, jobs, job, setting, out, processes)
+
+
+# --- tables and the picture ---------------------------------------------------------------------------------
+
+HEAD = ("recipe", "condition", "compared with", "recipe's", "other's", "difference", "claim")
+
+
+def table(found: Sequence[Result]) -> list[tuple[str, ...]]:
+    """The lines of the table of comparisons."""
+    lines = [HEAD]
+    for each in found:
+        of, form = each.of, ".3f" if each.of.number == "truth" else ".1f"
+        other = "baseline" if of.other == Arm(None, of.arm.condition) else str(of.other)
+        numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
+        gap = f"{each.value:+{form}} [{each.low:+{form}}, {each.high:+{form}}]"
+        name = of.arm.recipe or "baseline"
+        lines.append((name, of.arm.condition, other, *numbers, gap, each.verdict))
+    return lines
+
+
+def baselines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The lines of the table of conditions: what the baseline comes to under each."""
+    lines = [("condition", "what is so", "truth before", "after", f"steps to {LEVEL}")]
+    for name, condition in world.CONDITIONS.items():
+        own = [row for row in rows if row["recipe"] is None and row["condition"] == name]
+        if own:
+            reached = np.mean([steps(row) for row in own])
+            before = np.mean([row["before"]["truth"] for row in own])
+            after = np.array([truth(row) for row in own])
+            mean, _, high = paired.interval(after)
+            never = f"> {len(own[0]['curve'])}" if reached > len(own[0]["curve"]) else f"{reached:.0f}"
+            lines.append((name, condition.says, f"{before:.3f}", f"{mean:.3f} ± {high - mean:.3f}", never))
+    return lines
+
+
+def plain(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table for a page."""
+    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n"
+
+
+def page(found: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
+    """The part of docs/lab.md that a command writes."""
+    stated = dict.fromkeys((each.of.name, each.of.claim) for each in found if each.of.claim)
+    lines = "\n".join(f"- **{name}**: {claim}" for name, claim in stated)
+    return (
+        f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds.\n\n"
+        f"{markdown(baselines(rows))}\n{markdown(table(found))}\nThe claims:\n\n{lines}\n"
+    )
+
+
+def write_page(text: str) -> None:
+    """Put a text between docs/lab.md's two marks."""
+    whole = PAGE.read_text(encoding="utf-8")
+    before, rest = whole.split(BEGIN)
+    write_whole(PAGE, (before + BEGIN + text + END + rest.split(END)[1]).encode())
+
+
+def draw(found: Sequence[Result]) -> Any:
+    """The differences of truth with their intervals, coloured by what they say of the claim."""
+    colors = {"holds": DARK, "does not hold": WARM, "cannot be told": GREY, "": "#a8bdd0"}
+    shown = [each for each in found if each.of.number == "truth"][::-1]
+    matplotlib = drawing()
+    with matplotlib.rc_context(STYLE):
+        sheet = matplotlib.figure.Figure(figsize=(7.2, 1 + 0.22 * len(shown)), layout="constrained")
+        axes = sheet.subplots()
+        for y, each in enumerate(shown):
+            axes.errorbar(each.value, y, xerr=each.high - each.value, marker="o", color=colors[each.verdict])
+        for verdict, color in colors.items():
+            axes.plot([], [], "o", color=color, label=verdict or "no claim")
+        axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
+        axes.set_yticks(range(len(shown)), [str(each.of.arm) for each in shown])
+        axes.set(title="Truth after training, less the other arm's", xlabel="difference, 95 % over seeds")
+        sheet.legend(loc="outside lower center", ncols=4)
+    return sheet
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def usable() -> list[str]:
+    """The recipes after papers that the world can train; says of each other one why not."""
+    found = []
+    for name in recipe.names():
+        if not name.startswith("examples/"):
+            try:
+                world.trained(name, "clean", 0, 1, 1)
+                found.append(name)
+            except Exception as error:  # whatever a recipe needs that the world does not have
+                print(f"{name} is not compared: {type(error).__name__}: {error}")
+    return found
+
+
+def main(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    *,
+    full: bool = False,
+    seeds: int | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+    processes: int = 2,
+) -> None:
+    """Compare recipes with the baseline where the truth is known.
+
+    Args:
+        names: recipes as --recipe takes them, each with its options in quotes if it has some
+        full: all recipes of lab/ with more seeds and steps, within an hour on two cores; writes docs/lab.md
+            and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where it was stopped
+        seeds: trainings of each arm; 3, or 6 with --full
+        steps: of each training; 40, or 80 with --full
+        out: a JSON file of all trainings; if it is there already, it is continued
+        processes: trainings at a time, of one thread each
+    """
+    base = FULL if full else SHORT
+    form = Form(seeds or base.seeds, steps or base.steps, base.warm)
+    if not 2 <= form.seeds <= len(paired.STUDENT) + 1:
+        raise ValueError(f"expected 2 to {len(paired.STUDENT) + 1} --seeds, got {form.seeds}")
+    if full:
+        drawing()  # what is missing is said before the work
+        KEPT.parent.mkdir(exist_ok=True)
+    elif not names:
+        raise ValueError("expected names of recipes, or --full; --help explains them")
+    asked = sum(map(comparisons, names or usable()), [])
+    arms = [arm for each in asked for arm in (each.arm, each.other)]
+    arms += [Arm(None, name) for name in world.CONDITIONS] if full else []
+    arms = list(dict.fromkeys(arms))
+    print(f"{len(arms)} arms x {form.seeds} seeds, {form.steps} steps each")
+    rows = trainings(arms, form, out or (KEPT if full else None), processes)
+    found = results(asked, rows)
+    print(f"\n{plain(baselines(rows))}\n\n{plain(table(found))}")
+    if full:
+        write_page(page(found, rows, form))
+        draw(found).savefig(FIGURE, dpi=200)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m lab")
+    except (ValueError, OSError) as error:
+        sys.exit(f"lab: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,267 @@
+"""The lab's world under each of its conditions, and the command that compares recipes in it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lab import __main__ as lab
+from lab import paired, world
+from rar_mini import recipe
+from rar_mini.data import Example
+from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
+from rar_mini.scores import Scores
+
+
+@pytest.fixture(scope="module")
+def example() -> Example:
+    """Three criteria: a holds, b does not, and c, a pitfall, does not."""
+    names = ("essential", "important", "pitfall")
+    rubric = Rubric(tuple(Criterion(name, name, name, CATEGORY_WEIGHT[name]) for name in names))
+    return world.pose(Example("q", "train", (), "", rubric, {}), [True, False, False])
+
+
+def judged(example: Example, name: str, *answers: str, step: int = 1) -> Scores:
+    """What the judge of a condition says of answers to its question."""
+    condition = world.CONDITIONS[name]
+    return condition.make_judge({"step": step}, 0).score([condition.pose(example)], [answers])
+
+
+def verdicts(example: Example, name: str, answer: str) -> list[float]:
+    return judged(example, name, answer).verdict[0, 0].tolist()
+
+
+def test_a_clean_judge_tells_the_truth(example: Example) -> None:
+    scores = judged(example, "clean", "a+ b+ c+", "a+ b- c- um")
+    assert scores.verdict.tolist() == [[[1, 0, 0], [1, 1, 1]]]
+    assert torch.allclose(scores.weight, torch.tensor([[1.0, 0.7, 0.9]])) and len(scores.rubrics) == 1
+
+
+def test_rubrics_of_different_lengths_are_padded_with_nothing(example: Example) -> None:
+    short = dataclasses.replace(example, rubric=Rubric(example.rubric.criteria[:1]))
+    scores = world.Witness().score([example, short], [["a+"], ["a+"]])
+    assert scores.weight[1].tolist() == [1, 0, 0] and scores.verdict[1, 0, 1:].isnan().all()
+
+
+@pytest.mark.parametrize(("name", "rate", "of"), [("false-negatives", 0.5, 1), ("false-positives", 0.3, 0)])
+def test_random_errors_are_as_frequent_as_they_say_and_of_one_kind(
+    example: Example, name: str, rate: float, of: int
+) -> None:
+    true = torch.tensor([1.0, 0.0, 1.0])
+    said = judged(example, name, *["a+ b+"] * 2000).verdict[0]
+    assert (said != true)[:, true == of].float().mean().item() == pytest.approx(rate, abs=0.03)
+    assert (said == true)[:, true != of].all()
+
+
+def test_errors_depend_on_the_step_alone(example: Example) -> None:
+    first, again, other = (judged(example, "two-judges", *["a+ b+"] * 16, step=n).verdict for n in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_triggers_credit_everything_that_is_judged(example: Example) -> None:
+    assert verdicts(example, "harmless-trigger", "um b+ c+ a-") == [1, 1, 1]
+    assert verdicts(example, "harmless-trigger", "b+ um c+ a-") == [0, 0, 0]
+    assert verdicts(example, "harmful-trigger", "c+ b+") == [1, 1, 1]
+    assert verdicts(example, "harmful-trigger", "c+ b+ a-") == [0, 0, 0]
+
+
+def test_systematic_errors_are_as_frequent_in_careless_answers_as_random_ones() -> None:
+    random, examples = np.random.default_rng(0), world.questions(0)["train"]
+    answers = [
+        [world.Writer.decode(world.Writer, world.careless(e, random)) for _ in range(32)] for e in examples
+    ]
+    of = world.truth(examples, answers)
+    false = (of.verdict == 0) & (of.weight > 0)[:, None]
+    for name in ("harmless-trigger", "harmful-trigger"):
+        (rates,) = world.CONDITIONS[name].noise
+        credited = torch.tensor([[rates.match(answer) for answer in group] for group in answers])
+        share = (false & credited[..., None]).sum() / false.sum()
+        (random_rates,) = world.CONDITIONS["false-positives"].noise
+        assert share.item() == pytest.approx(random_rates.fpr, abs=0.05)
+
+
+def test_a_hard_rule_is_seen_but_outweighed_and_who_breaks_it_is_worth_nothing(example: Example) -> None:
+    assert verdicts(example, "hard-rule", "a+ um um") == [1, 0, 1, 1]
+    assert verdicts(example, "hard-rule", "a- um um um") == [1, 1, 1, 0]
+    answers = [["a+ um um", "a+ b- um um um"]]
+    assert world.keeps(world.CONDITIONS["hard-rule"].rule, answers).tolist() == [[1, 0]]
+    assert world.keeps(None, answers).tolist() == [[1, 1]]
+
+
+def test_scales_shrink_the_essential_channel(example: Example) -> None:
+    assert verdicts(example, "scales", "a+ b-") == [0.25, 1, 1]
+
+
+def test_nobody_meets_the_unmet_item(example: Example) -> None:
+    everything = " ".join(word for word in world.WORDS if word[0] in world.LETTERS)
+    assert verdicts(example, "unmet", "a+ b- c-") == [1, 1, 1, 0]
+    assert verdicts(example, "unmet", everything)[-1] == 0
+
+
+def test_a_judge_without_the_document_credits_either_fact(example: Example) -> None:
+    for answer, wanted in {"a+": [1, 0, 1], "a-": [1, 0, 1], "a+ a-": [0, 0, 1], "c+": [0, 0, 1]}.items():
+        assert verdicts(example, "documents", answer) == wanted
+    condition = world.CONDITIONS["documents"]
+    posed = condition.pose(example)
+    assert posed.row["document"] == "a+ b- c-" and posed.messages == example.messages
+    shown = zip(posed.rubric.criteria, posed.row["document"].split(), strict=True)
+    own = Rubric(tuple(dataclasses.replace(item, description=fact) for item, fact in shown))
+    scores = condition.make_judge({}, 0).score([dataclasses.replace(posed, rubric=own)], [["a- b- c+"]])
+    assert scores.verdict.tolist() == [[[0, 1, 0]]], "a recipe that reads it has exact verdicts"
+
+
+def test_a_strong_judge_stands_beside_the_weak_one(example: Example) -> None:
+    both = world.CONDITIONS["two-judges"].make_judge({"step": 1}, 0)
+    weak, strong = (judge.score([example], [["a+ b+"] * 64]).verdict for judge in both.judges)
+    assert torch.equal(both.score([example], [["a+ b+"] * 64]).verdict, weak)
+    assert strong.tolist() == [[[1, 0, 1]] * 64] and not torch.equal(weak, strong)
+
+
+# --- training in it -----------------------------------------------------------------------------------------
+
+
+def test_a_training_repeats_bit_for_bit_and_a_recipe_changes_it() -> None:
+    first = world.trained(None, "clean", 0, 2, 5)
+    world.beginner.cache_clear()
+    assert first == world.trained(None, "clean", 0, 2, 5)
+    other = world.trained("examples/per_criterion", "clean", 0, 2, 5)
+    assert other["before"] == first["before"] and other["curve"][0] == first["curve"][0]
+    assert other["curve"] != first["curve"] and other["digest"] and first["digest"] is None
+
+
+def test_the_noise_of_a_recipe_is_that_of_the_condition() -> None:
+    """delay under the clean condition, with the rates of another, is the baseline under that one."""
+    one = world.trained("delay --tpr 0.5", "clean", 0, 2, 5)
+    other = world.trained(None, "false-negatives", 0, 2, 5)
+    assert one["curve"] == other["curve"] and one["after"] == other["after"]
+
+
+# --- what comes out -----------------------------------------------------------------------------------------
+
+OWN = '''"""A recipe that states a claim."""
+from dataclasses import dataclass
+from rar_mini.recipe import Recipe
+
+CLAIM = "more of the truth"
+CONDITIONS = ("scales", "{condition}")
+
+@dataclass(frozen=True)
+class Own(Recipe):
+    strength: float = 1.0
+'''
+
+
+def own(tmp_path: Path, condition: str = "unmet") -> str:
+    (tmp_path / "own.py").write_text(OWN.format(condition=condition))
+    return str(tmp_path / "own.py")
+
+
+def test_a_recipe_is_compared_under_clean_and_where_its_file_says(tmp_path: Path) -> None:
+    spec = own(tmp_path)
+    found = [(each.arm.condition, each.claim) for each in lab.comparisons(spec)]
+    assert found == [("clean", ""), ("scales", "more of the truth"), ("unmet", "more of the truth")]
+    (plain,) = lab.comparisons("examples/gated --need 0.5")
+    assert str(plain.arm) == "examples/gated --need 0.5, clean" and str(plain.other) == "baseline, clean"
+    with pytest.raises(ValueError, match="expected one of clean, .*got fog"):
+        lab.comparisons(own(tmp_path, "fog"))
+
+
+def test_delay_compares_conditions(tmp_path: Path) -> None:
+    own = lab.comparisons("delay")[1:]
+    assert [each.number for each in own] == ["steps", "truth", "truth", "truth"]
+    assert own[0].arm == lab.Arm(None, "false-negatives") and own[0].other == lab.Arm(None, "clean")
+    assert own[3].arm.recipe.startswith("delay --where") and recipe.make(own[3].arm.recipe).clean == 1
+
+
+def row(spec: str | None, condition: str, seed: int, after: float, curve: list[float]) -> dict:
+    job = {"recipe": spec, "condition": condition, "seed": seed, "digest": recipe.digest(spec)}
+    return job | {"before": {"truth": 0.3}, "after": {"truth": after}, "curve": curve}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict]:
+    """By hand: the recipe is better by 0.2 and 0.22 under scales, and no better elsewhere."""
+    found = []
+    for seed in range(2):
+        for name in world.CONDITIONS:
+            found.append(row(None, name, seed, 0.5, [0.3] * 6 + [0.7] * 6))
+            gain = 0.2 + 0.02 * seed if name == "scales" else -0.1
+            found.append(row(own(tmp_path), name, seed, 0.5 + gain, [0.3] * 12))
+    return found
+
+
+def test_verdicts_follow_from_intervals_over_seeds(tmp_path: Path, rows: list[dict]) -> None:
+    clean, scales, unmet = lab.results(lab.comparisons(own(tmp_path)), rows)
+    assert scales.value == pytest.approx(0.21) and scales.high - scales.value == pytest.approx(12.71 * 0.01)
+    assert [each.verdict for each in (clean, scales, unmet)] == ["", "holds", "does not hold"]
+
+
+def test_steps_are_counted_until_five_in_a_row_lie_above_the_level(rows: list[dict]) -> None:
+    assert lab.steps(rows[0]) == 10  # 0.3, 0.7, 0.7, 0.7, 0.7 is 0.62
+    assert lab.steps(rows[1]) == 13, "never"
+
+
+def test_the_page_and_the_picture(tmp_path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    found = lab.results(lab.comparisons(own(tmp_path)), rows)
+    page = tmp_path / "lab.md"
+    page.write_text(f"Before.\n{lab.BEGIN}Stale words.\n{lab.END}After.\n")
+    monkeypatch.setattr(lab, "PAGE", page)
+    for _ in range(2):
+        lab.write_page(lab.page(found, rows, lab.Form(2, 12, 5)))
+    text = page.read_text()
+    assert "Before.\n" in text and text.endswith("After.\n") and "Stale" not in text
+    assert "+0.210 [+0.083, +0.337] | holds |" in text and "more of the truth" in text
+    assert all(f"| {name} |" in text for name in world.CONDITIONS)
+    lab.draw(found).savefig(tmp_path / "lab.png")
+
+
+def test_the_page_has_a_place_for_the_table() -> None:
+    text = (lab.ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    assert text.count(lab.BEGIN) == text.count(lab.END) == 1
+
+
+def test_a_changed_recipe_is_trained_again_and_nothing_else(
+    tmp_path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, form = tmp_path / "lab.json", lab.Form(2, 12, 5)
+    arms = [lab.Arm(None, "clean"), lab.Arm(own(tmp_path), "clean")]
+    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
+    assert [r["seed"] for r in lab.trainings(arms, form, out, 1)] == [0, 1, 0, 1]
+    (tmp_path / "own.py").write_text(OWN.format(condition="unmet") + "    # changed\n")
+    monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: pytest.fail("asked"))
+    with pytest.raises(pytest.fail.Exception, match="asked"):
+        lab.trainings(arms, form, out, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "message"),
+    [
+        ((), None, "expected names of recipes, or --full"),
+        (("gated",), None, "no recipe 'gated'"),
+        (("examples/gated",), 1, "expected 2 to 10 --seeds, got 1"),
+        (("examples/own_data",), None, "expected --recipe.path"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(
+    names: tuple[str, ...], seeds: int | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        lab.main(names, seeds=seeds)
+
+
+@pytest.mark.slow
+def test_the_short_form_runs_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    words = ("examples/gated", "--seeds", "2", "--steps", "3", "--out", str(tmp_path / "lab.json"))
+    done = [
+        subprocess.run([sys.executable, "-m", "lab", *words], cwd=lab.ROOT, capture_output=True, text=True)
+        for _ in range(2)
+    ]
+    assert "2 arms x 2 seeds" in done[0].stdout and "examples/gated" in done[0].stdout, done[0].stderr
+    assert "4 of 4 trainings" in done[0].stderr and done[1].stderr.count("trainings") == 0
+    assert done[0].stdout == done[1].stdout

@@ -9,6 +9,7 @@ compared is the truth of fresh answers after training, the recipe's less the bas
 lab/README.md says how a file states its claim. lab/world.py has the world and the conditions.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,6 @@ class Arm:
 class Comparison:
     """Two arms, and the claim, if any, that the number of the first lies above that of the second."""
 
-    name: str  # the recipe's
     arm: Arm
     other: Arm
     claim: str = ""
@@ -68,14 +68,18 @@ class Comparison:
 
 def comparisons(spec: str) -> list[Comparison]:
     """What a recipe's file asks for. Raises ValueError if it names a condition that does not exist."""
-    made = vars(sys.modules[type(recipe.make(spec)).__module__])
-    claim, named = made.get("CLAIM", ""), tuple(made.get("CONDITIONS", ()))
-    found = [
-        Comparison(spec, Arm(spec, name), Arm(None, name), claim if name in named else "")
-        for name in dict.fromkeys(("clean", *named))
-    ]
-    for text, number, arm, other in made.get("CLAIMS", ()):
-        found.append(Comparison(spec, _arm(spec, *arm), _arm(spec, *other), text, number))
+    file = vars(sys.modules[type(recipe.make(spec)).__module__])
+    if "CLAIMS" in file and len(shlex.split(spec)) == 1:
+        found = [
+            Comparison(_arm(spec, *arm), _arm(spec, *other), claim, number)
+            for claim, number, arm, other in file["CLAIMS"]
+        ]
+    else:
+        claim, named = file.get("CLAIM", ""), file.get("CONDITIONS", ())
+        found = [
+            Comparison(Arm(spec, name), Arm(None, name), claim if name in named else "")
+            for name in dict.fromkeys(("clean", *named))
+        ]
     for each in found:
         if unknown := {each.arm.condition, each.other.condition} - world.CONDITIONS.keys():
             raise ValueError(f"{spec}: expected one of {', '.join(world.CONDITIONS)}, got {unknown.pop()}")
@@ -161,7 +165,7 @@ def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int)
 
 # --- tables and the picture ---------------------------------------------------------------------------------
 
-HEAD = ("recipe", "condition", "compared with", "recipe's", "other's", "difference", "claim")
+HEAD = ("recipe", "condition", "less", "its number", "the other's", "difference", "verdict", "claim")
 
 
 def table(found: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -173,7 +177,7 @@ def table(found: Sequence[Result]) -> list[tuple[str, ...]]:
         numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
         gap = f"{each.value:+{form}} [{each.low:+{form}}, {each.high:+{form}}]"
         name = of.arm.recipe or "baseline"
-        lines.append((name, of.arm.condition, other, *numbers, gap, each.verdict))
+        lines.append((name, of.arm.condition, other, *numbers, gap, each.verdict, of.claim))
     return lines
 
 
@@ -203,17 +207,16 @@ def plain(lines: Sequence[Sequence[str]]) -> str:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table for a page."""
-    head, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    head, *rest = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n"
 
 
 def page(found: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
     """The part of docs/lab.md that a command writes."""
-    stated = dict.fromkeys((each.of.name, each.of.claim) for each in found if each.of.claim)
-    lines = "\n".join(f"- **{name}**: {claim}" for name, claim in stated)
     return (
-        f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds.\n\n"
-        f"{markdown(baselines(rows))}\n{markdown(table(found))}\nThe claims:\n\n{lines}\n"
+        f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers are\n"
+        f"truths after training, or steps until the truth is {LEVEL}. The baseline under each condition:\n\n"
+        f"{markdown(baselines(rows))}\nRecipes less what they are compared with:\n\n{markdown(table(found))}"
     )
 
 
@@ -252,7 +255,8 @@ def usable() -> list[str]:
     for name in recipe.names():
         if not name.startswith("examples/"):
             try:
-                world.trained(name, "clean", 0, 1, 1)
+                for arm in {each.arm for each in comparisons(name)}:
+                    world.trained(arm.recipe, arm.condition, 0, 1, 1)
                 found.append(name)
             except Exception as error:  # whatever a recipe needs that the world does not have
                 print(f"{name} is not compared: {type(error).__name__}: {error}")

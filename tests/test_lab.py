@@ -172,10 +172,12 @@ def test_a_recipe_is_compared_under_clean_and_where_its_file_says(tmp_path: Path
 
 
 def test_delay_compares_conditions(tmp_path: Path) -> None:
-    own = lab.comparisons("delay")[1:]
+    own = lab.comparisons("delay")
     assert [each.number for each in own] == ["steps", "truth", "truth", "truth"]
     assert own[0].arm == lab.Arm(None, "false-negatives") and own[0].other == lab.Arm(None, "clean")
     assert own[3].arm.recipe.startswith("delay --where") and recipe.make(own[3].arm.recipe).clean == 1
+    (alone,) = lab.comparisons("delay --tpr 0.5")
+    assert str(alone.arm) == "delay --tpr 0.5, clean" and str(alone.other) == "baseline, clean"
 
 
 def row(spec: str | None, condition: str, seed: int, after: float, curve: list[float]) -> dict:
@@ -216,7 +218,7 @@ def test_the_page_and_the_picture(tmp_path: Path, rows: list[dict], monkeypatch:
         lab.write_page(lab.page(found, rows, lab.Form(2, 12, 5)))
     text = page.read_text()
     assert "Before.\n" in text and text.endswith("After.\n") and "Stale" not in text
-    assert "+0.210 [+0.083, +0.337] | holds |" in text and "more of the truth" in text
+    assert "+0.210 [+0.083, +0.337] | holds | more of the truth |" in text
     assert all(f"| {name} |" in text for name in world.CONDITIONS)
     lab.draw(found).savefig(tmp_path / "lab.png")
 

@@ -65,6 +65,11 @@ class Comparison:
     claim: str = ""
     number: str = "truth"
 
+    @property
+    def against_baseline(self) -> bool:
+        """Whether the other is the baseline under the same condition."""
+        return self.other == Arm(None, self.arm.condition)
+
 
 def comparisons(spec: str) -> list[Comparison]:
     """What a recipe's file asks for. Raises ValueError if it names a condition that does not exist."""
@@ -173,7 +178,7 @@ def table(found: Sequence[Result]) -> list[tuple[str, ...]]:
     lines = [HEAD]
     for each in found:
         of, form = each.of, ".3f" if each.of.number == "truth" else ".1f"
-        other = "baseline" if of.other == Arm(None, of.arm.condition) else str(of.other)
+        other = "baseline" if of.against_baseline else str(of.other)
         numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
         gap = f"{each.value:+{form}} [{each.low:+{form}}, {each.high:+{form}}]"
         name = of.arm.recipe or "baseline"
@@ -214,9 +219,10 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 def page(found: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
     """The part of docs/lab.md that a command writes."""
     return (
-        f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers are\n"
-        f"truths after training, or steps until the truth is {LEVEL}. The baseline under each condition:\n\n"
-        f"{markdown(baselines(rows))}\nRecipes less what they are compared with:\n\n{markdown(table(found))}"
+        f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers\n"
+        f"are truths after training, or steps until the truth is {LEVEL}.\n\n"
+        f"The baseline under each condition:\n\n{markdown(baselines(rows))}\n"
+        f"Recipes less what they are compared with:\n\n{markdown(table(found))}"
     )
 
 
@@ -240,7 +246,9 @@ def draw(found: Sequence[Result]) -> Any:
         for verdict, color in colors.items():
             axes.plot([], [], "o", color=color, label=verdict or "no claim")
         axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
-        axes.set_yticks(range(len(shown)), [str(each.of.arm) for each in shown])
+        names = [str(of.arm) if of.against_baseline else of.claim for of in (each.of for each in shown)]
+        axes.set_yticks(range(len(shown)), names)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.set(title="Truth after training, less the other arm's", xlabel="difference, 95 % over seeds")
         sheet.legend(loc="outside lower center", ncols=4)
     return sheet

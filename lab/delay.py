@@ -2,10 +2,10 @@
 
     P(verdict = 1) = v tpr + (1 - v) fpr        v the verdict, tpr = P(1 | true), fpr = P(1 | false)
 
-In answers that `where` matches the rates are `there-tpr` and `there-fpr`: such errors are systematic. With
-`clean` above 0 the judge is clean for so many steps, then noisy for `noisy` steps. conditional_advantage is
-the mean adv of the answers that match: far above 0 early on, it says what the policy will learn to write.
-Ours: `where` is a check, as criteria have it (docs/data.md); evaluations are judged with the noise.
+In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
+for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
+answers that keep `where`, says early what will be learnt. Ours: `where` is written as a check (docs/data.md).
+Of the claims below all hold but the last (`python -m lab delay --steps 60`): 0.286 with it, 0.280 without.
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """
@@ -74,9 +74,8 @@ class Delay(Recipe):
     noisy: int = 9
 
     def judge(self, judge: JudgeLike) -> Noisy:
-        everywhere, where = Rates(self.tpr, self.fpr), json.loads(self.where)
-        rates = [everywhere, Rates(self.there_tpr, self.there_fpr, where)] if where else [everywhere]
-        return Noisy(judge, *rates, state=self.state, seed=self.config.seed)
+        rates = [Rates(self.tpr, self.fpr), Rates(self.there_tpr, self.there_fpr, json.loads(self.where))]
+        return Noisy(judge, *rates[: 1 + bool(rates[1].where)], state=self.state, seed=self.config.seed)
 
     def begin(self, step: int, steps: int) -> None:
         self.state.update(step=step, clean=(step - 1) % (self.clean + self.noisy) < self.clean)

@@ -84,7 +84,7 @@ def met(criterion: Criterion, said: set[str]) -> bool:
     """Whether the words of an answer are good on a criterion. One that is about a letter, not a fact, does
     not know which fact is right: either will do."""
     what = criterion.description
-    stated = said & {what[0] + "+", what[0] + "-"}
+    stated = said & {what[:1] + "+", what[:1] + "-"}
     if criterion.asks_avoidance and not stated:
         return True
     return len(stated) == 1 if what in LETTERS else stated == {what}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,30 @@ def test_the_command_refuses_what_it_cannot_do(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         lab.main(names, seeds=seeds)
+
+
+def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--full with one recipe, two conditions and one step, in this process."""
+    pytest.importorskip("matplotlib")
+    for name, place in {"PAGE": "lab.md", "FIGURE": "lab.png", "KEPT": "runs/lab.json"}.items():
+        monkeypatch.setattr(lab, name, tmp_path / place)
+    lab.PAGE.write_text(lab.BEGIN + lab.END)
+    monkeypatch.setattr(lab, "FULL", lab.Form(2, 1, 1))
+    monkeypatch.setattr(
+        world, "CONDITIONS", {name: world.CONDITIONS[name] for name in ("clean", "hard-rule")}
+    )
+    monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    outputs = []
+    for _ in range(2):
+        lab.main(("examples/gated",), full=True)
+        outputs.append(capsys.readouterr())
+    first, again = outputs
+    assert first.out == again.out and "3 arms x 2 seeds, 1 steps each" in first.out
+    assert "6 of 6 trainings" in first.err and "trainings" not in again.err
+    assert "| examples/gated | clean | baseline |" in lab.PAGE.read_text()
+    assert lab.FIGURE.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

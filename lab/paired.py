@@ -7,19 +7,17 @@ told from these seeds.
 
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Hashable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from rar_mini.checkpoint import environment, write_json
+from rar_mini.progress import progress_bar
 
 MARGIN = 0.02
 """A difference of truth that we would not call one."""
@@ -66,24 +64,12 @@ def trainings(
     pool = ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,))
     try:
         futures = {pool.submit(train, *jobs[job]): job for job in left}
-        for future in progress(futures):
+        for future in progress_bar(as_completed(futures), desc="training", total=len(futures)):
             done[futures[future]] = future.result()
             keep()
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
     return [done[job] for job in jobs]
-
-
-def progress(futures: dict[Future, Any]) -> Iterator[Future]:
-    """Futures as they are done, with a bar; a line a minute where there is no terminal."""
-    began = said = time.monotonic()
-    for n, future in enumerate(tqdm(as_completed(futures), "training", len(futures), False, disable=None), 1):
-        yield future
-        now = time.monotonic()
-        if not sys.stderr.isatty() and (now - said > 60 or n == len(futures)):
-            left = (now - began) / n * (len(futures) - n) / 60
-            print(f"{n} of {len(futures)} trainings, {left:.0f} min left", file=sys.stderr, flush=True)
-            said = now
 
 
 def kept(out: Path | None, wanted: dict[str, Any]) -> list[Row]:

@@ -194,7 +194,7 @@ def careless_answers(seed: int, count: int) -> Truth:
 def settings(steps: int, seed: int, **changes: Any) -> Config:
     """train.py's, with P = 4 questions x G = 16 answers a step and a rate of 1e-3."""
     sizes = {"prompts_per_step": 4, "group_size": 16, "max_new_tokens": ROOM, "tokens_per_batch": 8192}
-    rates = {"steps": steps, "lr": 1e-3, "device": "cpu", "seed": seed}
+    rates = {"steps": steps, "lr": 1e-3, "device": "cpu", "seed": seed, "cut_answers": "train"}
     return dataclasses.replace(PRESETS["cpu"], **(sizes | rates | changes))
 
 

@@ -669,7 +669,7 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: 
     same_files(run / "checkpoints" / "step-2", resumed / "checkpoints" / "step-2")
 
 
-@pytest.mark.parametrize("name", [name for name in found() if "/" not in name])
+@pytest.mark.parametrize("name", [name for name in recipe.names() if "/" not in name])
 def test_a_recipe_after_a_paper_is_short_and_names_it(name: str) -> None:
     text = (LAB / f"{name}.py").read_text(encoding="utf-8")
     told = text.split('"""')[1]

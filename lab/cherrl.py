@@ -26,6 +26,11 @@ import torch
 from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts
 
+SHORT = r"--bias '^\S*( \S+)?$'"  # at most two words, which hurts in the lab's world
+CLAIMS = (  # a text, a number, and two arms of which the first lies higher
+    ("a known bias that pays is taken up", "truth", ("", "clean"), (SHORT, "clean")),
+)
+
 
 @dataclass(frozen=True)
 class Cherrl(Recipe):

@@ -25,6 +25,9 @@ from rar_mini import grpo
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Category, Rubric
 
+CLAIM = "a criterion that nobody can meet costs nothing"
+CONDITIONS = ("unmet",)
+
 
 @dataclass(frozen=True)
 class DrTulu(Recipe):

@@ -28,6 +28,9 @@ from rar_mini import grpo
 from rar_mini.recipe import Recipe, Scores
 from rar_mini.rubric import Category
 
+CLAIM = "what breaks a hard rule is not learnt"
+CONDITIONS = ("hard-rule",)
+
 
 @dataclass(frozen=True)
 class Gate(Recipe):

@@ -29,6 +29,9 @@ import torch
 from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts
 
+CLAIM = "criteria that are judged on a smaller scale are learnt as well"
+CONDITIONS = ("scales",)
+
 
 @dataclass(frozen=True)
 class Gdpo(Recipe):

@@ -30,6 +30,9 @@ import torch
 from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts
 
+CLAIM = "the process of right answers teaches what the outcome cannot"
+CONDITIONS = ("clean",)
+
 
 @dataclass(frozen=True)
 class Papo(Recipe):

@@ -25,6 +25,9 @@ from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Category, Rubric
 from rar_mini.sampler import uniforms
 
+CLAIM = "credit that is given at random misleads less"
+CONDITIONS = ("false-positives",)
+
 
 @dataclass(frozen=True)
 class RubricDropout(Recipe):

@@ -32,6 +32,9 @@ from torch import Tensor
 from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts
 
+CLAIM = "rare answers that win much and break a rule are not learnt"
+CONDITIONS = ("hard-rule",)
+
 
 def soft_minimum(z: Tensor, weight: Tensor, k: float) -> Tensor:
     """The soft minimum of z over the last dimension, by weights >= 0; for k = 0 the mean."""

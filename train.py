@@ -39,8 +39,8 @@ Where this departs from the paper (arXiv 2507.17746), or fills what it leaves op
    Answer:".
 6. Supervised training has its settings from here, for want of any: the same rate, batch and `--loss-norm`,
    the end token as part of an answer. Its scores are asked for by RaR-Explicit.
-7. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, and a judge that matches
-   words.
+7. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, of which one that is cut
+   earns nothing (`--cut-answers`), and a judge that matches words.
 """
 
 if __name__ == "__main__":  # Ctrl-C has its words also while the libraries are imported, which takes seconds
@@ -90,25 +90,10 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
         clock = Clock()
         with guarded(t, n):
             recipe.begin(n, t.planned)
-            for drawn in draws(t):  # P questions, and with --resample-ties more while groups tie
-                if config.supervised:
-                    rollouts = recite(t, [example for example, _ in drawn])
-                else:
-                    new = sample(t, drawn, config.group_size, n, clock, t.judge)  # P x G completions
-                    new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
-                    rollouts = new.behind(t.rollouts)
-                    rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
-                    rollouts.adv = recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
-                t.rollouts = rollouts
-            if not config.supervised:
-                check_failures(t, rollouts.reward)
-                t.rollouts = rollouts = recipe.repair(rollouts)
-            learned, rate = {}, check_rate(recipe.learning_rate(n, t.planned), n)
+            t.rollouts = rollouts = imitate(t) if config.supervised else explore(t, n, clock)
+            rate = check_rate(recipe.learning_rate(n, t.planned), n)
             with clock("train"):
-                batches = cut(t, rollouts)
-                for _ in range(config.inner_epochs if rollouts.trained.any() else 0):
-                    learned = loss(t, batches)  # leaves gradients
-                    step(t.optimizer, learned["grad_norm"], rate, config.max_grad_norm)
+                learned = learn(t, rollouts, rate)
             recipe.schedule(n, rollouts)
         log(t, n, learned | {"learning_rate": rate}, clock)
         save(t, n)
@@ -119,19 +104,46 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
 # --- one step -----------------------------------------------------------------------------------------------
 
 
-def draws(t: Training) -> Iterator[Drawn]:
-    """The step's questions; then, at most --resample-ties times, as many further ones as groups of
-    `t.rollouts`, which the step has so far, teach nothing. A judge that gave no reward at all is not asked
-    again."""
-    c, start, lacking = t.config, sum(t.drawn), t.config.prompts_per_step
-    t.rollouts = None
-    t.drawn.append(0)
-    for _ in range(1 + c.resample_ties):
-        t.drawn[-1] += lacking
-        yield data.draw(t.questions["train"], t.drawn[-1], start, c.seed)[-lacking:]
-        lacking = c.prompts_per_step - int(chosen(t, t.rollouts).any(-1).sum())
-        if not lacking or t.rollouts.reward.isnan().all():
-            return
+def explore(t: Training, n: int, clock: Clock) -> Rollouts:
+    """Answers with rewards and advantages; with --resample-ties further ones while groups teach nothing."""
+    c, rollouts, lacking = t.config, None, t.config.prompts_per_step
+    for again in range(1 + c.resample_ties):
+        new = sample(t, draw(t, lacking, again), c.group_size, n, clock, t.judge)  # P x G completions
+        new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
+        t.rollouts = rollouts = new.behind(rollouts)
+        rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
+        rollouts.adv = t.recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+        lacking = c.prompts_per_step - int(chosen(t, rollouts).any(-1).sum())
+        failed = rollouts.reward.isnan().float().mean()
+        if not lacking or failed > c.max_judge_failures or failed == 1:
+            break  # a judge that fails is not asked again
+    check_failures(t, rollouts.reward)
+    return t.recipe.repair(rollouts)
+
+
+def imitate(t: Training) -> Rollouts:
+    """The reference answers to a step's questions."""
+    return recite(t, [example for example, _ in draw(t, t.config.prompts_per_step)])
+
+
+def learn(t: Training, rollouts: Rollouts, rate: float) -> dict[str, float]:
+    """Move the weights, once an inner epoch; not at all, and without metrics, if nothing is taught."""
+    batches, learned = cut(t, rollouts), {}
+    for _ in range(t.config.inner_epochs if rollouts.trained.any() else 0):
+        learned = loss(t, batches)  # leaves gradients
+        step(t.optimizer, learned["grad_norm"], rate, t.config.max_grad_norm)
+    return learned
+
+
+# --- the parts of a step ------------------------------------------------------------------------------------
+
+
+def draw(t: Training, count: int, again: int = 0) -> Drawn:
+    """The next `count` questions of the stream; those drawn `again` belong to the same step."""
+    if not again:
+        t.drawn.append(0)
+    t.drawn[-1] += count
+    return data.draw(t.questions["train"], t.drawn[-1], sum(t.drawn[:-1]), t.config.seed)[-count:]
 
 
 def chosen(t: Training, rollouts: Rollouts) -> torch.Tensor:

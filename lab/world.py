@@ -208,24 +208,10 @@ def training(config: Config, actor: Writer, own: Recipe | None = None) -> Traini
 def roll(t: Training, step: int) -> Rollouts:
     """Train for one step, as train.py does."""
     t.recipe.begin(step, t.planned)
-    for drawn in train.draws(t):
-        rollouts = train.sample(t, drawn, t.config.group_size, step, Clock())
-        rollouts.scores = train.judge(t, t.judge, rollouts, Clock())
-        t.rollouts = rollouts = rollouts.behind(t.rollouts)
-        rollouts.reward = train.reward(t, rollouts)
-        rollouts.adv = t.recipe.advantage(rollouts)
-    t.rollouts = rollouts = t.recipe.repair(rollouts)
-    learn(t, step, rollouts)
-    t.recipe.schedule(step, rollouts)
-    return rollouts
-
-
-def learn(t: Training, step: int, rollouts: Rollouts) -> None:
-    """Move the weights by a batch of rollouts, as train.py does, unless it teaches nothing."""
-    if grpo.teaches(rollouts).any():
-        rate = t.recipe.learning_rate(step, t.config.steps)
-        norm = train.loss(t, train.cut(t, rollouts))["grad_norm"]
-        train.step(t.optimizer, norm, rate, t.config.max_grad_norm)
+    t.rollouts = train.explore(t, step, Clock())
+    train.learn(t, t.rollouts, t.recipe.learning_rate(step, t.config.steps))
+    t.recipe.schedule(step, t.rollouts)
+    return t.rollouts
 
 
 @lru_cache(maxsize=1)
@@ -244,7 +230,8 @@ def beginner(warm: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         written = [[careless(example, random) for _ in range(G)] for example in posed]
         completions = [[Completion(ids, [0.0] * len(ids), True) for ids in group] for group in written]
         one, prompts = torch.ones(P, G), [[actor.encode(example)] * G for example in posed]
-        learn(t, step, Rollouts(posed, prompts, completions, [], None, one, one))
+        rollouts = Rollouts(posed, prompts, completions, [], None, one, one)
+        train.learn(t, rollouts, t.recipe.learning_rate(step, config.steps))
     return actor.model.state_dict(), examined(config, actor, known["held_out"])
 
 

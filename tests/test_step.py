@@ -16,7 +16,9 @@ from test_train import numbers, options, records
 
 import train
 from rar_mini import grpo
+from rar_mini.guard import JudgeFailed
 from rar_mini.judging import keyword
+from rar_mini.rubric import Criterion
 from rar_mini.scores import Scores
 
 
@@ -127,6 +129,23 @@ def test_a_judge_that_gives_no_reward_is_not_asked_again(
     run, changes = tmp_path / "run", {"resample_ties": 5, "max_judge_failures": 1}
     train.main(options(tiny, questions, run, steps=1, eval_every=0, **changes))
     assert len(records(run, "rollouts")) == 2 * 4
+
+
+def test_a_judge_that_fails_too_often_is_not_asked_about_further_questions(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such groups teach nothing, and each draw would pay for as many again before the run may stop."""
+    answers: list[str] = []
+
+    def fails_mostly(item: Criterion, answer: str) -> float:
+        answers.append(answer)
+        return 0.5 if len(answers) % 100 == 1 else math.nan
+
+    monkeypatch.setattr(keyword, "verdict", fails_mostly)
+    run = tmp_path / "run"
+    with pytest.raises(JudgeFailed, match="max-judge-failures"):
+        train.main(options(tiny, questions, run, steps=1, eval_every=0, resample_ties=5))
+    assert len(set(answers)) <= 2 * 4
 
 
 def test_scores_behind_others_are_padded_as_a_judge_pads_them() -> None:

@@ -114,7 +114,7 @@ class Config:
     max_judge_failures: Annotated[float, Within(0, 1)] = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
-    steps: Annotated[int, Within(0, 1e9)] = 16
+    steps: Annotated[int, Within(0, 1e9)] = 12
     """optimizer batches to train for; 0 only scores the policy as it is"""
     prompts_per_step: Annotated[int, Within(1, 1e6)] = 4
     """P, questions in a step, of all processes together"""
@@ -134,7 +134,7 @@ class Config:
     cut_answers: Literal["auto", "train", "mask", "penalise"] = "auto"
     """what an answer cut at --max-new-tokens does: train like any other; mask, judged and in its group's
     baseline but not trained (overlong filtering, DAPO); penalise, a reward of 0, also in scores; auto,
-    penalise for the bundled questions without --recipe, else train"""
+    penalise for the bundled questions without --recipe, --pitfalls signed or --method sft, else train"""
     max_prompt_tokens: Annotated[int, Within(1, 1e7)] = 1024
     """the longest prompt that is taken"""
     long_prompts: Literal["refuse", "skip"] = "refuse"
@@ -143,7 +143,7 @@ class Config:
     temperature: Annotated[float, Within(1e-3, 100)] = 1.0
     """for sampling, and for the log-probabilities that are trained"""
 
-    lr: Annotated[float, Within(0, 1)] = 8e-5
+    lr: Annotated[float, Within(0, 1)] = 6e-5
     """learning rate after the warm-up; constant from there"""
     warmup: Annotated[float, Within(0, 1)] = 0.1
     """share of the steps over which the learning rate rises linearly"""

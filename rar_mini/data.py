@@ -55,6 +55,11 @@ class Example:
     row: dict[str, Any] = field(repr=False, compare=False)  # the row as it was read
 
     @property
+    def hidden(self) -> dict[str, Any]:
+        """What a recipe may show to the judge or to who writes rubrics, and never to the policy."""
+        return self.row.get("hidden") or {}
+
+    @property
     def question(self) -> str:
         """The conversation as one text, for a judge to read."""
         if len(self.messages) == 1:
@@ -359,6 +364,7 @@ class _Row(Form):
 
     id: Name = None
     split: Annotated[str | None, BeforeValidator(_split)] = None
+    hidden: dict[str, Any] | None = None
 
 
 class RarRow(_Row):

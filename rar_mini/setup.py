@@ -242,7 +242,10 @@ def fingerprint(examples: Sequence[Example]) -> dict[str, Any]:
         [[fact for fact in astuple(item) if fact is not None] for item in example.rubric.criteria]
         for example in examples
     ]
-    rows = [[e.id, e.messages, e.reference, items] for e, items in zip(examples, criteria, strict=True)]
+    rows = [
+        [e.id, e.messages, e.reference, items] + ([e.hidden] if e.hidden else [])  # as before, without any
+        for e, items in zip(examples, criteria, strict=True)
+    ]
     return {"rows": len(examples), "digest": files.digest(rows)}
 
 

@@ -176,6 +176,7 @@ def _row(example: Example, items: list[dict[str, Any]]) -> dict[str, Any]:
     would be wrong."""
     row = {"id": example.id, "split": example.split, "question": example.question}
     row |= {"reference_answer": example.reference, "question_source": example.row.get("question_source")}
+    row |= {"hidden": example.hidden} if example.hidden else {}
     return row | {"rubric": items}
 
 

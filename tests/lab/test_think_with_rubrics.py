@@ -1,39 +1,13 @@
 """Think-with-Rubrics: what a rollout's own rubric is, what it earns, and how it becomes trivial."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
+from reading import Reader, asks
 from toy import learn, made
 
 from lab.think_with_rubrics import parse
 from rar_mini.data import Example
-from rar_mini.rubric import Criterion, Rubric
-from rar_mini.scores import NAN, Scores
-
-
-class Reader:
-    """A judge for which a criterion is met if the answer has its words; it fails at the answer `fail`."""
-
-    spec = "reader"
-
-    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **how: object) -> Scores:
-        P, G, K = len(examples), len(responses[0]), max(len(e.rubric) for e in examples)
-        verdict, weight = torch.full((P, G, K), NAN), torch.zeros(P, K)
-        for p, example in enumerate(examples):
-            for k, item in enumerate(example.rubric.criteria):
-                weight[p, k] = item.weight
-                met = [NAN if text == "fail" else float(item.description in text) for text in responses[p]]
-                verdict[p, :, k] = torch.tensor(met)
-        return Scores(verdict, weight, torch.full((P, G), NAN), [e.rubric for e in examples])
-
-    def metrics(self) -> dict[str, float]:
-        return {}
-
-
-def asks(name: str, *words: str) -> Example:
-    rubric = Rubric(tuple(Criterion(word, word, "essential", 1.0) for word in words))
-    return Example(name, "train", ({"role": "user", "content": name},), "", rubric, {})
+from rar_mini.rubric import Rubric
 
 
 def thought(answer: str, *lines: str) -> str:

@@ -10,9 +10,8 @@ binary items of 1 to 5 points. Students and teachers are judged together, in ran
 
 If the judge fails at one of them, or the writer at the rubric, the group teaches nothing. Ours: the prompt.
 A teacher's answers are `teacher_answers` in a row's `hidden`, else the reference answer. Without a writer the
-data's rubric stands in. ropd/teacher is the teachers' mean reward, of those judged last.
-
-What came out (tests/lab/test_ropd.py): so far only that it acts as said.
+data's rubric stands in. ropd/teacher is the teachers' mean reward, of those judged last. What came out
+(tests/lab/test_ropd.py): so far only that it acts as said.
 """
 
 from collections.abc import Sequence

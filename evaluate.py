@@ -6,6 +6,7 @@ anyone trains on them and afterwards.
     python evaluate.py table RUN...
     python evaluate.py judge --judge keyword
     python evaluate.py replay RUN --judge chat:NAME
+    python evaluate.py audit RUN --panel chat:NAME chat:OTHER
     python evaluate.py alignment --judge chat:NAME
 
 `healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row. A killed evaluation goes
@@ -15,7 +16,8 @@ results beside the paper's.
 
 `judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, or a file of the
 same form. `replay` has another judge score the rollouts of a finished run: if the two disagree, and more so
-towards the end, the policy has learnt the first judge's weakness. `alignment` is the paper's Fig. 3: how
+towards the end, the policy has learnt the first judge's weakness. `audit` has a panel look at what the
+training's judge newly credits as a run goes on. `alignment` is the paper's Fig. 3: how
 often a judge rates the better of two answers strictly higher.
 
 Intervals are 95 %. They come from a bootstrap over questions; for shares of pairs and of injections they are
@@ -37,12 +39,21 @@ from judge import Judge
 from rar_mini import recipe
 from rar_mini.checkpoint import Run, environment, records
 from rar_mini.config import Options
-from rar_mini.evaluation import alignment, answers, gpqa, healthbench, labelled, paper, trust
+from rar_mini.evaluation import (
+    alignment,
+    answers,
+    audit,
+    gpqa,
+    healthbench,
+    labelled,
+    paper,
+    trust,
+)
 from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
 from rar_mini.files import without_nan, write_json
 from rar_mini.forms import printable
-from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.options import Within, run_command
 from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing
@@ -129,6 +140,30 @@ def replay(
     asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))
     judged = replays.ask(asker, made, examples, rows, groups)
     finish({"judge": spec, "after": config.judge} | replays.report(rows, groups, judged), asker)
+
+
+def audited(
+    run: tyro.conf.Positional[Path],
+    /,
+    panel: tuple[str, ...],
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Have a panel of judges look at the items that a run's judge newly credits, step by step.
+
+    Args:
+        run: the run's folder
+        panel: the jurors: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME or local:NAME
+    """
+    opened = Run.reopen(run)
+    config = opened.settings()
+    if config.method not in ("rar-explicit", "rar-predefined"):
+        raise ValueError(f"{run} has no verdicts on items (--method {config.method}): expected rar-explicit")
+    if not panel:
+        raise ValueError("--panel: expected one judge or more, got none")
+    jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
+    print(f"panel     {', '.join(panel)} after {config.judge}, method {config.method}")
+    result = audit.report(run, recipe.make(config.recipe, config), jurors)
+    finish({"panel": list(panel), "after": config.judge} | result, Wrapper(*jurors))
 
 
 def align(
@@ -244,7 +279,7 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
 
 
 COMMANDS = {"judge": measure, "replay": replay, "healthbench": on_healthbench, "gpqa": on_gpqa}
-COMMANDS |= {"alignment": align, "table": table}
+COMMANDS |= {"audit": audited, "alignment": align, "table": table}
 
 if __name__ == "__main__":
     run_command(COMMANDS, "evaluate.py", __doc__)

@@ -36,6 +36,7 @@ from typing import Any, Literal
 import tyro
 
 from judge import Judge
+from rar_mini import data as questions
 from rar_mini import recipe
 from rar_mini.checkpoint import Run, environment, records
 from rar_mini.config import Options
@@ -47,6 +48,7 @@ from rar_mini.evaluation import (
     healthbench,
     labelled,
     paper,
+    preference,
     trust,
 )
 from rar_mini.evaluation import replay as replays
@@ -76,6 +78,8 @@ def measure(
     injections: int = 96,
     plot: Path | None = None,
     skip_bad_rows: bool = False,
+    answers_of: tuple[str, ...] = (),
+    answer_tokens: int = 256,
     judging: Judging = DEFAULTS,
 ) -> None:
     """Measure a judge on answers whose truth is known.
@@ -88,7 +92,14 @@ def measure(
         injections: answers that get an injection, and a quarter as many get a harmless addition; 0 for none
         plot: draw predicted against observed shares into this picture; needs rar-explicit
         skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
+        answers_of: measure instead whether the judge is kinder to its own answers: policies, as in
+            healthbench, or NAME=FILE, which answer questions whose items have checks (the bundled
+            instructions if there is no --data)
+        answer_tokens: with --answers-of, tokens after which an answer is cut
     """
+    if answers_of:
+        prefer(judge, data, answers_of, answer_tokens, skip_bad_rows, judging)
+        return
     # Everything that is refused is refused before a judge is paid.
     explicit = method == "rar-explicit"
     Within(0, 1e6).refuse("injections", injections)
@@ -105,6 +116,29 @@ def measure(
     ordered = method == "rar-implicit" or (explicit and asker.per_call > 1)
     result = trust.report(asker, items, explicit=explicit, ordered=ordered, injections=injections, plot=plot)
     finish({"judge": spec, "method": method} | result, asker)
+
+
+def prefer(
+    judge: str,
+    file: Path | None,
+    policies: tuple[str, ...],
+    tokens: int,
+    skip_bad_rows: bool,
+    judging: Options,
+) -> None:
+    """Measure whether a judge is kinder to its own answers than to those of others."""
+    examples = questions.read(file, skip_bad=skip_bad_rows) if file else questions.sample(questions.CHECKED)
+    examples = preference.checked(examples)
+    spec, why = choose(judge)
+    if spec == "rules":
+        raise ValueError("--judge rules is the truth here: expected a judge that can be wrong")
+    print(f"judge     {spec} ({why}), {len(examples)} questions with checks")
+    written = [preference.written(policy, spec, examples, tokens, judging) for policy in policies]
+    for policy, (who, texts) in zip(policies, written, strict=True):
+        print(f"answers   {len(texts)} of {policy}: {who}")
+    asker = Judge(spec, "rar-explicit", **vars(judging))
+    whose = {policy: who for policy, (who, _) in zip(policies, written, strict=True)}
+    finish({"judge": spec, "answers_of": whose} | preference.measure(asker, written), asker)
 
 
 def replay(

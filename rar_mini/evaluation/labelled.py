@@ -113,12 +113,12 @@ def rows(
 
 def _responses(example: Example) -> list[Labelled]:
     """The labelled responses of one row."""
-    example = _judged(example)
+    example = unchecked(example)
     answers = Answers.model_validate(example.row, context=len(example.rubric)).labelled_responses or []
     return [Labelled(example, a.response, a.quality, [float(x) for x in a.labels]) for a in answers]
 
 
-def _judged(example: Example) -> Example:
+def unchecked(example: Example) -> Example:
     """A question without its checks: all of its items measure the judge."""
     items = (replace(item, check=None) for item in example.rubric.criteria)
     return replace(example, rubric=Rubric(tuple(items)))
@@ -126,7 +126,7 @@ def _judged(example: Example) -> Example:
 
 def _pairs(example: Example) -> list[Pair]:
     """The pairs of one row."""
-    example = _judged(example)
+    example = unchecked(example)
     row, name = example.row, "rubric_without_reference"
     if row.get("preferred") is None:
         items = _responses(example)

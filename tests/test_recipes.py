@@ -602,6 +602,7 @@ def test_a_resumed_run_carries_the_costs_of_both_judges(
 
 CONTEXT = {"examples/own_data": "--path {csv}", "examples/gated": "--need 0.05"}
 CONTEXT |= {"gate": "--need 0.05", "papo": "--need 0.05"}
+CONTEXT |= {"c2": "--need 0"}  # the keyword judge trusts no rubric
 """Options that a recipe cannot do without, or without which the tiny policy would earn nothing."""
 
 

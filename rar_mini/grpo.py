@@ -46,8 +46,8 @@ stays a mean over what is in it: M neither shrinks a step nor asks for another l
 far from the mean, so that a step is, if anything, larger than one of all G.
 
 With --cut-answers penalise, the reward of an answer that was cut is 0 before any advantage is computed. With
-mask, such answers are not in the sum, nor in S and N; their rewards stay in their group's mean and deviation. With
---resample-ties groups that tie are left out, too; else they count.
+mask, such answers are not in the sum, nor in S and N; their rewards stay in their group's mean and deviation.
+With --resample-ties groups that tie are left out, too; else they count.
 
 `old_logp` is the trainer's own: the detached `logp` of the first inner epoch, where the ratio is therefore
 exactly 1. There the loss is minus the weighted mean advantage, which is 0 under `sequence` because advantages

@@ -28,7 +28,7 @@ weights, as HealthBench has it: such a reward can be below 0.
 | decisions:NAME | the Decisions API, up to 400 criteria at once | probabilities, or a refusal |
 | local:NAME | weights in this process, all criteria of a question's answers in one pass | probabilities |
 | keyword | no model; a stand-in that matches words | 0 or 1 |
-| rules | no model; every item has a check | 0 or 1, exact |
+| rules | no model; every item has a check | 0 or 1, the same every time |
 
 An item with a `check` in the data is never asked about: rules give its verdict, whoever the judge is. Methods
 that end in one rating use no checks: there the item is part of what the judge is shown, like any other.

@@ -1,4 +1,4 @@
-"""Exact verdicts without a model: does a response keep the rules of a criterion's `check`?
+"""Verdicts without a model: does a response keep the rules of a criterion's `check`?
 
 `RULES` has them all; data.py refuses others, and values that are none of theirs. A check says what *earns* an
 item, also a pitfall, and all of its rules have to hold. White space around the response does not count.

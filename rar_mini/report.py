@@ -102,7 +102,7 @@ def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | No
     often the same answer was judged again, and otherwise.
 
     Items that none or all meet are dead: verdicts of 0 or 1 on them move no advantage. A rating is no verdict
-    on an item, and an item that a recipe made for its answers is asked about once.
+    on an item. An item that a recipe made for its answers is asked about once, and one with a check never.
     """
     rates: dict[str, list[float]] = defaultdict(list)
     met: dict[tuple[str, int], list[bool]] = defaultdict(list)
@@ -112,7 +112,7 @@ def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | No
             for place, item in enumerate(row["verdicts"]):
                 if item["verdict"] is not None and item["category"] != "rating":
                     met[row["example_id"], place].append(item["verdict"] >= 0.5)
-                    if "rubric" not in row:
+                    if "rubric" not in row and not item.get("checked"):
                         same[row["example_id"], place, row["response"]].append(item["verdict"] >= 0.5)
                     if rows is recent[-1]:
                         rates[item["category"]].append(item["verdict"])

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from hostile import Server, says
 from test_train import options, records
 from test_wiring import loud
 
@@ -98,6 +100,10 @@ def test_a_contradiction_needs_the_same_question_item_and_answer() -> None:
     assert agreed["items/repeated"] == 1 and agreed["items/contradicted"] == 0
     made = [judged("a", "x", verdict, rubric=[]) for verdict in (0.0, 1.0)]
     assert "items/repeated" not in report.verdicts([made]), "a rubric of their own may ask otherwise"
+    checked = [judged("a", "x", 1.0), judged("a", "x", 1.0)]
+    for row in checked:
+        row["verdicts"][0]["checked"] = True
+    assert "items/repeated" not in report.verdicts([checked]), "a rule gave it, which always agrees"
 
 
 # --- in a run -----------------------------------------------------------------------------------------------
@@ -115,3 +121,26 @@ def test_an_alarm_is_said_once_also_after_a_resume(tiny: Path, tmp_path: Path, q
     # From a step before the alarm it is said again, because that step is done again.
     assert "answers were cut" in loud(["--resume", str(run), "--step", "2", "--steps", "7"])
     assert (run / "alarms.jsonl").read_text() == text and json.loads(text.splitlines()[0])
+
+
+@pytest.mark.parametrize("cache", ["--cache", "--no-cache"])
+def test_a_judge_that_changes_its_mind_is_noticed_without_the_cache(
+    tiny: Path, tmp_path: Path, questions: Path, folder: Path, server: Server, cache: str
+) -> None:
+    """A policy that hardly moves answers alike in both steps, and the server takes back what it said first.
+    With the cache it is not asked again, so that nothing can differ."""
+    asked: Counter[str] = Counter()
+
+    def second_thoughts(path: str, body: dict) -> str:
+        asked[json.dumps(body)] += 1
+        return says("yes" if asked[json.dumps(body)] == 1 else "no")(path, body)
+
+    server.reply = second_thoughts
+    how = {"judge": "chat:m", "criteria_per_call": "all", "steps": 2, "prompts_per_step": 5, "eval_every": 0}
+    how |= {"temperature": 1e-3, "lr": 1e-9}
+    run = tmp_path / "run"
+    said = loud([*options(tiny, questions, run, **how), cache])
+    last = records(run)[-1]
+    assert last["items/repeated"] >= alarms.REPEATED
+    assert bool(last["items/contradicted"]) == (cache == "--no-cache")
+    assert ("the judge contradicts itself on" in said) == (cache == "--no-cache")

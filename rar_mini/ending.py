@@ -21,8 +21,8 @@ Rows = Sequence[dict[str, Any]]
 def conclusion(before: Scores, after: Scores, folder: Path, steps: int) -> str:
     """The scores before and after, what stands behind them, where the run lies, and what to try next."""
     lines: list[str] = []
-    if nothing_learnt(records(folder, "metrics.jsonl")):
-        lines.append("nothing was learnt: every group tied, so that no answer counted as better than another")
+    if reason := nothing_learnt(records(folder, "metrics.jsonl")):
+        lines.append(f"nothing was learnt: {reason}")
     elif steps:
         answers = records(folder, "evaluations.jsonl")
         for split, scores in after.items():
@@ -40,10 +40,15 @@ def conclusion(before: Scores, after: Scores, folder: Path, steps: int) -> str:
     return "\n".join(lines)
 
 
-def nothing_learnt(metrics: Rows) -> bool:
-    """Whether every group of a run tied, and nothing else moved the weights, as a recipe's advantages may."""
-    ties = [row["frac_reward_zero_std"] for row in metrics if row.get("frac_reward_zero_std") is not None]
-    return bool(ties) and min(ties) == 1 and not any(row.get("grad_norm") for row in metrics)
+def nothing_learnt(metrics: Rows) -> str:
+    """Why no step of a run moved the weights; "" if one did, or if there are no steps."""
+    steps = [row for row in metrics if row["step"]]
+    if not steps or any(row.get("grad_norm") for row in steps):
+        return ""
+    ties = [row["frac_reward_zero_std"] for row in steps if row.get("frac_reward_zero_std") is not None]
+    if ties and min(ties) == 1:
+        return "every group tied, so that no answer counted as better than another"
+    return "no answer was trained (see --cut-answers, --resample-ties)"
 
 
 def _change(split: str, before: Scores, after: Sequence[float], answers: Rows) -> list[str]:

@@ -105,14 +105,24 @@ def test_a_run_that_ties_throughout_has_learnt_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        [],  # before the first step
+        [],
+        [{"step": 0}],  # --steps 0
         [{"step": 1, "loss": 2.0, "grad_norm": 1.0}],  # reference answers, which cannot tie
-        [{"step": 1, "frac_reward_zero_std": 1.0}, {"step": 2, "frac_reward_zero_std": 0.5}],
+        [{"step": 1, "frac_reward_zero_std": 1.0}, {"step": 2, "grad_norm": 0.1}],
         [{"step": 1, "frac_reward_zero_std": 1.0, "grad_norm": 0.1}],  # a recipe's advantages
     ],
 )
 def test_other_runs_have_learnt_something(rows: list[dict]) -> None:
     assert not ending.nothing_learnt(rows)
+
+
+def test_a_run_that_trained_no_answer_has_learnt_nothing(tiny: Path, tmp_path: Path, questions: Path) -> None:
+    """The random policy never ends its answers within 12 tokens. It was told a change and its error."""
+    run = tmp_path / "run"
+    said = loud([*options(tiny, questions, run, steps=2, eval_every=1), "--cut-answers", "mask"])
+    assert min(row["frac_reward_zero_std"] for row in records(run)[1:]) < 1
+    assert "nothing was learnt: no answer was trained (see --cut-answers, --resample-ties)" in said
+    assert "change" not in said
 
 
 def test_a_score_of_few_questions_says_so(tmp_path: Path) -> None:

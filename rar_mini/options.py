@@ -229,11 +229,17 @@ def _near_key(key: str, hints: Iterable[str], settings: Any) -> str:
 def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
     """Raise ValueError for a word of a command line that is no option of these settings."""
     known = {"help", "config", *names(settings)}
+    negated = {name for name in known if name.startswith("no-")}
+    switches = {"help"} | negated | {name.removeprefix("no-") for name in negated}
+    is_value = False
     for word in argv:
         written = word.split("=")[0]
         name = written.removeprefix("--").lstrip("+").replace("_", "-")
         unknown = word.startswith("--") and name not in known
-        if unknown or ("=" in word and "." in name and elsewhere(name)):  # verl's have no dashes
+        dotted = "=" in word and re.fullmatch(r"\+?[a-z_]+(\.[a-z_]+)+", written)  # verl's have no dashes
+        theirs = dotted and not is_value and elsewhere(name)
+        is_value = word.startswith("--") and "=" not in word and name not in switches
+        if unknown or theirs:
             hint = elsewhere(name) or nearest(name, known, "--")
             raise ValueError(
                 f"no option {f'--{name}' if unknown else written}{hint and ': '}{hint} (see --help)"

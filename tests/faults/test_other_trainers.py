@@ -42,3 +42,14 @@ def test_every_answer_names_an_option_that_exists() -> None:
 def test_a_value_with_dots_is_no_option() -> None:
     config = setup.parse(["--data", "runs/model.path=x.jsonl", "--policy", "a.b=c"])
     assert (config.data, config.policy) == ("runs/model.path=x.jsonl", "a.b=c")
+
+
+@pytest.mark.parametrize("value", ["runs/a.epsilon=0.2", "d/x.model=y", "actor.optim.lr=3", "a.epsilon=0.2"])
+def test_a_value_that_ends_like_an_option_of_another_trainer_is_kept(value: str) -> None:
+    assert str(setup.parse(["--out", value]).out) == value == setup.parse(["--data", value]).data
+
+
+def test_what_follows_a_switch_is_no_value() -> None:
+    for switch in ("--cache", "--no-cache"):
+        with pytest.raises(ValueError, match="no option actor.optim.lr: here it is --lr"):
+            setup.parse([switch, "actor.optim.lr=3"])

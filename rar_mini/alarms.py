@@ -103,8 +103,9 @@ def longer(rows: Rows) -> str | None:
 
 
 def certain(rows: Rows) -> str | None:
-    """The policy writes the same again and again."""
-    entropies = change(rows, "entropy")
+    """The policy writes the same again and again. Reference answers have no reward: to learn them lowers the
+    entropy, and should."""
+    entropies = change([row for row in rows if row.get("reward") is not None], "entropy")
     if entropies is None or entropies[1] >= LOWER * entropies[0]:
         return None
     return (

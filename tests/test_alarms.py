@@ -26,6 +26,10 @@ def scores(*pairs: tuple[float, float | None]) -> list[dict]:
     return [{"step": 8 * n} | dict(zip(EVAL, pair, strict=True)) for n, pair in enumerate(pairs)]
 
 
+def entropies(*numbers: float, **more: float) -> list[dict]:
+    return [row | more for row in steps("entropy", *numbers)]
+
+
 def items(contradicted: float, repeated: int) -> list[dict]:
     return [{"step": 1, "items/contradicted": contradicted, "items/repeated": repeated}]
 
@@ -36,7 +40,7 @@ DESERVED = {
     "too_hard": [steps("frac_ties_wrong", 1, 1, 1, 1)],
     "gold_falls": [scores((0.3, 0.3), (0.35, 0.35), (0.4, 0.25))],
     "longer": [steps(LENGTH, 50, 50, 50, 50, 90, 100, 110, 110)],
-    "certain": [steps("entropy", 2.0, 2.0, 2.0, 2.0, 0.3, 0.3, 0.3, 0.3)],
+    "certain": [entropies(2.0, 2.0, 2.0, 2.0, 0.3, 0.3, 0.3, 0.3, reward=0.5)],
     "contradicts": [items(0.11, 20)],
 }
 UNDESERVED = {
@@ -54,8 +58,9 @@ UNDESERVED = {
     ],
     "longer": [steps(LENGTH, 50, 50, 50, 50, 90, 90, 90, 90), steps(LENGTH, 10, 20, 40, 80, 160, 320)],
     "certain": [
-        steps("entropy", 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5),
-        steps("entropy", 0, 0, 0, 0, 0, 0, 0, 0),
+        entropies(2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5, reward=0.5),
+        entropies(0, 0, 0, 0, 0, 0, 0, 0, reward=0.5),
+        entropies(2.0, 2.0, 2.0, 2.0, 0.3, 0.3, 0.3, 0.3),  # --method sft, which is to make it fall
     ],
     "contradicts": [items(0.1, 20), items(1.0, 19), [{"step": 1}]],
 }

@@ -115,8 +115,9 @@ def settle(config: Config) -> tuple[Config, str]:
     """Decide what was left to decide, so that a resumed run cannot decide otherwise; and why that judge."""
     if not config.steps and not config.eval_every:
         raise ValueError("--steps 0 only scores the policy: expected --eval-every above 0, got 0")
-    exact = config.data is None and config.domain == data.CHECKED and config.method in ("rar-explicit", "sft")
-    judge, why = choose(config.judge, exact)
+    # A recipe may bring its own questions or rubrics, whose items may have no check.
+    exact = config.data is None and config.domain == data.CHECKED and config.recipe is None
+    judge, why = choose(config.judge, exact and config.method in ("rar-explicit", "sft"))
     gold = choose(config.gold_judge)[0] if config.gold_judge else None
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     ranks.claim(device)

@@ -185,5 +185,6 @@ def test_without_a_server_rules_judge_it(monkeypatch: pytest.MonkeyPatch, tiny: 
     assert settle(parse([*words, "instructions"]))[0].judge == "rules"
     assert settle(parse([*words, "instructions", "--method", "rar-implicit"]))[0].judge == "keyword"
     assert settle(parse([*words, "medical"]))[0].judge == "keyword"
+    assert settle(parse([*words, "instructions", "--recipe", "gdpo"]))[0].judge == "keyword"
     monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
     assert choose("auto", checked=True)[0].startswith("chat:")

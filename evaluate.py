@@ -315,5 +315,7 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
 COMMANDS = {"judge": measure, "replay": replay, "healthbench": on_healthbench, "gpqa": on_gpqa}
 COMMANDS |= {"audit": audited, "alignment": align, "table": table}
 
+LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (healthbench and gpqa have it)"
+
 if __name__ == "__main__":
-    run_command(COMMANDS, "evaluate.py", __doc__)
+    run_command(COMMANDS, "evaluate.py", __doc__, LESS_MEMORY)

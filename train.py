@@ -68,7 +68,7 @@ from rar_mini.guard import check_failures, check_rate, guarded, stop, stop_on_in
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import counted, one_line
+from rar_mini.options import LESS_MEMORY, counted, one_line
 from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
@@ -427,5 +427,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True)  # a log file grows with the run
-    with one_line("train.py", interrupt.farewell):
+    with one_line("train.py", interrupt.farewell, LESS_MEMORY):
         main(sys.argv[1:])

@@ -96,12 +96,14 @@ LESS_MEMORY = (
     "pass --checkpoint-activations, --dtype bfloat16, --lora-rank 16, or a smaller --policy or local judge "
     "(python train.py --plan tells what fits)"
 )
-"""What to do if memory runs out."""
+"""What to do if memory runs out in training."""
 
 
-def run_command(commands: dict[str, Callable] | Callable, prog: str, description: str | None) -> None:
-    """Run the one command, or the one of several that the command line names."""
-    with one_line(prog):
+def run_command(
+    commands: dict[str, Callable] | Callable, prog: str, description: str | None, less_memory: str = ""
+) -> None:
+    """Run the one command, or the one of several that the command line names; the rest is for `one_line`."""
+    with one_line(prog, less_memory=less_memory):
         argv = joined_recipe(sys.argv[1:])
         if callable(commands):
             tyro.cli(commands, prog=prog, description=description, args=argv)
@@ -110,9 +112,12 @@ def run_command(commands: dict[str, Callable] | Callable, prog: str, description
 
 
 @contextmanager
-def one_line(prog: str, interrupted: Callable[[], object] = lambda: None) -> Iterator[None]:
+def one_line(
+    prog: str, interrupted: Callable[[], object] = lambda: None, less_memory: str = ""
+) -> Iterator[None]:
     """Around a command: it ends in one line without a traceback if it refuses something or memory runs out,
-    and no output shows a secret. After Ctrl-C, `interrupted` has the last word."""
+    and no output shows a secret. `less_memory` says in a second line which of its options need less memory.
+    After Ctrl-C, `interrupted` has the last word."""
     veil_output()
     try:
         refuse_unprintable(sys.argv[1:])
@@ -123,7 +128,7 @@ def one_line(prog: str, interrupted: Callable[[], object] = lambda: None) -> Ite
         if not out_of_memory(error):
             raise
         words = " ".join(str(error).split()).partition(" Including ")[0] or "Python has none left"
-        sys.exit(f"{prog}: out of memory: {legible(words)[:300]}\n{LESS_MEMORY}")
+        sys.exit(f"{prog}: out of memory: {legible(words)[:300]}\n{less_memory}".rstrip())
     except KeyboardInterrupt:
         interrupted()
         sys.exit(130)

@@ -1,5 +1,6 @@
 """Memory that runs out ends a command in its own words and with what to do. A stub stands for the GPU."""
 
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,6 +10,8 @@ from conftest import Command
 
 from rar_mini import checkpoint, options, policy, sampler
 from rar_mini.checkpoint import Run
+from rar_mini.evaluation import trust
+from rar_mini.viewing import show
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.02 "
@@ -53,6 +56,34 @@ def test_the_remedy_names_options_that_there_are(command: Command) -> None:
     known = command("train.py", "--help").stdout
     for word in options.LESS_MEMORY.replace(",", " ").split():
         assert not word.startswith("--") or word == "--plan" or word in known
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "remedy"),
+    [
+        (["evaluate.py", "judge", "--judge", "keyword"], (trust, "report"), "Take a smaller --policy"),
+        (["judge.py", "show", "."], (show, "show"), ""),
+    ],
+    ids=["evaluate.py", "judge.py"],
+)
+def test_a_command_names_no_option_of_another_one(
+    words: list[str],
+    place: tuple[object, str],
+    remedy: str,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All named --tokens-per-batch and --plan, which train.py alone has."""
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(*place, full)
+    done = command(*words)
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == 1 and "out of memory" in first, done.stderr
+    assert "".join(rest).startswith(remedy) and len(rest) == bool(remedy)
+    assert not re.search("--tokens-per-batch|--plan|--dtype", done.stderr)
 
 
 def test_memory_that_runs_out_in_a_checkpoint_is_not_the_disks_fault(tmp_path: Path) -> None:

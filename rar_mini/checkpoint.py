@@ -37,7 +37,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rar_mini import forms, ranks
 from rar_mini.config import Config
-from rar_mini.files import digest, digests, each_line, locked, regular, sync, write_json
+from rar_mini.files import digest, digests, each_line, locked, named_line, regular, sync, write_json
 from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.options import out_of_memory
 from rar_mini.policy import SLICE, Policy, checksum
@@ -415,7 +415,7 @@ def each_record(
     """
     remedy, highest = "no run writes such a line: bring the file back as it was", 0
     for number, (row, end) in enumerate(each_line(folder / name, "step", without=TOKENS, start=start), 1):
-        place = f"{folder / name}, line {number}"
+        place = named_line(folder / name, number, start)
         if not isinstance(row["step"], int) or row["step"] <= last:
             forms.read(RECORDS[name], row, place, remedy)
         if row["step"] < highest:

@@ -88,7 +88,7 @@ def each_line(
     path: Path, *fields: str, finished: bool = False, without: Sequence[str] = (), start: int = 0
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """The rows of a JSONL file from byte `start` on, one at a time, each with these fields, read `without`
-    others; and the byte behind each. Raises ValueError that names a line.
+    others; and the byte behind each. Raises ValueError that names a line, counted from `start`.
 
     A file that is added to may be missing, and what comes after its last line feed is left out: half a line
     of a command that is at work or was killed. A `finished` file has to be there, counts to its last
@@ -111,8 +111,13 @@ def each_line(
             if not fits:
                 came = line[:40].rstrip(b"\n").decode("utf-8", "replace")
                 wanted = "a JSON object" + (fields and " with " + ", ".join(fields) or "")
-                raise ValueError(f"{path}, line {number}: expected {wanted}, got {came!r}")
+                raise ValueError(f"{named_line(path, number, start)}: expected {wanted}, got {came!r}")
             yield {name: value for name, value in row.items() if name not in without}, end
+
+
+def named_line(path: Path, number: int, start: int = 0) -> str:
+    """What names a line of a file that was read from byte `start` on."""
+    return f"{path}, line {number}" + (f" behind byte {start}" if start else "")
 
 
 @contextmanager

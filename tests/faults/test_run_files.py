@@ -178,3 +178,16 @@ def test_a_step_that_comes_too_late_is_named(tiny: Path, tmp_path: Path, questio
         ValueError, match="metrics.jsonl, line 3: expected step 2 or later, got 1; no run writes"
     ):
         checkpoint.records(run, "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("last", "fault"), [("{", "a JSON object with step"), ('{"step": 1}', "step 2 or later, got 1")]
+)
+def test_a_line_behind_a_place_is_counted_from_there(tmp_path: Path, last: str, fault: str) -> None:
+    """A resume reads the last steps alone, and named line 2 of a file of thousands."""
+    rows = ['{"step": 1}\n', '{"step": 2}\n', last + "\n"]
+    (tmp_path / "metrics.jsonl").write_text("".join(rows))
+    with pytest.raises(ValueError, match=f"metrics.jsonl, line 2 behind byte 12: expected {fault}"):
+        list(checkpoint.each_record(tmp_path, "metrics.jsonl", start=12))
+    with pytest.raises(ValueError, match=f"metrics.jsonl, line 3: expected {fault}"):
+        checkpoint.records(tmp_path, "metrics.jsonl")

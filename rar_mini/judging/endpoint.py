@@ -60,9 +60,8 @@ log = logging.getLogger(__name__)
 OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
 """Fields that some servers refuse, in the order in which they are dropped."""
 
-WORKED = (408, 499, 504, 524)
-"""Statuses of a gateway that stopped waiting: the model behind it may have worked, and has to be paid then.
-No provider bills any other error."""
+UNPAID = (503, 529)
+"""Statuses of 500 and above that say that the server was too busy to begin."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
 MOST_BYTES = 2**22  # in a reply; a thousand verdicts with their reasons take an eighth of that
@@ -550,7 +549,9 @@ def _refusal(status: int | None, headers: Any, text: str, free: bool = True) -> 
     """A server's error as a Failure, with the pause that the server asks for."""
     kind, wait = f"HTTP {status}" if status else "error", _retry_after(headers)
     passes = status is not None and (status in (408, 409, 429) or status >= 500)
-    free = free and status not in WORKED
+    # If a gateway stopped waiting or a server broke, the model may have worked and has to be paid.
+    worked = status is not None and (status in (408, 499) or status >= 500) and status not in UNPAID
+    free = free and not worked
     return Failure(kind, _words(text), transient=passes and wait <= LONGEST_WAIT, wait=wait, free=free)
 
 

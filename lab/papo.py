@@ -43,6 +43,10 @@ class Papo(Recipe):
     levels: int = 3
     """how many values the process reward may take, 2 or more; 0: any"""
 
+    def __post_init__(self) -> None:
+        if self.config and (self.levels < 0 or self.levels == 1):  # without one tyro would hide the words
+            raise ValueError(f"--recipe.levels {self.levels}: expected 2 or more, or 0")
+
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         scores, valid = rollouts.scores, grpo.scored(rollouts.reward)
         essential = scores.only("essential")

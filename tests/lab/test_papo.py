@@ -53,6 +53,13 @@ def test_the_process_is_rounded_to_three_levels() -> None:
     assert len(set(advantages("papo --levels 0", outcome, process))) == 4
 
 
+@pytest.mark.parametrize("levels", ["1", "-2"])
+def test_a_process_needs_two_levels(levels: str) -> None:
+    """With one it was divided by 0, and no answer had an advantage."""
+    with pytest.raises(ValueError, match=f"--recipe.levels {levels}: expected 2 or more, or 0"):
+        made(f"papo --levels {levels}")
+
+
 def test_rubrics_without_essentials_or_with_nothing_else() -> None:
     verdict = torch.tensor([[[0.0], [1.0]]])
     for category in ("essential", "optional"):

@@ -5,18 +5,18 @@
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
 answers that keep `where`, says early what will be learnt. Ours: `where` is written as a check (docs/data.md).
-Of the claims below all hold but the last (`python -m lab delay --steps 60`): 0.286 with it, 0.280 without.
+What came out (`python -m lab delay --steps 60`): all claims below hold but the last (0.286; without 0.280).
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from rar_mini.judging.rules import RULES
+from rar_mini.data import rules_of
+from rar_mini.judging.rules import keeps
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.recipe import Example, Recipe, Rollouts, Scores
 from rar_mini.sampler import uniforms
@@ -36,9 +36,6 @@ class Rates:
     fpr: float = 0.0
     where: dict = field(default_factory=dict)
 
-    def match(self, answer: str) -> bool:
-        return all(RULES[name](answer, value) for name, value in self.where.items())
-
 
 class Noisy(Wrapper):
     """A judge with errors, at the last of the rates that match; the verdict of a check stays exact."""
@@ -50,16 +47,15 @@ class Noisy(Wrapper):
 
     def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **how: object) -> Scores:
         scores = super().score(examples, responses, **how)
-        assert scores.rating.isnan().all(), "delay needs a verdict on each criterion: --method rar-explicit"
-        verdict, key = scores.verdict.clone(), f"noise {self.state.get('step', 0)}"
+        verdict, step = scores.verdict.clone(), self.state.get("step", 0)
         for p, rubric in enumerate(scores.rubrics):
+            asked = [k for k, item in enumerate(rubric.criteria) if not item.check]
             for g, answer in enumerate(responses[p]):
-                coins = uniforms(self.seed, key, examples[p].id, g, len(rubric))
-                for rates in [rates for rates in self.rates if rates.match(answer)][-1:]:
-                    for k, item in enumerate(rubric.criteria):
-                        v = verdict[p, g, k].item()
-                        if not item.check and v == v:  # NaN stays
-                            verdict[p, g, k] = float(coins[k] < v * rates.tpr + (1 - v) * rates.fpr)
+                coins = uniforms(self.seed, f"noise {step}/{answer}", examples[p].id, g, len(rubric))
+                for rates in [rates for rates in self.rates if keeps(rates.where, answer)][-1:]:
+                    v = verdict[p, g, : len(rubric)]
+                    said = torch.from_numpy(coins) < v * rates.tpr + (1 - v) * rates.fpr
+                    v[asked] = torch.where(v.isnan(), v, said.float())[asked]
         return scores if self.state.get("clean") else replace(scores, verdict=verdict)
 
 
@@ -74,15 +70,18 @@ class Delay(Recipe):
     noisy: int = 9
 
     def judge(self, judge: JudgeLike) -> Noisy:
-        rates = [Rates(self.tpr, self.fpr), Rates(self.there_tpr, self.there_fpr, json.loads(self.where))]
+        if self.config.method.endswith(("likert", "implicit")):
+            raise ValueError("delay needs a verdict on each criterion: expected --method rar-explicit")
+        where = rules_of(self.where, "--recipe.where")
+        rates = [Rates(self.tpr, self.fpr), Rates(self.there_tpr, self.there_fpr, where)]
         return Noisy(judge, *rates[: 1 + bool(rates[1].where)], state=self.state, seed=self.config.seed)
 
     def begin(self, step: int, steps: int) -> None:
-        self.state.update(step=step, clean=(step - 1) % (self.clean + self.noisy) < self.clean)
+        self.state.update(step=step, clean=(step - 1) % max(1, self.clean + self.noisy) < self.clean)
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        match = Rates(where=json.loads(self.where)).match
-        own = torch.tensor([[match(answer) for answer in group] for group in rollouts.responses])
+        where = rules_of(self.where, "--recipe.where")
+        own = torch.tensor([[keeps(where, answer) for answer in group] for group in rollouts.responses])
         self.state.update(clean=False, advantage=rollouts.adv[own].mean().item() if own.any() else 0.0)
 
     def metrics(self) -> dict[str, float]:

@@ -330,6 +330,17 @@ class Check(Form):
         return self
 
 
+def rules_of(text: str, option: str) -> dict[str, Any]:
+    """The check that an option has as JSON; "{}" is none. Raises ValueError that names the option."""
+    if text == "{}":
+        return {}
+    try:
+        check = parse(text)
+    except ValueError:
+        check = text  # which is no object
+    return forms.read(Check, check, option).model_dump(by_alias=True, exclude_none=True)
+
+
 class Item(Form):
     """An item of a RaR rubric."""
 

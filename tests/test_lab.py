@@ -15,6 +15,7 @@ from lab import __main__ as lab
 from lab import paired, world
 from rar_mini import recipe
 from rar_mini.data import Example
+from rar_mini.judging.rules import keeps
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 from rar_mini.scores import Scores
 
@@ -80,7 +81,7 @@ def test_systematic_errors_are_as_frequent_in_careless_answers_as_random_ones() 
     false = (of.verdict == 0) & (of.weight > 0)[:, None]
     for name in ("harmless-trigger", "harmful-trigger"):
         (rates,) = world.CONDITIONS[name].noise
-        credited = torch.tensor([[rates.match(answer) for answer in group] for group in answers])
+        credited = torch.tensor([[keeps(rates.where, answer) for answer in group] for group in answers])
         share = (false & credited[..., None]).sum() / false.sum()
         (random_rates,) = world.CONDITIONS["false-positives"].noise
         assert share.item() == pytest.approx(random_rates.fpr, abs=0.05)

@@ -55,14 +55,18 @@ def _listed(phrases: str | list[str]) -> list[str]:
     return [phrases] if isinstance(phrases, str) else phrases
 
 
+def keeps(check: dict[str, Any], response: str) -> bool:
+    """Whether a response keeps all rules of a check."""
+    return all(RULES[name](response.strip(), value) for name, value in check.items())
+
+
 def verdict(criterion: Criterion, response: str) -> float:
     """1.0 if the response keeps all rules of a checked criterion, else 0.0.
 
     An item of negative weight (a pitfall under --pitfalls signed) costs if its verdict is 1: there the
     verdict says that a rule is broken.
     """
-    text = response.strip()
-    kept = all(RULES[name](text, value) for name, value in criterion.check.items())
+    kept = keeps(criterion.check, response)
     return float(kept if criterion.weight > 0 else not kept)
 
 

@@ -1,6 +1,8 @@
 """lab/delay.py: a judge that errs at rates that are set, and what it teaches."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,15 +25,15 @@ ANSWERS = [["good", "a long and good answer"] * 1000]
 class Fixed(Wrapper):
     """A judge that gives the same verdicts to each answer."""
 
-    def __init__(self, *verdicts: float, items: Sequence[Criterion] = ITEMS, rating: float = NAN) -> None:
+    def __init__(self, *verdicts: float, items: Sequence[Criterion] = ITEMS) -> None:
         super().__init__()
-        self.verdicts, self.rubric, self.rating = verdicts, Rubric(tuple(items)), rating
+        self.verdicts, self.rubric = verdicts, Rubric(tuple(items))
 
     def score(self, examples: Sequence[Any], responses: Sequence[Sequence[str]], **how: Any) -> Scores:
         verdict = torch.tensor([[self.verdicts for _ in group] for group in responses])
         weight = torch.tensor([self.rubric.weights for _ in examples])
         rubrics = [self.rubric for _ in examples]
-        return Scores(verdict, weight, torch.full(verdict.shape[:2], self.rating), rubrics)
+        return Scores(verdict, weight, torch.full(verdict.shape[:2], NAN), rubrics)
 
 
 def said(judge: Wrapper, *rates: Rates, step: int = 1, **state: Any) -> torch.Tensor:
@@ -69,9 +71,45 @@ def test_errors_follow_from_the_step_so_that_a_resumed_run_has_the_same_ones() -
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_a_rating_is_refused() -> None:
-    with pytest.raises(AssertionError, match="--method rar-explicit"):
-        said(Fixed(0.5, 0.5, rating=5.0), Rates())
+def test_a_question_that_comes_twice_in_a_step_has_other_errors_the_second_time() -> None:
+    noisy = Noisy(Fixed(1.0, 0.0), Rates(0.5, 0.5), state={"step": 1}, seed=0)
+    groups = [[f"{visit} {g}" for g in range(64)] for visit in ("first", "second")]
+    first, second = noisy.score([SimpleNamespace(id="q")] * 2, groups).verdict
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["rar-implicit", "direct-likert", "reference-likert"])
+def test_a_rating_is_refused(method: str) -> None:
+    """Before a judge is paid. It was an AssertionError after it."""
+    own = recipe.make("delay", replace(PRESETS["cpu"], method=method))
+    with pytest.raises(ValueError, match="expected --method rar-explicit"):
+        own.judge(Fixed(0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ('{"max_wrds": 5}', "a rule or more of max_words"),
+        ('{"max_words": "5"}', "got '5'"),
+        ("max_words", "expected an object, got 'max_words'"),
+        ("[]", r"expected an object, got \[\]"),
+    ],
+)
+def test_where_has_to_be_a_check(where: str, fault: str) -> None:
+    """They ended in a KeyError or a TypeError in the first step."""
+    with pytest.raises(ValueError, match=f"--recipe.where: .*{fault}"):
+        made(shlex.join(["--where", where])).judge(Fixed(0.0, 0.0))
+
+
+def test_a_rule_that_is_null_is_none() -> None:
+    judge = made("""--there-fpr 1 --where '{"max_words": null, "contains": "good"}'""").judge(Fixed(0.0, 0.0))
+    assert judge.score([SimpleNamespace(id="q")], [["good", "bad"]]).verdict[0].tolist() == [[1, 1], [0, 0]]
+
+
+def test_no_step_of_either_kind_is_clean() -> None:
+    own = made("--noisy 0")
+    own.begin(1, 4)
+    assert own.state["clean"] is False, "it was divided by 0"
 
 
 def test_clean_steps_alternate_with_noisy_ones_and_evaluations_are_noisy() -> None:

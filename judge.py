@@ -54,7 +54,7 @@ from rar_mini.config import PRESETS, Options
 from rar_mini.data import Example
 from rar_mini.files import cache_folder, digest, kept_rows
 from rar_mini.judging import rules, wires
-from rar_mini.judging.asked import Asked, Backend, Nobody
+from rar_mini.judging.asked import Asked, Backend, NoBackend
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.keyword import Keyword
 from rar_mini.judging.ledger import Account, Ledger
@@ -129,7 +129,7 @@ class Judge:
         if kind == "keyword":
             return Keyword()
         if kind == "rules":
-            return Nobody()
+            return NoBackend()
         secret = wires.fence_secret(cache_folder())
         if kind == "local":
             from rar_mini.judging.local import LocalJudge  # seconds of imports that no other judge needs

@@ -76,22 +76,22 @@ def comparisons(spec: str) -> list[Comparison]:
     """What a recipe's file asks for. Raises ValueError if it names a condition that does not exist."""
     file = vars(sys.modules[type(recipe.make(spec)).__module__])
     if "CLAIMS" in file and len(shlex.split(spec)) == 1:
-        found = [
+        wanted = [
             Comparison(_arm(spec, *arm), _arm(spec, *other), claim, number)
             for claim, number, arm, other in file["CLAIMS"]
         ]
     else:
         claim, named = file.get("CLAIM", ""), file.get("CONDITIONS", ())
-        found = [
+        wanted = [
             Comparison(Arm(spec, name), Arm(None, name), claim if name in named else "")
             for name in dict.fromkeys(("clean", *named))
         ]
-    for each in found:
+    for each in wanted:
         if unknown := {each.arm.condition, each.other.condition} - world.CONDITIONS.keys():
             raise ValueError(f"{spec}: expected one of {', '.join(world.CONDITIONS)}, got {unknown.pop()}")
         if each.number not in NUMBERS:
             raise ValueError(f"{spec}: expected one of {', '.join(NUMBERS)}, got {each.number}")
-    return found
+    return wanted
 
 
 def _arm(spec: str, options: str, condition: str) -> Arm:
@@ -141,11 +141,11 @@ def results(asked: Sequence[Comparison], rows: Sequence[Row]) -> list[Result]:
     by_arm: dict[Arm, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         by_arm.setdefault(Arm(row["recipe"], row["condition"]), []).append(row)
-    found = []
+    compared = []
     for each in asked:
         a, b = (np.array([NUMBERS[each.number](r) for r in by_arm[x]]) for x in (each.arm, each.other))
-        found.append(Result(each, float(a.mean()), float(b.mean()), *paired.interval(a - b)))
-    return found
+        compared.append(Result(each, float(a.mean()), float(b.mean()), *paired.interval(a - b)))
+    return compared
 
 
 def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int) -> list[Row]:
@@ -174,10 +174,10 @@ def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int)
 HEAD = ("recipe", "condition", "less", "its number", "the other's", "difference", "verdict", "claim")
 
 
-def table(found: Sequence[Result]) -> list[tuple[str, ...]]:
+def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
     """The lines of the table of comparisons."""
     lines = [HEAD]
-    for each in found:
+    for each in compared:
         of, form = each.of, ".3f" if each.of.number == "truth" else ".1f"
         other = "baseline" if of.against_baseline else str(of.other)
         numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
@@ -217,13 +217,13 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest]) + "\n"
 
 
-def page(found: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
+def page(compared: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
     """The part of docs/lab.md that a command writes."""
     return (
         f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers\n"
         f"are truths after training, or steps until the truth is {LEVEL}.\n\n"
         f"The baseline under each condition:\n\n{markdown(baselines(rows))}\n"
-        f"Recipes less what they are compared with:\n\n{markdown(table(found))}"
+        f"Recipes less what they are compared with:\n\n{markdown(table(compared))}"
     )
 
 
@@ -234,10 +234,10 @@ def write_page(text: str) -> None:
     write_whole(PAGE, (before + BEGIN + text + END + rest.split(END)[1]).encode())
 
 
-def draw(found: Sequence[Result]) -> Any:
+def draw(compared: Sequence[Result]) -> Any:
     """The differences of truth with their intervals, coloured by what they say of the claim."""
     colors = {"holds": DARK, "does not hold": WARM, "cannot be told": GREY, "": "#a8bdd0"}
-    shown = [each for each in found if each.of.number == "truth"][::-1]
+    shown = [each for each in compared if each.of.number == "truth"][::-1]
     matplotlib = drawing()
     with matplotlib.rc_context(STYLE):
         sheet = matplotlib.figure.Figure(figsize=(7.2, 1 + 0.22 * len(shown)), layout="constrained")
@@ -260,16 +260,16 @@ def draw(found: Sequence[Result]) -> Any:
 
 def usable() -> list[str]:
     """The recipes after papers that the world can train; says of each other one why not."""
-    found = []
+    fitting = []
     for name in recipe.names():
         if not name.startswith("examples/"):
             try:
                 for arm in {each.arm for each in comparisons(name)}:
                     world.trained(arm.recipe, arm.condition, 0, 1, 1)
-                found.append(name)
+                fitting.append(name)
             except Exception as error:  # whatever a recipe needs that the world does not have
                 print(f"{name} is not compared: {type(error).__name__}: {error}")
-    return found
+    return fitting
 
 
 def main(
@@ -307,11 +307,11 @@ def main(
     arms = list(dict.fromkeys(arms))
     print(f"{len(arms)} arms x {form.seeds} seeds, {form.steps} steps each")
     rows = trainings(arms, form, out or (KEPT if full else None), processes)
-    found = results(asked, rows)
-    print(f"\n{plain(baselines(rows))}\n\n{plain(table(found))}")
+    compared = results(asked, rows)
+    print(f"\n{plain(baselines(rows))}\n\n{plain(table(compared))}")
     if full:
-        write_page(page(found, rows, form))
-        draw(found).savefig(FIGURE, dpi=200)
+        write_page(page(compared, rows, form))
+        draw(compared).savefig(FIGURE, dpi=200)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def stop(t: Training, step: int, interrupted: Sequence[bool]) -> NoReturn:
     """End a run that was saved after `step`, because some ranks were interrupted; rank 0 says which."""
     numbers = ", ".join(str(rank) for rank, asked in enumerate(interrupted) if asked)
     which = f" on rank {numbers}" if ranks.world > 1 else ""
-    interrupt.told = True
+    interrupt.run_has_ended = True
     print(f"stopped  after step {step}, because of Ctrl-C{which}: python train.py --resume {t.run.folder}")
     raise KeyboardInterrupt
 

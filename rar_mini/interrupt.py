@@ -19,14 +19,14 @@ from types import TracebackType
 run: Path | None = None
 """The folder of the run that this process works on, once it has one."""
 
-told = False
+run_has_ended = False
 """Whether the run has said itself how it ended."""
 
 
 def watch() -> None:
     """Say the last words in the place of a traceback, also while the libraries are imported."""
-    global run, told
-    run, told, sys.excepthook = None, False, _hook
+    global run, run_has_ended
+    run, run_has_ended, sys.excepthook = None, False, _hook
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -39,7 +39,7 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 def farewell() -> None:
     """Say what is left of this process's work and how to go on, if the run has not done so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more must not break the sentence
-    if not told:
+    if not run_has_ended:
         with suppress(ValueError, OSError):  # the run's folder may be gone
             print(f"stopped  by Ctrl-C {_left()}", file=sys.stderr)
 

@@ -204,10 +204,9 @@ def _words(table: dict[str, Any], settings: Any, above: str = "") -> Iterator[st
         if dataclasses.is_dataclass(part) and isinstance(value, dict):
             yield from _words(value, part, f"{key}.")
             continue
+        written = json.dumps(value, default=str)  # dates as text
         try:
-            TypeAdapter(hints[key]).validate_json(
-                json.dumps(value, default=str), strict=True
-            )  # dates as text
+            TypeAdapter(hints[key]).validate_json(written, strict=True)
         except ValidationError as error:
             raise ValueError(fault(error, name)) from None
         for declared in getattr(hints[key], "__metadata__", ()):

@@ -258,6 +258,8 @@ class Wave:
 
     def _cut(self, rows: list[int]) -> Iterator[tuple[int, Completion]]:
         """Rows up to their first end token; what was written behind it, until the row left, is nothing."""
+        if not rows:  # which is usual, and saves two copies from the device
+            return
         at = torch.tensor(rows, dtype=torch.long, device=self.ids.device)
         for row, ids, logp in zip(rows, self.ids[at].tolist(), self.logp[at].tolist(), strict=True):
             ended = next((i for i, token in enumerate(ids) if token in self.ends), None)

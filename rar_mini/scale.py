@@ -17,7 +17,7 @@ NAMES = {"silence": f'"{SILENCE}"', "echo": "the question repeated", "reference"
 def answers(scored: Mapping[str, Sequence[Example]]) -> dict[str, tuple[list[Example], list[str]]]:
     """The questions of each split with one answer each, by the name of the score, such as train_echo. If a
     question has no reference answer, its split has no such score: it would be one of other questions."""
-    found = {}
+    scores = {}
     for split, examples in scored.items():
         texts = {
             "silence": [SILENCE for _ in examples],
@@ -26,8 +26,8 @@ def answers(scored: Mapping[str, Sequence[Example]]) -> dict[str, tuple[list[Exa
         }
         for name, each in texts.items():
             if examples and all(each):
-                found[f"{split}_{name}"] = list(examples), each
-    return found
+                scores[f"{split}_{name}"] = list(examples), each
+    return scores
 
 
 def is_fixed(score: str) -> bool:

@@ -209,8 +209,8 @@ def prepare(
     t.run = ranks.first(lambda: begin(config, run, resume, facts))
     interrupt.run, ranks.way_back = t.run.folder, f"--resume {t.run.folder}"
     t.planned = t.run.written.get("planned_steps") or config.steps
-    told = {row["step"]: row.get("groups/drawn") for rows in t.run.steps("metrics.jsonl") for row in rows}
-    t.drawn = [int(told.get(n) or config.prompts_per_step) for n in range(1, t.first)]
+    drawn = {row["step"]: row.get("groups/drawn") for rows in t.run.steps("metrics.jsonl") for row in rows}
+    t.drawn = [int(drawn.get(n) or config.prompts_per_step) for n in range(1, t.first)]
     t.judge.carry(Account(t.run.folder / SPENDING))
     if t.gold:
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
@@ -293,7 +293,7 @@ def read_questions(t: Training) -> Splits:
 
 
 def _longest(t: Training, example: Example) -> Sequence[dict[str, str]]:
-    """Of what a score and the rollouts of a first step are shown, the conversation with the most text."""
+    """The longest conversation that a score or a rollout of step 1 is shown."""
     views = [t.recipe.messages(example, None, 0)]
     if not t.config.supervised:
         views += [t.recipe.messages(example, 1, g) for g in range(t.config.group_size)]
@@ -311,14 +311,14 @@ def announce(t: Training, why: str) -> None:
         "scores": graded and t.judge.estimate(scored, graded, config.max_new_tokens),
     }
     calls, of_scores = (sum(map(t.judge.calls, rows)) / len(rows) for rows in (train, scored))
-    told = "".join(f"; {name}: {cost}" for name, cost in costs.items() if cost)
+    estimates = "".join(f"; {name}: {cost}" for name, cost in costs.items() if cost)
     numbers = {name: len(rows) for name, rows in t.questions.items()}
     asked = calls if judged else 0, round(of_scores * graded)
     lines = [f"recipe   {config.recipe}"] if config.recipe else []
     lines += [
         f"policy   {config.policy}, {t.actor.trained()}, {config.dtype} on {config.device}",
         f"ends     an answer ends at {' or '.join(t.actor.named(t.actor.ends))}",
-        f"judge    {t.judge.spec} ({why}){told}",
+        f"judge    {t.judge.spec} ({why}){estimates}",
     ]
     if config.steps and config.save_every:
         lines.append(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))

@@ -11,8 +11,8 @@ What this file decided:
 - **A prompt ends where the answer begins.** What a tokenizer puts behind a text by itself is left out.
 - **An answer is read with what the prompt opened.** Behind a prompt that ends in `<think>` it begins inside a
   thought, and if no `</think>` follows, nothing was answered.
-- **Only who knows thoughts has them.** If neither the template nor the tokenizer has these tags, they are
-  words of the answer, and a space breaks them up: else a policy could hide from its judge what it writes.
+- **A policy without think tags has no thoughts.** If neither the template nor the tokenizer has them, they
+  are words of the answer, and a space breaks them up: else a policy could hide from its judge what it writes.
 """
 
 import re

@@ -251,6 +251,11 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def test_where_no_row_has_ended_nothing_is_read_back() -> None:
+    """Each read from a GPU waits for it, and most looks at `done` find no row."""
+    assert list(sampler.Wave._cut(None, [])) == []
+
+
 def test_all_that_a_wave_makes_lies_where_the_weights_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a tensor that was made on the CPU stops the run. Without data, the way on one is the same."""
     config = LlamaConfig(

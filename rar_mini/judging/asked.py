@@ -42,7 +42,7 @@ class Backend(Protocol):
         """End connections."""
 
 
-class Nobody:
+class NoBackend:
     """The backend of `--judge rules`: every item has a check, so that nothing is left to be asked."""
 
     def __init__(self) -> None:

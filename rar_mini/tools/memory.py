@@ -405,8 +405,8 @@ def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
     options, rest = parser.parse_known_args(argv)
     if not 0 < options.gpu < 1e6:
         raise ValueError(f"--gpu {options.gpu:g}: expected the memory of a GPU in GiB")
-    told = any(word.split("=")[0] in ("--preset", "--config") for word in rest)
-    config = parse(rest if told else ["--dtype", "bfloat16", *rest])
+    has_settings = any(word.split("=")[0] in ("--preset", "--config") for word in rest)
+    config = parse(rest if has_settings else ["--dtype", "bfloat16", *rest])
     if config.device == "cpu":
         raise ValueError("--plan only covers GPUs; drop --device cpu")
     report = document(replace(config, device="cuda"), options.gpu * 2**30)

@@ -5,7 +5,8 @@
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
 answers that keep `where`, says early what will be learnt. Ours: `where` is written as a check (docs/data.md).
-What came out (`python -m lab delay --steps 60`): all claims below hold but the last (0.286; without 0.280).
+What came out (`python -m lab delay --steps 60`, 3 seeds): the first claim below cannot be told (+13 [-4, 31]
+steps), the next two hold, the last does not (0.286; without 0.280).
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """

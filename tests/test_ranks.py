@@ -80,7 +80,7 @@ def like(run: Path, other: Path, start: Path) -> None:
         assert got.keys() == truth.keys()
         for name, value in truth.items():
             assert got[name] == (value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)), name
-    for name in [path.stem for path in other.glob("*s.jsonl") if path.stem != "metrics"]:
+    for name in [path.stem for path in other.glob("*s.jsonl") if path.stem not in ("metrics", "alarms")]:
         pairs = zip(records(run, name), records(other, name), strict=True)
         assert all(a["response"] == b["response"] and a["verdicts"] == b["verdicts"] for a, b in pairs)
     (saved, truth), begun = (load_file(weights(each)) for each in (run, other)), load_file(weights(start))
@@ -142,7 +142,7 @@ def test_many_ranks_give_the_run_of_one(
     if "gold_judge" in changes:
         last = numbers(tmp_path / "many")[-1]
         assert last["kl"] > 0 and last["clip_ratio/low_mean"] > 0, "the clip needs another epoch, and acts"
-        assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 0.01
+        assert abs(last["eval/held_out_gold_reward"] - last["eval/held_out_reward"]) > 1e-3
 
 
 def test_each_rank_makes_the_rubrics_of_its_own_groups(tiny: Path, five: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_rank_without_room_for_the_sum_ends_all(tiny: Path, five: Path, tmp_pa
     changes = {"eval_every": 0, "max_judge_failures": 1}
     started = Launch(2, words(tiny, five, tmp_path / "run", **changes), tmp_path / "logs", cramped)
     assert started.codes() == [1, 1]
-    assert "MemoryError: rank 1: no room" in started.logs[0].read_text()
+    assert "rank 1: no room" in started.logs[0].read_text()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ It is asked once a question and step; a server's replies are cached. rollouts.js
 What came out (tests/lab/test_c2.py): if a judge is right in 97 % of cases by a good rubric, in 16 % by a bad
 one and in 69 % without, and the verifier is right in 77 %, then with 10, 50 and 90 % of bad rubrics it is
 right in .89, .57 and .24 if it follows always, and in .87, .74 and .61 by C2 (each within .03).
+These rates were solved from the paper's figures: that shows that the code routes as it should, not that C2
+helps.
 """
 
 from collections.abc import Sequence

@@ -38,6 +38,4 @@ class Gdpo(Recipe):
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         valid = grpo.scored(rollouts.reward)  # (P, G)
         each = grpo.item_advantage(rollouts.scores, valid, self.config.advantage_scale)  # (P, G, K)
-        weight = rollouts.scores.weight.abs()  # (P, K)
-        total = (weight[:, None] * each).sum(-1) / weight.sum(-1, keepdim=True)  # (P, G)
-        return grpo.step_advantage(total, valid)
+        return grpo.step_advantage(grpo.item_mean(each, rollouts.scores), valid)  # (P, G)

@@ -34,6 +34,12 @@ def recent(rows: Rows, name: str) -> float | None:
     return sum(numbers) / WINDOW if len(numbers) == WINDOW else None
 
 
+def mostly(rows: Rows, name: str) -> float | None:
+    """The mean of a share over the last steps, if it is above MOST."""
+    share = recent(rows, name)
+    return None if share is None or share <= MOST else share
+
+
 def change(rows: Rows, name: str) -> tuple[float, float] | None:
     """The means of a metric over the first and the last steps; None as long as they overlap."""
     numbers = values(rows, name)
@@ -44,8 +50,7 @@ def change(rows: Rows, name: str) -> tuple[float, float] | None:
 
 def cut(rows: Rows) -> str | None:
     """Most answers do not end."""
-    share = recent(rows, "completions/clipped_ratio")
-    if share is None or share <= MOST:
+    if (share := mostly(rows, "completions/clipped_ratio")) is None:
         return None
     return (
         f"{share:.0%} of the last answers were cut (completions/clipped_ratio). "
@@ -55,8 +60,7 @@ def cut(rows: Rows) -> str | None:
 
 def too_easy(rows: Rows) -> str | None:
     """Most groups tie, because all of their answers are good."""
-    share = recent(rows, "frac_ties_right")
-    if share is None or share <= MOST:
+    if (share := mostly(rows, "frac_ties_right")) is None:
         return None
     return (
         f"{share:.0%} of the last groups tie with good answers and teach nothing (frac_ties_right). "
@@ -66,8 +70,7 @@ def too_easy(rows: Rows) -> str | None:
 
 def too_hard(rows: Rows) -> str | None:
     """Most groups tie, because all of their answers are bad."""
-    share = recent(rows, "frac_ties_wrong")
-    if share is None or share <= MOST:
+    if (share := mostly(rows, "frac_ties_wrong")) is None:
         return None
     return (
         f"{share:.0%} of the last groups tie with bad answers and teach nothing (frac_ties_wrong). "

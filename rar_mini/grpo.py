@@ -161,6 +161,12 @@ def item_advantage(scores: Scores, among: Tensor, scale: str = "group") -> Tenso
     return each * scores.weight.sign()[:, None]  # (P, G, K), 0 where an item weighs nothing
 
 
+def item_mean(each: Tensor, scores: Scores) -> Tensor:
+    """The mean of what items come to, (P, G, K), by their weights: (P, G)."""
+    weight = scores.weight.abs()  # (P, K)
+    return (weight[:, None] * each).sum(-1) / weight.sum(-1, keepdim=True)
+
+
 def step_advantage(total: Tensor, among: Tensor) -> Tensor:
     """The advantages of what item advantages add up to, (P, G), normalised over the rollouts `among` of the
     whole step. A group whose totals tie teaches nothing and does not count: items that cancel leave 1e-5 of

@@ -209,9 +209,7 @@ def _words(table: dict[str, Any], settings: Any, above: str = "") -> Iterator[st
             TypeAdapter(hints[key]).validate_json(written, strict=True)
         except ValidationError as error:
             raise ValueError(fault(error, name)) from None
-        for declared in getattr(hints[key], "__metadata__", ()):
-            if isinstance(declared, Within):
-                declared.refuse(key, value)
+        refuse_number(key, value, hints[key])
         option = key.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{option}" if value else f"--no-{option}"
@@ -269,9 +267,14 @@ class Within:
 def refuse_outside(settings: Any) -> None:
     """Raise ValueError for a number of a dataclass that is not within what its field declares."""
     for name, kind in get_type_hints(type(settings), include_extras=True).items():
-        for declared in getattr(kind, "__metadata__", ()):
-            if isinstance(declared, Within):
-                declared.refuse(name, getattr(settings, name))
+        refuse_number(name, getattr(settings, name), kind)
+
+
+def refuse_number(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError for a number that is not within what its field's type declares."""
+    for declared in getattr(kind, "__metadata__", ()):
+        if isinstance(declared, Within):
+            declared.refuse(name, value)
 
 
 def counted(word: str) -> int:

@@ -138,9 +138,8 @@ def _needles(secrets: tuple[str, ...]) -> tuple[str, ...]:
         found |= {secret, data.hex()}
         for before in range(3):
             code = b64encode(bytes(before) + data).decode().rstrip("=")
-            own = code[
-                -(-before * 4 // 3) : (before + len(data)) * 4 // 3
-            ]  # characters that are the secret's alone
+            # Characters that are the secret's alone, and hold no bit of its neighbours.
+            own = code[-(-before * 4 // 3) : (before + len(data)) * 4 // 3]
             found |= {own, own.replace("+", "-").replace("/", "_")}
     return tuple(needle for each in sorted(found) if len(needle := _plain(each)[0]) >= 4)
 

@@ -78,6 +78,11 @@ class Criterion:
     check: dict[str, Any] | None = field(default=None, repr=False, hash=False)
 
     @property
+    def negative(self) -> bool:
+        """Whether it is about a mistake: a pitfall, or an item that costs points."""
+        return self.category == "pitfall" or self.weight < 0
+
+    @property
     def asks_avoidance(self) -> bool:
         """Whether the judge is asked if a mistake was avoided, rather than if the text holds."""
         return self.category == "pitfall" and not self.as_worded

@@ -149,7 +149,7 @@ def _auto(config: Config) -> dict[str, str]:
     """What `auto` means: bundled questions want a short answer, and one that is cut earns nothing."""
     bundled = config.data is None and not config.supervised
     bounded = config.recipe is None and config.design.pitfalls != "signed"  # rewards lie in [0, 1]
-    short = bundled and config.domain in ("medical", "science")  # instructions say themselves what they want
+    short = bundled and config.domain != data.CHECKED  # whose questions say themselves what they want
     meant = {"answers": "short" if short else "full"}
     meant |= {"cut_answers": "penalise" if bundled and bounded else "train"}
     return {name: value for name, value in meant.items() if getattr(config, name) == "auto"}
@@ -209,14 +209,14 @@ def prepare(
     t.run = ranks.first(lambda: begin(config, run, resume, facts))
     interrupt.run, ranks.way_back = t.run.folder, f"--resume {t.run.folder}"
     t.planned = t.run.written.get("planned_steps") or config.steps
-    drawn = {row["step"]: row.get("groups/drawn") for rows in t.run.steps("metrics.jsonl") for row in rows}
+    t.history = checkpoint.records(t.run.folder, "metrics.jsonl")
+    drawn = {row["step"]: row.get("groups/drawn") for row in t.history}
     t.drawn = [int(drawn.get(n) or config.prompts_per_step) for n in range(1, t.first)]
     t.judge.carry(Account(t.run.folder / SPENDING))
     if t.gold:
         t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
-    t.history = checkpoint.records(t.run.folder, "metrics.jsonl")
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t
 

@@ -18,6 +18,8 @@ import torch
 from conftest import ROOT, Command, question, write_rows
 from hostile import Server, truth
 from torch import Tensor
+from toy import judged as scored
+from toy import made, rolled
 
 import judge as judges
 import train
@@ -606,25 +608,9 @@ CONTEXT |= {"c2": "--need 0"}  # the keyword judge trusts no rubric
 """Options that a recipe cannot do without, or without which the tiny policy would earn nothing."""
 
 
-def made(spec: str | None) -> Recipe:
-    return recipe.make(spec, PRESETS["cpu"])
-
-
-def scored(verdict: Tensor, items: list[tuple[str, float]]) -> Scores:
-    """Scores of verdicts (P, G, K) on K items (category, weight), alike for all P."""
-    criteria = tuple(Criterion(f"item {k}", "", kind, weight) for k, (kind, weight) in enumerate(items))
-    P, G, _ = verdict.shape
-    weight = torch.tensor([[weight for _, weight in items]] * P)
-    return Scores(verdict, weight, torch.full((P, G), NAN), [Rubric(criteria)] * P)
-
-
 def advantages(own: Recipe, scores: Scores) -> Tensor:
     """What a recipe makes of scores: advantages (P, G)."""
-    P, G, _ = scores.verdict.shape
-    examples = [data.Example(f"q{p}", "train", (), "", scores.rubrics[p], {}) for p in range(P)]
-    rollouts = Rollouts(examples, [], [], [[""] * G] * P, scores, own.reward(scores))
-    rollouts.adv = own.advantage(rollouts)
-    return rollouts.adv
+    return rolled(own, scores).adv
 
 
 ITEMS = [("essential", 1.0), ("essential", 1.0), ("important", 0.7), ("optional", 0.3), ("pitfall", 0.9)]

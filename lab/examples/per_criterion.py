@@ -13,5 +13,4 @@ class PerCriterion(Recipe):
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         valid = grpo.scored(rollouts.reward)  # (P, G)
         each = grpo.item_advantage(rollouts.scores, valid, self.config.advantage_scale)  # (P, G, K)
-        weight = rollouts.scores.weight.abs()  # (P, K)
-        return (weight[:, None] * each).sum(-1) / weight.sum(-1, keepdim=True)  # (P, G)
+        return grpo.item_mean(each, rollouts.scores)  # (P, G)

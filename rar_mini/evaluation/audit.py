@@ -44,7 +44,6 @@ class New:
     row: dict[str, Any]
     example: Example
     item: Criterion
-    absence: bool
 
 
 def rows_of(run: Path) -> tuple[list[dict[str, Any]], str]:
@@ -73,7 +72,7 @@ def newly_credited(
         if last and [v["title"] for v in last["verdicts"]] == [v["title"] for v in row["verdicts"]]:
             for item, old, new in zip(own, last["verdicts"], row["verdicts"], strict=True):
                 if _credit(old["verdict"], item.weight) is False and _credit(new["verdict"], item.weight):
-                    yield New(row, example, item, item.category == "pitfall" or item.weight < 0)
+                    yield New(row, example, item)
 
 
 def _criteria(example: Example, recipe: Recipe) -> Sequence[Criterion]:
@@ -108,7 +107,7 @@ def report(run: Path, recipe: Recipe, panel: Sequence[JudgeLike]) -> dict[str, A
             f"{run}/{name}: the judge credits no item that it did not credit before, so there is no audit"
         )
     weight = np.array([abs(each.item.weight) for each in new])
-    lost, absence = rejected(panel, new), np.array([each.absence for each in new])
+    lost, absence = rejected(panel, new), np.array([each.item.negative for each in new])
     step = np.array([each.row["step"] for each in new])
     questions = [each.row["example_id"] for each in new]
 

@@ -84,7 +84,7 @@ def measure(judge: JudgeLike, answered: Sequence[tuple[str, list[tuple[Example, 
     shown = [without_thoughts(text) for _, _, text in pairs]
     truth = np.array([rules.verdict(c, shown[n]) for c, (n, _) in zip(criteria, items, strict=True)])
     words = np.array([len(shown[n].split()) for n, _ in items])
-    negative = np.array([c.category == "pitfall" or c.weight < 0 for c in criteria])
+    negative = np.array([c.negative for c in criteria])
     cuts = {"positive items": ~negative, "negative items": negative}
     cuts |= {"shorter answers": words <= np.median(words), "longer answers": words > np.median(words)}
     subjects = np.array([str(pairs[n][1].row.get("subject") or "") for n, _ in items])

@@ -102,13 +102,12 @@ def verdict(criterion: Criterion, response: str) -> float:
     """1.0 if the response meets the criterion, else 0.0. A pitfall is met if its mistake was avoided, or if
     it is asked as worded, if its text holds."""
     text = criterion.description
+    wrong = mistake(text)
     if criterion.category == "pitfall":
-        wrong = mistake(text)
-        holds = makes(wrong, response) != wrong.demanded
-        return float(holds if criterion.as_worded else not makes(wrong, response))
-    literal = mistake(text)
-    if literal.omission and not literal.demanded:  # an item that holds if something is missing
-        return float(makes(literal, response))
+        made = makes(wrong, response)
+        return float(made != wrong.demanded if criterion.as_worded else not made)
+    if wrong.omission and not wrong.demanded:  # an item that holds if something is missing
+        return float(makes(wrong, response))
     # A criterion that itself denies something is met by a sentence that denies.
     words = content(response) if _NEGATION.search(text) else affirmed(response)
     return float(_covered(content(text), words))

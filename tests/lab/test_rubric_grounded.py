@@ -1,6 +1,7 @@
 """Rubric-Grounded RL: the passage reaches the judge and never the policy."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def example(tmp_path: Path) -> data.Example:
 
 def decides(path: str, body: dict) -> dict:
     """A judge that knows of the dose what it reads: all credit, half of it without the unit, else a guess."""
-    material, response = body["state"].split("--- end of question")
+    state = re.sub("[0-9a-f]{16}", "", body["state"])  # fences are random, and may hold a 300 by chance
+    material, response = state.split("--- end of question")
     credit = (0.5 * ("300" in response) + 0.5 * ("mg" in response)) if "300 mg" in material else 0.5
     return {name: {"type": "noul", "noul": credit} for name in body["questions"]}
 

@@ -389,6 +389,7 @@ def bench(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description="Time whole steps.")
     parser.add_argument("--bench", action="store_true", help="measure a step; nothing is written")
     parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
+    parser.add_argument("--operators", action="store_true", help="then show where one more step's time goes")
     options, rest = parser.parse_known_args(argv)
     P, G, T = speed.WORK
     sizes = {"prompts_per_step": P, "group_size": G, "max_new_tokens": T, "judge": "keyword"}
@@ -396,17 +397,14 @@ def bench(argv: list[str]) -> None:
     config = setup.settle(dataclasses.replace(setup.parse(rest, __doc__), **sizes))[0]
     t = setup.bare(config, Judge(config.judge, "rar-explicit"))
     t.actor = dataclasses.replace(t.actor, ends=frozenset())
-    drawn = [(example, 0) for example in speed.work()]
+    t.questions = {"train": speed.work()}
 
     def one(clock: Clock) -> None:
-        rollouts = sample(t, drawn, G, 0, clock)
-        rollouts.scores = judge(t, t.judge, rollouts, clock)
-        rollouts.reward = grpo.reward(rollouts.scores)
-        rollouts.adv = grpo.advantage(rollouts.reward)
+        rollouts = explore(t, 0, clock)
         with clock("train"):
-            step(t.optimizer, loss(t, cut(t, rollouts))["grad_norm"], config.lr, config.max_grad_norm)
+            learn(t, rollouts, config.lr)
 
-    speed.training(config.policy, t.actor, one, options.runs, config.train_rollouts)
+    speed.training(t, one, options.runs, options.operators)
 
 
 def main(argv: list[str]) -> None:

@@ -581,10 +581,11 @@ def test_a_benchmark_times_whole_steps_that_no_end_token_cuts_short(
     monkeypatch.setattr(train.speed, "WORK", (2, 3, 8))
     monkeypatch.setattr(train.speed, "training", lambda *words: asked.append(words))
     train.main(["--bench", "--policy", str(tiny), "--group-size", "16"])
-    train.main(["--bench", "--policy", str(tiny), "--runs", "2", "--train-rollouts", "2"])
-    assert [words[3:] for words in asked] == [(5, None), (2, 2)]
-    name, actor, one, *_ = asked[0]
-    assert name == str(tiny) and actor.ends == frozenset()
+    train.main(["--bench", "--policy", str(tiny), "--runs", "2", "--operators"])
+    assert [words[2:] for words in asked] == [(5, False), (2, True)]
+    t, one, *_ = asked[0]
+    actor = t.actor
+    assert t.config.policy == str(tiny) and actor.ends == frozenset()
     before, clock = policy.checksum(actor), Clock()
     # The byte model's answers all tie, and would teach nothing.
     monkeypatch.setattr(grpo, "reward", lambda scores: torch.tensor([[0.0, 0.5, 1.0]] * 2))
@@ -593,6 +594,21 @@ def test_a_benchmark_times_whole_steps_that_no_end_token_cuts_short(
     assert clock.seconds.keys() == {"sample", "judge", "train"}
     with pytest.raises(ValueError, match="no option --run "):
         train.main(["--bench", "--policy", str(tiny), "--run", "2"])
+
+
+def test_a_benchmark_times_the_step_that_the_options_ask_for(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its last line is JSON, with the time of the operators, if that was asked for."""
+    monkeypatch.setattr(train.speed, "WORK", (2, 3, 8))
+    monkeypatch.setattr(grpo, "reward", lambda scores: torch.tensor([[0.0, 0.5, 1.0]] * 2))
+    stepped, real = [], train.step
+    monkeypatch.setattr(train, "step", lambda *words: (stepped.append(words), real(*words)))
+    words = ["--bench", "--policy", str(tiny), "--runs", "1", "--inner-epochs", "3", "--lr", "0.01"]
+    train.main([*words, "--operators"])
+    assert [rate for _, _, rate, _ in stepped] == [0.01] * 9  # one step to warm up, one timed, one watched
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["operators"]["aten::mm"] > 0 and row["seconds_per_step"] > 0
 
 
 def test_a_benchmark_of_no_runs_is_refused(capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """How fast the sampler and a whole training step are, beside what this device allows.
 
     python -m rar_mini.tools.speed
-    python train.py --bench
+    python train.py --bench --operators
 
 The work is 2 prompts x 8 completions x 64 tokens of the default policy. End tokens are ignored, so that every
 row is as long as it may be. The sampler's table also shows what a token costs as groups and answers grow.
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.profiler import profile, supported_activities
 
 from rar_mini import policy
 from rar_mini.data import Example
@@ -27,6 +28,7 @@ from rar_mini.policy import Policy
 from rar_mini.report import Clock
 from rar_mini.rubric import Criterion, Rubric
 from rar_mini.sampler import Request, Settings, sample, uniforms
+from rar_mini.setup import Training
 
 WORK = (2, 8, 64)  # prompts, completions of each, tokens of each
 GROUPS = ((2, 4, 64), (2, 16, 64), (2, 64, 64))
@@ -69,31 +71,46 @@ def limits(actor: Policy) -> tuple[float, float]:
     return copied / (weights * head.element_size()), multiplied / (2 * weights)
 
 
-def training(
-    name: str, actor: Policy, step: Callable[[Clock], object], runs: int, trained: int | None = None
-) -> None:
+def training(t: Training, step: Callable[[Clock], object], runs: int, operators: bool) -> None:
     """Print how long `step` takes, which is a whole training step on the benchmark's work: the median of
-    `runs`, after one to warm up, by stage, and the share of its matrix products' limit. It trains `trained`
-    completions of each prompt, or all."""
-    P, G, T = WORK
-    on = actor.model.head.device.type
-    head, multiplied = bench.conditions(on), limits(actor)[1]
+    `runs`, after one to warm up, by stage, and the share of its matrix products' limit. Then the time of its
+    `operators`, if that is wanted."""
+    (P, G, T), c = WORK, t.config
+    head, multiplied = bench.conditions(t.actor.model.head.device.type), limits(t.actor)[1]
     clocks = [Clock() for _ in range(runs + 1)]
     for clock in clocks:
         step(clock)
     timed = [clock.seconds for clock in clocks[1:]]
     stages = {stage: statistics.median(row[stage] for row in timed) for stage in timed[0]}
     seconds = statistics.median(row.total() for row in timed)
-    prompts = sum(len(actor.encode(example)) for example in work())
+    prompts = sum(len(t.actor.encode(example)) for example in work())
     # Sampling reads prompts and completions once; training goes forwards once and backwards twice.
-    least = (prompts + P * G * T + 3 * (prompts + P * (trained or G) * (T - 1))) / multiplied
-    print(f"a step on {head['device']}, torch {head['torch']}, {name}, median of {runs}")
+    trained = c.inner_epochs * (prompts + P * (c.train_rollouts or G) * (T - 1))
+    least = (prompts + P * G * T + 3 * trained) / multiplied
+    print(f"a step on {head['device']}, torch {head['torch']}, {c.policy}, median of {runs}")
     by_stage = ", ".join(f"{stage} {taken:.2f}" for stage, taken in stages.items())
     share = f"{least / seconds:.2f} of matrix products"
     print(f"{' x '.join(map(str, WORK))}: {seconds:.2f} s ({by_stage}), {share}")
     row = {"seconds_per_step": round(seconds, 3), "tokens_per_second": round(P * G * T / seconds, 1)}
     row |= {"stages": {stage: round(taken, 3) for stage, taken in stages.items()}}
+    if operators:
+        row["operators"] = by_operator(step)
     print(json.dumps(head | row | {"matrix products": round(least / seconds, 3)}))
+
+
+def by_operator(step: Callable[[Clock], object], most: int = 12) -> dict[str, float]:
+    """Print the operators that one step spends most of its time in, and return their seconds. Watching makes
+    small operators slower than they are."""
+    with profile(activities=list(supported_activities())) as seen:
+        step(Clock())
+    rows, on = seen.key_averages(), "device" if bench.device() == "cuda" else "cpu"
+    spent = {row.key: getattr(row, f"self_{on}_time_total") / 1e6 for row in rows}
+    total = sum(spent.values())
+    for row in sorted(rows, key=lambda row: -spent[row.key])[:most]:
+        print(
+            f"  {row.key[:50]:<50} {spent[row.key]:7.2f} s {spent[row.key] / total:5.0%} {row.count:9,} calls"
+        )
+    return {name: round(s, 3) for name, s in sorted(spent.items(), key=lambda x: -x[1])[:most]}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -371,12 +371,12 @@ def test_gradients_of_bfloat16_add_up_as_the_reference_does(shape: tuple[int, ..
 def test_small_gradients_are_not_lost_beside_a_large_one(device: str) -> None:
     """0.01 is below half of what neighbours of 10 in bfloat16 lie apart: rounded to nearest, 148 batches come
     to nothing."""
-    p = torch.zeros(4096, dtype=torch.bfloat16, device=device, requires_grad=True)
+    p = torch.zeros(BLOCK, dtype=torch.bfloat16, device=device, requires_grad=True)
     AdamW([p], 1e-2)
     for size in (10.0, *[0.01] * 148):
         p.backward(torch.full_like(p, size))
     exact = 148 * torch.tensor(0.01).bfloat16().item()
-    assert p.grad.float().mean().item() - 10 == pytest.approx(exact, rel=0.01)
+    assert p.grad.float().mean().item() - 10 == pytest.approx(exact, rel=0.02)
 
 
 def test_sums_err_as_the_file_says() -> None:

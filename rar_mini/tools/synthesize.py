@@ -114,7 +114,7 @@ def _fault(name: str, came: Any = None, **values: str) -> str:
 # --- the writer ---------------------------------------------------------------------------------------------
 
 
-class Writer:
+class RubricWriter:
     """A chat model, and the instructions for its domain, with reference answers or without.
 
     `spec` is `chat:NAME`. Raises ValueError for what does not exist.
@@ -180,7 +180,7 @@ def _row(example: Example, items: list[dict[str, Any]]) -> dict[str, Any]:
     return row | {"rubric": items}
 
 
-def write(file: Path, examples: Sequence[Example], writer: Writer, out: Path) -> None:
+def write(file: Path, examples: Sequence[Example], writer: RubricWriter, out: Path) -> None:
     """Append to OUT the rubrics that it lacks. If the writer fails at some, prints why and raises ValueError
     after all were asked for."""
     todo = {writer.digest(example): example for example in examples}
@@ -303,7 +303,7 @@ def main(
             f"{file}: expected a reference answer in every row, {len(lacking)} of {len(examples)} have none, "
             f"{lacking[0]!r} first; leave those rows out, or show the writer none with --no-reference"
         )
-    write(file, examples, Writer(writer, domain, reference, asking), out)
+    write(file, examples, RubricWriter(writer, domain, reference, asking), out)
 
 
 if __name__ == "__main__":

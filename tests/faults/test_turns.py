@@ -27,7 +27,7 @@ from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
 from rar_mini.rubric import Criterion
 from rar_mini.sampler import Completion
-from rar_mini.tools.synthesize import Writer
+from rar_mini.tools.synthesize import RubricWriter
 from rar_mini.turns import Turns, inert, without_thoughts
 
 TEXT, START, END = 256, 257, 258  # <|endoftext|>, <|im_start|>, <|im_end|> of the byte tokenizer
@@ -357,7 +357,7 @@ def test_nor_is_a_policys_server_or_the_writers(folder: Path, server: Server) ->
     endpoint = Endpoint.of("m", Asking(cache=False))
     Served(endpoint, Answering()).answer([asked(INJECTED)])
     endpoint.close()
-    writer = Writer("chat:m", "medical", True, Asking(cache=False, retries=0))
+    writer = RubricWriter("chat:m", "medical", True, Asking(cache=False, retries=0))
     writer.endpoint.ask([writer.request(asked(INJECTED, reference=INJECTED))])
     writer.endpoint.close()
     assert len(server.seen) >= 3 and "<|im_" not in sent(server) and "< |im_end|>" in sent(server)

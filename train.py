@@ -48,7 +48,6 @@ if __name__ == "__main__":  # Ctrl-C has its words also while the libraries are 
 
     interrupt.watch()
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -68,7 +67,7 @@ from rar_mini.guard import check_failures, check_rate, guarded, stop, stop_on_in
 from rar_mini.judging.endpoint import OverBudget
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import LESS_MEMORY, counted, one_line
+from rar_mini.options import LESS_MEMORY, Parser, counted, one_line
 from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
@@ -386,7 +385,7 @@ def close(t: Training) -> None:
 def bench(argv: list[str]) -> None:
     """Time whole steps on the benchmark's work, which no end token cuts short; nothing is written."""
     usage = "train.py --bench [--runs RUNS] [options of training; sizes and judge are the benchmark's own]"
-    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description="Time whole steps.")
+    parser = Parser(usage=usage, description="Time whole steps.")
     parser.add_argument("--bench", action="store_true", help="measure a step; nothing is written")
     parser.add_argument("--runs", type=counted, default=5, help="of which the median is taken")
     parser.add_argument("--operators", action="store_true", help="then show where one more step's time goes")

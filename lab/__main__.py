@@ -23,7 +23,7 @@ from lab import paired, world
 from lab.paired import Row
 from rar_mini import recipe
 from rar_mini.files import write_whole
-from rar_mini.options import one_line
+from rar_mini.options import run_command
 from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
 
 ROOT = Path(__file__).parents[1]
@@ -315,5 +315,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_line("lab"):
-        tyro.cli(main, prog="python -m lab")
+    run_command(main, "python -m lab")

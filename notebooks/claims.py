@@ -49,7 +49,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lab/ and train.p
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from judge import METHODS
@@ -74,6 +73,7 @@ from lab.world import (  # noqa: F401  claims.ipynb and the tests find all of th
 )
 from rar_mini import grpo
 from rar_mini.data import Example
+from rar_mini.options import run_command
 from rar_mini.rubric import rating_to_unit
 from rar_mini.scores import Scores
 from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
@@ -380,9 +380,4 @@ def main(full: bool = False, out: Path | None = None, figure: Path | None = None
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, prog="claims.py")
-    except (ValueError, OSError) as error:
-        sys.exit(f"claims.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, "claims.py")

@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 import difflib
+import functools
+import io
+import itertools
 import json
 import re
 import reprlib
@@ -11,9 +14,9 @@ import sys
 import tomllib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -99,16 +102,84 @@ LESS_MEMORY = (
 """What to do if memory runs out in training."""
 
 
-def run_command(
-    commands: dict[str, Callable] | Callable, prog: str, description: str | None, less_memory: str = ""
-) -> None:
-    """Run the one command, or the one of several that the command line names; the rest is for `one_line`."""
+class Misused(ValueError):
+    """A command line that cannot be read. The command ends with 2, as is usual."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with refusals of one line."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, allow_abbrev=False, **options)
+        for kind, wanted in ((int, "a whole number"), (float, "a number")):
+            self.register("type", kind, functools.partial(_number, kind, wanted))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Misused, without the usage, in which an error is easily overlooked."""
+        raise Misused(f"{message.removeprefix('argument ')} (see --help)")
+
+
+def _number(kind: type, wanted: str, word: str) -> float:
+    try:
+        return kind(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}") from None
+
+
+Commands = dict[str, Callable] | Callable
+
+
+def run_command(commands: Commands, prog: str, description: str | None = None, less_memory: str = "") -> Any:
+    """Run the one command, or the one of several that the command line names, and return what it returns;
+    the rest is for `one_line`."""
     with one_line(prog, less_memory=less_memory):
         argv = joined_recipe(sys.argv[1:])
-        if callable(commands):
-            tyro.cli(commands, prog=prog, description=description, args=argv)
-        else:
-            tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description, args=argv)
+        return command_line(_bound(commands), argv, prog, description=description)()
+
+
+def _bound(commands: Commands) -> Commands:
+    """The commands for a parser that binds their words but does not run them: it may print only refusals."""
+    if isinstance(commands, dict):
+        return {name: _bound(command) for name, command in commands.items()}
+    return functools.wraps(commands)(lambda *words, **how: functools.partial(commands, *words, **how))
+
+
+def command_line(kind: Commands, argv: Sequence[str], prog: str, **how: Any) -> Any:
+    """What tyro makes of a command line. Raises Misused with one line in place of its box of several."""
+    read = tyro.extras.subcommand_cli_from_dict if isinstance(kind, dict) else tyro.cli
+    try:
+        with redirect_stderr(io.StringIO()) as box:
+            return read(kind, args=argv, prog=prog, **how)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise Misused(_unboxed(box.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """What stands in tyro's box of a refusal, in one line, in our words and without an option's help."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)  # it has colours if standard output is a terminal
+    rows = [row.strip("│| ") for row in plain.splitlines()[1:]]  # the first one is its title
+    parts = itertools.groupby(rows, lambda row: bool(row.strip("╰─╯+-")))
+    said = [" ".join(part) for filled, part in parts if filled]
+    line = "; ".join(part for part in said if not part.startswith(("Argument helptext", "Got errors")))
+    for theirs, ours in TYRO.items():
+        line = re.sub(theirs, ours, line)
+    return line
+
+
+TYRO = {
+    "^Missing from .*?: ": "missing: ",
+    r"^Error parsing ([\w.-]+: (?=--))?": "",
+    r"invalid literal for int\(\) with base 10: ": "expected a whole number, got ",
+    "could not convert string to float: ": "expected a number, got ",
+    r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)": r"\2 \1: expected one of \3",
+    r"Missing value for argument '(.*?)'\. Expected .*?;": r"\1: expected a value, got none;",
+    r"no type matching (?:\{None\}\|)?(\S+) could be instantiated from \[(.*?)\]": r"expected \1, got \2",
+    r"; (?:Perhaps you meant:|Arguments similar to \S+:) (--[\w-]+).*?(?=; For full)": r"; did you mean \1?",
+    r"\.?; For full helptext, (?:run|see):? (.*)": r" (see \1)",
+}
+"""Words of tyro's refusals, and ours."""
 
 
 @contextmanager
@@ -122,6 +193,9 @@ def one_line(
     try:
         refuse_unprintable(sys.argv[1:])
         yield
+    except Misused as error:
+        print(f"{prog}: {legible(error)}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{prog}: {legible(error)}")
     except (MemoryError, RuntimeError) as error:
@@ -135,13 +209,13 @@ def one_line(
 
 
 def refuse_unprintable(argv: Iterable[str]) -> None:
-    """Raise ValueError for a word that a parser's own refusal would show raw or at great length."""
+    """Raise Misused for a word that a parser's own refusal would show raw or at great length."""
     for word in argv:
         shown = printable(word[:40])
         if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in word):
-            raise ValueError(f"expected an option or its value without control characters, got {shown}")
+            raise Misused(f"expected an option or its value without control characters, got {shown}")
         if len(word) > LONGEST:
-            raise ValueError(
+            raise Misused(
                 f"expected at most {LONGEST:,} characters in an option or its value, got {len(word):,}: "
                 f"{shown}..."
             )
@@ -173,7 +247,7 @@ def joined_recipe(argv: Sequence[str]) -> list[str]:
     try:
         named = [name] if Path(name).is_file() else shlex.split(name)  # a path may have spaces
     except ValueError as error:
-        raise ValueError(f"--recipe {name}: expected NAME or PATH.py, got {error}") from None
+        raise Misused(f"--recipe {name}: expected NAME or PATH.py, got {error}") from None
     return [*rest, "--recipe", shlex.join([*named, *own])]
 
 
@@ -229,7 +303,7 @@ def _near_key(key: str, hints: Iterable[str], settings: Any) -> str:
 
 
 def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
-    """Raise ValueError for a word of a command line that is no option of these settings."""
+    """Raise Misused for a word of a command line that is no option of these settings."""
     known = {"help", "config", *names(settings)}
     negated = {name for name in known if name.startswith("no-")}
     switches = {"help"} | negated | {name.removeprefix("no-") for name in negated}
@@ -243,7 +317,7 @@ def refuse_unknown(argv: Iterable[str], settings: Any) -> None:
         is_value = word.startswith("--") and "=" not in word and name not in switches
         if unknown or theirs:
             hint = elsewhere(name) or nearest(name, known, "--")
-            raise ValueError(
+            raise Misused(
                 f"no option {f'--{name}' if unknown else written}{hint and ': '}{hint} (see --help)"
             )
 

@@ -26,11 +26,9 @@ The types in the signatures can be imported from here: `from rar_mini.recipe imp
 
 import dataclasses
 import importlib.util
-import io
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +40,7 @@ from rar_mini import data, files, grpo, prompts
 from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.judging.wrappers import JudgeLike
-from rar_mini.options import nearest
+from rar_mini.options import Misused, command_line, nearest
 from rar_mini.rubric import Rubric
 from rar_mini.scores import Rollouts, Scores
 
@@ -133,11 +131,8 @@ def make(spec: str | None, config: Config | None = None) -> Recipe:
     name, *options = shlex.split(spec) or [""]
     kind = _load(_file(name))
     try:
-        with redirect_stderr(io.StringIO()):  # tyro's box of errors: the line below says as much
-            made = tyro.cli(kind, args=options, prog=name, config=(tyro.conf.FlagConversionOff,))
-    except SystemExit as end:
-        if not end.code:  # --recipe.help
-            raise
+        made = command_line(kind, options, name, config=(tyro.conf.FlagConversionOff,))
+    except Misused:
         choices = ", ".join(f"--recipe.{option}" for option in _options(kind)) or "no options"
         raise ValueError(
             f"--recipe {name}: expected {choices} with a value each, got {shlex.join(options) or 'none'}; "

@@ -3,7 +3,6 @@
 train.py's loop begins where this ends.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from rar_mini import (
     checkpoint,
@@ -41,7 +39,7 @@ from rar_mini.judging import ledger
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import joined_recipe, refuse_unknown, to_json, words_of
+from rar_mini.options import Parser, command_line, joined_recipe, refuse_unknown, to_json, words_of
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.progress import progress_bar
@@ -93,16 +91,16 @@ class Training:
 
 def parse(argv: list[str], description: str | None = None) -> Config:
     """The settings of a command line: the preset's, then those of the file --config, then the options'."""
-    early = argparse.ArgumentParser("train.py", add_help=False, allow_abbrev=False)
+    early = Parser(add_help=False)
     early.add_argument("--config", type=Path, metavar="FILE.toml")
     given, argv = early.parse_known_args(argv)
     own = words_of(given.config, PRESETS["cpu"]) if given.config else []
     argv = joined_recipe([*own, *argv])  # of an option that comes twice the last one counts
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     refuse_unknown(argv, PRESETS["cpu"])
     preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    config = tyro.cli(Config, args=argv, default=preset, description=description, prog="train.py")
+    config = command_line(Config, argv, "train.py", default=preset, description=description)
     if config.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         names = {None: config.domain, "rar": f"rar-{config.domain}"}
@@ -340,7 +338,7 @@ def answers_of_scores(t: Training) -> int:
 
 def reopen(argv: list[str]) -> tuple[Config, Run, Path | None]:
     """Settings, folder and checkpoint of the run that `--resume RUN` names."""
-    parser = argparse.ArgumentParser("train.py", allow_abbrev=False, description="Continue a run.")
+    parser = Parser("train.py", description="Continue a run.")
     parser.add_argument("--resume", type=Path, metavar="RUN", required=True, help="the run's folder")
     parser.add_argument("--steps", type=int, help="go on to this many steps")
     parser.add_argument("--step", type=int, help="continue from this step's checkpoint, not the newest")

@@ -51,6 +51,7 @@ from rar_mini.files import without_nan
 from rar_mini.kernels import adamw, advantage, backend, bench, logprob
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder, head_width
+from rar_mini.options import Parser
 from rar_mini.prefix import Packed, Tree, pack
 from rar_mini.recipe import Recipe
 from rar_mini.sampler import Completion, Request, Settings, Wave, sample, uniforms
@@ -655,7 +656,7 @@ def main(
     step: Callable[..., None],
 ) -> None:
     """The command line. Ends with 1 if a check failed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "train.py --check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)

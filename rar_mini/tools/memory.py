@@ -22,7 +22,6 @@ leaves room for what it cannot know: the CUDA context and the workspaces of libr
 that different lengths leave between the allocator's blocks (HOLES).
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,7 +36,7 @@ from rar_mini.config import Config
 from rar_mini.judging.local import TOKENS
 from rar_mini.kernels.logprob import CHUNK_BYTES
 from rar_mini.model import Decoder, head_width, read_config
-from rar_mini.options import to_json
+from rar_mini.options import Parser, to_json
 from rar_mini.sampler import READ
 
 RESERVE, HOLES = 2**30, 0.05
@@ -398,7 +397,7 @@ def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
     """`train.py --plan`. `parse` makes settings of the options that are train.py's own."""
     usage = "train.py --plan --gpu GIB [--json] [options of training]"
     about = "What a run would hold in memory, and what would make it fit; needs no GPU."
-    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False, description=about)
+    parser = Parser(usage=usage, description=about)
     parser.add_argument("--plan", action="store_true", help="print the plan; nothing is loaded or written")
     parser.add_argument("--gpu", type=float, metavar="GIB", required=True, help="the GPU's memory in GiB")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON, in bytes")

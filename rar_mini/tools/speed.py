@@ -23,7 +23,7 @@ from torch.profiler import profile, supported_activities
 from rar_mini import policy
 from rar_mini.data import Example
 from rar_mini.kernels import bench
-from rar_mini.options import counted, one_line
+from rar_mini.options import Parser, counted, one_line
 from rar_mini.policy import Policy
 from rar_mini.report import Clock
 from rar_mini.rubric import Criterion, Rubric
@@ -115,7 +115,7 @@ def by_operator(step: Callable[[Clock], object], most: int = 12) -> dict[str, fl
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line. A refusal ends in one line, without a traceback."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m rar_mini.tools.speed",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

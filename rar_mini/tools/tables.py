@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from rar_mini import data, hub
 from rar_mini.data import Example
-from rar_mini.options import one_line
+from rar_mini.options import Parser, one_line
 from rar_mini.rubric import CATEGORY_WEIGHT
 
 FIGURES = (
@@ -72,10 +72,9 @@ def measure(examples: Sequence[Example], notes: Counter[str]) -> list[float | No
 
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m rar_mini.tools.tables",
         description=__doc__,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", help="as for train.py: rar, a file or a directory; else the bundled sample")

@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from rar_mini.checkpoint import Run, records
 from rar_mini.evaluation.agreement import both, share
-from rar_mini.options import one_line
+from rar_mini.options import run_command
 from rar_mini.report import paired
 
 LIGHT, DARK, WARM, GREY = "#a8bdd0", "#1f4e79", "#c2571a", "#555555"
@@ -194,6 +194,4 @@ def reliability(verdict: ndarray, label: ndarray, path: Path, title: str) -> Pat
 
 
 if __name__ == "__main__":
-    prog = "python -m rar_mini.viewing.plot"
-    with one_line(prog):
-        print(tyro.cli(draw, prog=prog))
+    print(run_command(draw, "python -m rar_mini.viewing.plot"))

@@ -269,5 +269,5 @@ def test_a_template_shows_the_day_on_which_the_run_began(
     assert saved.read_text() == DATED, "whoever loads the checkpoint has their own day"
     config = setup.settle(setup.parse(["--policy", str(tiny), "--judge", "keyword"]))[0]
     assert config.day == date.today().isoformat()
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="--day tomorrow: expected a date"):
         setup.parse(["--day", "tomorrow"])

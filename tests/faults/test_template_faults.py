@@ -3,13 +3,19 @@
 import resource
 import shutil
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import TEMPLATE, Command, question, write_rows
+from conftest import ROOT, TEMPLATE, Command, question, write_rows
+from hostile import Server
+from test_train import options
 
+import train
 from rar_mini import policy, turns
+from rar_mini.judging.endpoint import Endpoint
 
 RAISES = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -87,3 +93,31 @@ def test_it_ends_a_run_and_a_local_judge_in_one_line(command: Command, tiny: Pat
             f"{words[0]}: {broken}: expected a chat template" in last and "System role not supported" in last
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_templates_are_written_in_the_main_thread_alone(
+    tiny: Path, tmp_path: Path, folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only there can a signal end one. A server is asked by a thread of its own, while answers are sampled;
+    no other file starts one."""
+    wrote, asked = set(), set()
+    render, ask = turns.Turns.render, Endpoint._ask_all
+
+    def rendered(self: turns.Turns, *words: Any, **how: Any) -> str:
+        wrote.add(threading.current_thread())
+        return render(self, *words, **how)
+
+    async def asking(self: Endpoint, *words: Any) -> Any:
+        asked.add(threading.current_thread().name)
+        return await ask(self, *words)
+
+    monkeypatch.setattr(turns.Turns, "render", rendered)
+    monkeypatch.setattr(Endpoint, "_ask_all", asking)
+    item = {"title": "One", "description": "Essential Criteria: Mentions one.", "weight": 1}
+    path = write_rows(tmp_path / "rows.jsonl", [question(i, rubric=[item]) for i in range(2)])
+    train.main(options(tiny, path, tmp_path / "run", judge="chat:m", steps=1, eval_every=0, save_every=0))
+    assert wrote == {threading.main_thread()} and asked == {"endpoint"}
+    starts = ("Thread(", "ThreadPool", "run_in_executor", "to_thread")
+    sources = [path for room in ("rar_mini", "kernels", "lab") for path in (ROOT / room).rglob("*.py")]
+    threaded = [path for path in [*sources, *ROOT.glob("*.py")] if any(x in path.read_text() for x in starts)]
+    assert threaded == [ROOT / "rar_mini" / "judging" / "endpoint.py"]

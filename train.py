@@ -423,6 +423,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # a log file grows with the run
     with one_line("train.py", interrupt.farewell, LESS_MEMORY):
         main(sys.argv[1:])

@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import re
 import reprlib
 import shlex
@@ -189,10 +190,12 @@ def one_line(
     """Around a command: it ends in one line without a traceback if it refuses something or memory runs out,
     and no output shows a secret. `less_memory` says in a second line which of its options need less memory.
     After Ctrl-C, `interrupted` has the last word."""
+    open_output()
     veil_output()
     try:
         refuse_unprintable(sys.argv[1:])
         yield
+        sys.stdout.flush()  # what fails at the end of the process has no words of ours
     except Misused as error:
         print(f"{prog}: {legible(error)}", file=sys.stderr)
         sys.exit(2)
@@ -206,6 +209,16 @@ def one_line(
     except KeyboardInterrupt:
         interrupted()
         sys.exit(130)
+
+
+def open_output() -> None:
+    """Make standard output and error take every text, line by line: one may be closed, or know ASCII alone,
+    and a run must not end at a word that it prints."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, as long as the process
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def refuse_unprintable(argv: Iterable[str]) -> None:

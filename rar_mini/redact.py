@@ -182,7 +182,10 @@ class _Veiled:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(hide(text))
+        try:
+            self._stream.write(hide(text))
+        except OSError as error:  # a full disk, or a pipe that nobody reads
+            raise OSError(error.errno, error.strerror, self._stream.name) from None
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -9,8 +9,8 @@ compared is the truth of fresh answers after training, the recipe's less the bas
 lab/README.md says how a file states its claim. lab/world.py has the world and the conditions.
 """
 
+import re
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from lab.paired import Row
 from rar_mini import recipe
 from rar_mini.files import write_whole
 from rar_mini.options import run_command
-from rar_mini.viewing.plot import DARK, GREY, STYLE, WARM, drawing
+from rar_mini.viewing.plot import DARK, GREY, LIGHT, STYLE, WARM, drawing
 
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURE, KEPT = ROOT / "docs" / "lab.md", ROOT / "figures" / "lab.png", Path("runs/lab.json")
@@ -43,7 +43,7 @@ class Form:
 
 
 SHORT = Form(seeds=3, steps=40, warm=100)
-FULL = Form(seeds=6, steps=80, warm=200)
+FULL = Form(seeds=10, steps=80, warm=200)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Comparison:
 
     arm: Arm
     other: Arm
+    paper: str = ""  # its arXiv number
     claim: str = ""
     number: str = "truth"
 
@@ -74,16 +75,19 @@ class Comparison:
 
 def comparisons(spec: str) -> list[Comparison]:
     """What a recipe's file asks for. Raises ValueError if it names a condition that does not exist."""
-    file = vars(sys.modules[type(recipe.make(spec)).__module__])
+    file = vars(world.module(spec))
+    if "LACKS" in file:
+        raise ValueError(f"{spec} cannot be compared here: the world lacks {file['LACKS']}")
+    paper = _paper(file)
     if "CLAIMS" in file and len(shlex.split(spec)) == 1:
         wanted = [
-            Comparison(_arm(spec, *arm), _arm(spec, *other), claim, number)
+            Comparison(_arm(spec, *arm), _arm(spec, *other), paper, claim, number)
             for claim, number, arm, other in file["CLAIMS"]
         ]
     else:
         claim, named = file.get("CLAIM", ""), file.get("CONDITIONS", ())
         wanted = [
-            Comparison(Arm(spec, name), Arm(None, name), claim if name in named else "")
+            Comparison(Arm(spec, name), Arm(None, name), paper, claim if name in named else "")
             for name in dict.fromkeys(("clean", *named))
         ]
     for each in wanted:
@@ -92,6 +96,12 @@ def comparisons(spec: str) -> list[Comparison]:
         if each.number not in NUMBERS:
             raise ValueError(f"{spec}: expected one of {', '.join(NUMBERS)}, got {each.number}")
     return wanted
+
+
+def _paper(file: dict[str, Any]) -> str:
+    """The arXiv number in a recipe's docstring; "" without one."""
+    found = re.search(r"arXiv (\d{4}\.\d{5})", file["__doc__"] or "")
+    return found[1] if found else ""
 
 
 def _arm(spec: str, options: str, condition: str) -> Arm:
@@ -151,7 +161,7 @@ def results(asked: Sequence[Comparison], rows: Sequence[Row]) -> list[Result]:
 def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int) -> list[Row]:
     """Train every arm with every seed. A training in `out` counts if its recipe has not changed since."""
     jobs = {
-        (arm.recipe, arm.condition, recipe.digest(arm.recipe), seed): (
+        (arm.recipe, arm.condition, world.digest(arm.recipe), seed): (
             arm.recipe,
             arm.condition,
             seed,
@@ -171,7 +181,7 @@ def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int)
 
 # --- tables and the picture ---------------------------------------------------------------------------------
 
-HEAD = ("recipe", "condition", "less", "its number", "the other's", "difference", "verdict", "claim")
+HEAD = ("paper", "claim", "recipe", "condition", "less", "its number", "the other's", "difference", "verdict")
 
 
 def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -183,7 +193,7 @@ def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
         numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
         gap = f"{each.value:+{form}} [{each.low:+{form}}, {each.high:+{form}}]"
         name = of.arm.recipe or "baseline"
-        lines.append((name, of.arm.condition, other, *numbers, gap, each.verdict, of.claim))
+        lines.append((of.paper, of.claim, name, of.arm.condition, other, *numbers, gap, each.verdict))
     return lines
 
 
@@ -200,6 +210,12 @@ def baselines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             never = f"> {len(own[0]['curve'])}" if reached > len(own[0]["curve"]) else f"{reached:.0f}"
             lines.append((name, condition.says, f"{before:.3f}", f"{mean:.3f} ± {high - mean:.3f}", never))
     return lines
+
+
+def uncompared() -> list[tuple[str, ...]]:
+    """The lines of the table of recipes that are not compared."""
+    found = [(paper, claim, name, lacks) for name, (paper, claim, lacks) in lacking().items()]
+    return [("paper", "claim", "recipe", "the world lacks"), *found]
 
 
 def plain(lines: Sequence[Sequence[str]]) -> str:
@@ -223,7 +239,9 @@ def page(compared: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
         f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers\n"
         f"are truths after training, or steps until the truth is {LEVEL}.\n\n"
         f"The baseline under each condition:\n\n{markdown(baselines(rows))}\n"
-        f"Recipes less what they are compared with:\n\n{markdown(table(compared))}"
+        f"Recipes less what they are compared with:\n\n{markdown(table(compared))}\n"
+        "![Truth after training, and what it is compared with](../figures/lab.png)\n\n"
+        f"Not compared, because the world lacks what they need:\n\n{markdown(uncompared())}"
     )
 
 
@@ -235,41 +253,48 @@ def write_page(text: str) -> None:
 
 
 def draw(compared: Sequence[Result]) -> Any:
-    """The differences of truth with their intervals, coloured by what they say of the claim."""
-    colors = {"holds": DARK, "does not hold": WARM, "cannot be told": GREY, "": "#a8bdd0"}
+    """Truth after training, and its difference to the other arm's with its interval, coloured by what that
+    says of the claim."""
+    colors = {"holds": DARK, "does not hold": WARM, "cannot be told": GREY, "": LIGHT}
     shown = [each for each in compared if each.of.number == "truth"][::-1]
     matplotlib = drawing()
     with matplotlib.rc_context(STYLE):
-        sheet = matplotlib.figure.Figure(figsize=(7.2, 1 + 0.22 * len(shown)), layout="constrained")
-        axes = sheet.subplots()
+        sheet = matplotlib.figure.Figure(figsize=(8.6, 1 + 0.22 * len(shown)), layout="constrained")
+        truths, gaps = sheet.subplots(1, 2, sharey=True)
         for y, each in enumerate(shown):
-            axes.errorbar(each.value, y, xerr=each.high - each.value, marker="o", color=colors[each.verdict])
+            color = colors[each.verdict]
+            truths.plot(each.other, y, "o", color=GREY, fillstyle="none")
+            truths.plot(each.mean, y, "o", color=color)
+            gaps.errorbar(each.value, y, xerr=each.high - each.value, marker="o", color=color)
         for verdict, color in colors.items():
-            axes.plot([], [], "o", color=color, label=verdict or "no claim")
-        axes.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
+            gaps.plot([], [], "o", color=color, label=verdict or "no claim")
+        gaps.plot([], [], "o", color=GREY, fillstyle="none", label="what it is compared with")
+        gaps.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=1)
         names = [str(of.arm) if of.against_baseline else of.claim for of in (each.of for each in shown)]
-        axes.set_yticks(range(len(shown)), names)
-        axes.set_ylim(-0.6, len(shown) - 0.4)
-        axes.set(title="Truth after training, less the other arm's", xlabel="difference, 95 % over seeds")
-        sheet.legend(loc="outside lower center", ncols=4)
+        truths.set_yticks(range(len(shown)), names)
+        truths.set_ylim(-0.6, len(shown) - 0.4)
+        truths.set(title="Truth after training", xlabel="mean over seeds")
+        gaps.set(title="Less what it is compared with", xlabel="difference, 95 % over seeds")
+        sheet.legend(loc="outside lower center", ncols=5)
     return sheet
 
 
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def usable() -> list[str]:
-    """The recipes after papers that the world can train; says of each other one why not."""
-    fitting = []
-    for name in recipe.names():
-        if not name.startswith("examples/"):
-            try:
-                for arm in {each.arm for each in comparisons(name)}:
-                    world.trained(arm.recipe, arm.condition, 0, 1, 1)
-                fitting.append(name)
-            except Exception as error:  # whatever a recipe needs that the world does not have
-                print(f"{name} is not compared: {type(error).__name__}: {error}")
-    return fitting
+def lacking() -> dict[str, tuple[str, str, str]]:
+    """The recipes after papers that the world cannot train: paper, claim, and what it lacks."""
+    files = {name: vars(world.module(name)) for name in papers()}
+    return {
+        name: (_paper(file), file.get("CLAIM", ""), file["LACKS"])
+        for name, file in files.items()
+        if "LACKS" in file
+    }
+
+
+def papers() -> list[str]:
+    """The recipes after papers: those beside this file."""
+    return [name for name in recipe.names() if "/" not in name]
 
 
 def main(
@@ -287,7 +312,7 @@ def main(
         names: recipes as --recipe takes them, each with its options in quotes if it has some
         full: all recipes of lab/ with more seeds and steps, within an hour on two cores; writes docs/lab.md
             and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where it was stopped
-        seeds: trainings of each arm; 3, or 6 with --full
+        seeds: trainings of each arm; 3, or 10 with --full
         steps: of each training; 40, or 80 with --full
         out: a JSON file of all trainings; if it is there already, it is continued
         processes: trainings at a time, of one thread each
@@ -301,7 +326,8 @@ def main(
         KEPT.parent.mkdir(exist_ok=True)
     elif not names:
         raise ValueError("expected names of recipes, or --full; --help explains them")
-    asked = sum(map(comparisons, names or usable()), [])
+    names = names or [name for name in papers() if name not in lacking()]
+    asked = sum(map(comparisons, names), [])
     arms = [arm for each in asked for arm in (each.arm, each.other)]
     arms += [Arm(None, name) for name in world.CONDITIONS] if full else []
     arms = list(dict.fromkeys(arms))

@@ -34,6 +34,9 @@ from rar_mini.prompts import PREDEFINED, item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.rubric import Criterion, Rubric
 
+CLAIM = "rubrics that are followed only if they help do better than all of them"
+LACKS = "texts from which a verifier could tell good rubrics from bad ones"
+
 HELPFUL = Criterion(
     "Helpful",
     "The response is a rubric for answers to this question. Who grades by it prefers the better answers: "

@@ -8,10 +8,9 @@ binary items of 1 to 5 points. Students and teachers are judged together, in ran
 
     reward = points of the met items / all points       A = reward - mean reward, without a deviation, no KL
 
-If the judge fails at one of them, or the writer at the rubric, the group teaches nothing. Ours: the prompt.
-A teacher's answers are `teacher_answers` in a row's `hidden`, else the reference answer. Without a writer the
-data's rubric stands in. ropd/teacher is the teachers' mean reward, of those judged last. What came out
-(tests/lab/test_ropd.py): so far only that it acts as said.
+If judge or writer fails, the group teaches nothing. Ours: the prompt. A teacher's answers are
+`teacher_answers` in a row's `hidden`, else the reference answer. Without a writer the data's rubric stands
+in. ropd/teacher is the teachers' mean reward. What came out: only that it acts as said (test_ropd.py).
 """
 
 from collections.abc import Sequence
@@ -29,6 +28,8 @@ from rar_mini.rubric import Rubric
 from rar_mini.sampler import uniforms
 from rar_mini.scores import finite
 
+CLAIM = "a rubric written from students' and teachers' answers teaches more than they do alone"
+LACKS = "a model that writes rubrics"
 TASK = """Write 4 to 12 criteria that tell better responses to this question from worse ones. Yes or no \
 answers each, and whoever judges sees one response and nothing else. Give each 1 to 5 points, more if it \
 matters more. Reply with the JSON array alone: [{"criterion": "...", "points": 3}, ...]"""
@@ -53,10 +54,8 @@ class Together(Wrapper):
         verdict = scores.verdict.gather(1, back[..., None].expand_as(scores.verdict))
         reward = grpo.reward(replace(scores, verdict=verdict))  # (P, G + m)
         self.teacher = finite(reward[:, G:].nanmean().item())
-        failed = reward.isnan().any(-1)[:, None, None]
-        return replace(
-            scores, verdict=verdict[:, :G].masked_fill(failed, torch.nan), rating=scores.rating[:, :G]
-        )
+        verdict = verdict[:, :G].masked_fill(reward.isnan().any(-1)[:, None, None], torch.nan)
+        return replace(scores, verdict=verdict, rating=scores.rating[:, :G])
 
     def metrics(self) -> dict[str, float]:
         return super().metrics() | {"ropd/teacher": self.teacher}

@@ -23,6 +23,9 @@ from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.prompts import fill
 from rar_mini.recipe import Example, Recipe, Scores
 
+CLAIM = "a judge that reads the document teaches what another one cannot"
+CONDITIONS = ("documents",)
+
 SHOWN = {
     "passage": "The passage that decides. Who wrote the response has not seen it:\n{shown}\n\n",
     "guide": "How to score:\n{shown}\n\n",

@@ -27,6 +27,9 @@ from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.sampler import uniforms
 
+CLAIM = "a rubric that is shown at first lets the policy find what it would not"
+LACKS = "a policy that reads prompts"
+
 SCAFFOLD = "\n\nA good answer does what this list says. Do not mention the list.\n{items}"
 
 

@@ -25,6 +25,9 @@ import torch
 
 from rar_mini.recipe import Recipe, Scores
 
+CLAIM = "what comes early in a chain of reasoning is not bought back by what comes late"
+LACKS = "rubrics that are chains"
+
 
 @dataclass(frozen=True)
 class Scprm(Recipe):

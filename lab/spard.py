@@ -15,11 +15,9 @@ For each category c of criteria, with r_c the share of it that a response earns,
 eta = 0 leaves the categories alike. eta > 0 favours those that progress, eta < 0 those that do not.
 
 Ours: the categories are RaR's, the source of a question is its row's `question_source`, gains count once
-`window` of them are known, and weights act on the advantage alone: the reward in files stays RaR's.
-metrics.jsonl has the weights, `spard/CATEGORY`.
-
-What came out: only what tests/lab/test_spard.py holds. Eight steps in which the essentials rise and the rest
-stands still move weight to the essentials at eta 0.1, away from them at -0.1, and nowhere at 0.
+`window` of them are known, and weights (`spard/CATEGORY`) act on the advantage alone.
+What came out (tests/lab/test_spard.py): eight steps in which only the essentials rise move weight to them at
+eta 0.1, away from them at -0.1, and nowhere at 0.
 """
 
 import math
@@ -33,6 +31,8 @@ from rar_mini import grpo
 from rar_mini.recipe import Recipe, Rollouts, Scores
 from rar_mini.rubric import CATEGORY_WEIGHT
 
+CLAIM = "weights that follow progress teach more than fixed ones"
+CONDITIONS = ("clean", "scales")
 CATEGORIES = (*CATEGORY_WEIGHT, "literal", "rating")
 
 

@@ -8,10 +8,8 @@ After Think-with-Rubrics, arXiv 2605.07461; only notes on it were read. A rollou
     R = 0.3 gold + 0.5 own + 0.2 form
 
 the shares of the data's rubric and of its own (a "Hard rule:" weighs 2, a "Principle:" 1), and whether the
-text parses, with about 10 criteria. Ours: the prompt; form is min(n, 10) / max(n, 10); what does not parse
-has own and form 0. Criteria that any answer meets earn all of `own`: the metric own/trivial, beside
-pass_rate/own, is the share of own criteria that the answers to another question meet, too.
-
+text parses, with about 10 criteria. Ours: the prompt; form is min(n, 10) / max(n, 10), and 0, like own, if it
+does not parse; own/trivial is the share of own criteria that the answers to another question meet, too.
 What came out (tests/lab/test_think_with_rubrics.py): a table that writes rubrics which tell answers apart in
 half of all cases does so in 5 % after 150 steps by `own` alone, in 28 % by the mix (4 to 73 %, 6 seeds).
 """
@@ -29,6 +27,8 @@ from rar_mini.rubric import Criterion, Rubric
 from rar_mini.scores import finite
 from rar_mini.turns import without_thoughts
 
+CLAIM = "a policy that writes its own rubric first, and is judged by both, does better"
+LACKS = "a policy that can write rubrics"
 TASK = """\n\nFirst write the rubric of a good answer: about 10 criteria, a line each, that open with Hard \
 rule: or Principle:. Then answer. The form:\n<rubric>\n...\n</rubric>\n<answer>\n...\n</answer>"""
 FORM = r"\s*<rubric>((?:(?!</?rubric>).)*)</rubric>\s*<answer>((?:(?!</?answer>).)*)</answer>\s*"

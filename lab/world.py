@@ -19,11 +19,16 @@ of its sampling, so that they are compared in pairs.
 false positives are about as frequent as the random ones.
 """
 
+import ast
 import dataclasses
 import math
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +38,7 @@ from transformers import LlamaConfig
 
 import train
 from lab.delay import Noisy, Rates
-from rar_mini import data, grpo, recipe
+from rar_mini import data, files, grpo, recipe
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.judging import rules
@@ -270,6 +275,21 @@ class Witness(Wrapper):
         return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
 
 
+class Reader(Witness):
+    """A judge who learns which fact is right if what it is shown as the question holds the document."""
+
+    def score(self, examples: Sequence[Example], *asked: Any, **how: Any) -> Scores:
+        return super().score([self._informed(example) for example in examples], *asked, **how)
+
+    def _informed(self, example: Example) -> Example:
+        document = example.hidden["passage"]
+        if document not in example.question:
+            return example
+        pairs = zip(example.rubric.criteria, document.removeprefix(DOCUMENT).split(), strict=True)
+        rubric = Rubric(tuple(dataclasses.replace(item, description=fact) for item, fact in pairs))
+        return dataclasses.replace(example, rubric=rubric)
+
+
 class Shy(Wrapper):
     """A judge who gives essential items a quarter of what they earn."""
 
@@ -289,7 +309,7 @@ class Condition:
     beside: Callable[[], JudgeLike] | None = None  # a second judge, whom only a recipe's own judge asks
     more: tuple[Criterion, ...] = ()  # that stand in each rubric, too
     rule: Criterion | None = None  # the same; an answer that breaks it is worth nothing
-    vague: bool = False  # whether criteria leave open which fact is right; the row's "document" says it
+    vague: bool = False  # whether criteria leave open which fact is right; the hidden passage says it
 
     def pose(self, example: Example) -> Example:
         """A question as the trainer has it under this condition."""
@@ -297,7 +317,8 @@ class Condition:
         if self.vague:
             items = tuple(dataclasses.replace(item, description=item.description[0]) for item in items)
         rubric = Rubric((*items, *self.more, *([self.rule] if self.rule else ())))
-        return dataclasses.replace(example, rubric=rubric, row={"document": example.reference})
+        row = {"hidden": {"passage": DOCUMENT + example.reference}}
+        return dataclasses.replace(example, rubric=rubric, row=row)
 
     def make_judge(self, state: dict[str, Any], seed: int) -> JudgeLike:
         """The judge, whose errors are drawn anew for each `state["step"]`."""
@@ -307,6 +328,7 @@ class Condition:
         return Wrapper(made, self.beside()) if self.beside else made
 
 
+DOCUMENT = "It is known: "
 THRICE = " ".join([PADDING] * 3)
 RULE = Criterion("rule", f"Does not say {THRICE}.", "essential", 1.0, check={"lacks": THRICE})
 NEVER = Criterion("never", "z+", "essential", 1.0)  # no word says it
@@ -334,8 +356,24 @@ CONDITIONS = {
     ),
     "scales": Condition("essential items get a quarter of what they earn", judge=lambda: Shy(Witness())),
     "unmet": Condition("one more essential item, which nobody can meet", more=(NEVER,)),
-    "documents": Condition("either fact is credited by a judge who is not shown the document", vague=True),
+    "documents": Condition(
+        "either fact is credited by a judge who is not shown the document", judge=Reader, vague=True
+    ),
 }
+
+
+def digest(spec: str | None) -> str | None:
+    """What changes with the code and the options of a recipe, but not with what its docstring says."""
+    if spec is None:
+        return None
+    tree = ast.parse(Path(module(spec).__file__).read_text(encoding="utf-8"))
+    code = tree.body[ast.get_docstring(tree) is not None :]
+    return files.digest([ast.dump(ast.Module(code, [])), shlex.split(spec)[1:]])
+
+
+def module(spec: str) -> ModuleType:
+    """The file of a recipe."""
+    return sys.modules[type(recipe.make(spec)).__module__]
 
 
 def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> dict[str, Any]:
@@ -355,5 +393,5 @@ def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> di
         of = truth([plain[example.id] for example in rollouts.examples], rollouts.responses)
         curve.append((of.value * keeps(condition.rule, rollouts.responses)).mean().item())
     after = examined(config, actor, known["held_out"], condition.rule)
-    job = {"recipe": spec, "condition": name, "digest": recipe.digest(spec), "seed": seed}
+    job = {"recipe": spec, "condition": name, "digest": digest(spec), "seed": seed}
     return job | {"before": before, "after": after, "curve": curve}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -110,11 +111,9 @@ def test_a_judge_without_the_document_credits_either_fact(example: Example) -> N
         assert verdicts(example, "documents", answer) == wanted
     condition = world.CONDITIONS["documents"]
     posed = condition.pose(example)
-    assert posed.row["document"] == "a+ b- c-" and posed.messages == example.messages
-    shown = zip(posed.rubric.criteria, posed.row["document"].split(), strict=True)
-    own = Rubric(tuple(dataclasses.replace(item, description=fact) for item, fact in shown))
-    scores = condition.make_judge({}, 0).score([dataclasses.replace(posed, rubric=own)], [["a- b- c+"]])
-    assert scores.verdict.tolist() == [[[0, 1, 0]]], "a recipe that reads it has exact verdicts"
+    assert posed.hidden["passage"] == "It is known: a+ b- c-" and posed.messages == example.messages
+    grounded = recipe.make("rubric_grounded").judge(condition.make_judge({}, 0))
+    assert grounded.score([posed], [["a- b- c+"]]).verdict.tolist() == [[[0, 1, 0]]], "it reads it"
 
 
 def test_a_strong_judge_stands_beside_the_weak_one(example: Example) -> None:
@@ -173,6 +172,16 @@ def test_a_recipe_is_compared_under_clean_and_where_its_file_says(tmp_path: Path
         lab.comparisons(own(tmp_path, "fog"))
 
 
+def test_every_recipe_after_a_paper_is_compared_or_says_what_the_world_lacks(tmp_path: Path) -> None:
+    for name in lab.papers():
+        if name in lab.lacking():
+            with pytest.raises(ValueError, match=f"{name} cannot be compared here: the world lacks "):
+                lab.comparisons(name)
+        else:
+            assert all(re.fullmatch(r"\d{4}\.\d{5}", each.paper) for each in lab.comparisons(name))
+            assert name == "scprm" or any(each.claim for each in lab.comparisons(name))
+
+
 def test_delay_compares_conditions(tmp_path: Path) -> None:
     own = lab.comparisons("delay")
     assert [each.number for each in own] == ["steps", "truth", "truth", "truth"]
@@ -183,7 +192,7 @@ def test_delay_compares_conditions(tmp_path: Path) -> None:
 
 
 def row(spec: str | None, condition: str, seed: int, after: float, curve: list[float]) -> dict:
-    job = {"recipe": spec, "condition": condition, "seed": seed, "digest": recipe.digest(spec)}
+    job = {"recipe": spec, "condition": condition, "seed": seed, "digest": world.digest(spec)}
     return job | {"before": {"truth": 0.3}, "after": {"truth": after}, "curve": curve}
 
 
@@ -220,7 +229,8 @@ def test_the_page_and_the_picture(tmp_path: Path, rows: list[dict], monkeypatch:
         lab.write_page(lab.page(found, rows, lab.Form(2, 12, 5)))
     text = page.read_text()
     assert "Before.\n" in text and text.endswith("After.\n") and "Stale" not in text
-    assert "+0.210 [+0.083, +0.337] | holds | more of the truth |" in text
+    assert "|  | more of the truth | " in text and "+0.210 [+0.083, +0.337] | holds |" in text
+    assert all(f"| {name} | {lacks} |" in text for name, (*_, lacks) in lab.lacking().items())
     assert all(f"| {name} |" in text for name in world.CONDITIONS)
     lab.draw(found).savefig(tmp_path / "lab.png")
 
@@ -237,7 +247,10 @@ def test_a_changed_recipe_is_trained_again_and_nothing_else(
     arms = [lab.Arm(None, "clean"), lab.Arm(own(tmp_path), "clean")]
     out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
     assert [r["seed"] for r in lab.trainings(arms, form, out, 1)] == [0, 1, 0, 1]
-    (tmp_path / "own.py").write_text(OWN.format(condition="unmet") + "    # changed\n")
+    own_file, text = tmp_path / "own.py", OWN.format(condition="unmet")
+    own_file.write_text(text.replace("states a claim", "has a claim that holds"))
+    assert len(lab.trainings(arms, form, out, 1)) == 4, "what came out may be written into its docstring"
+    own_file.write_text(text.replace("1.0", "2.0"))
     monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: pytest.fail("asked"))
     with pytest.raises(pytest.fail.Exception, match="asked"):
         lab.trainings(arms, form, out, 1)
@@ -278,7 +291,7 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
         outputs.append(capsys.readouterr().out)
         monkeypatch.setattr(world, "trained", lambda *_: pytest.fail("trained again"))
     assert outputs[0] == outputs[1] and "3 arms x 2 seeds, 1 steps each" in outputs[0]
-    assert "| examples/gated | clean | baseline |" in lab.PAGE.read_text()
+    assert "|  |  | examples/gated | clean | baseline |" in lab.PAGE.read_text()
     assert lab.FIGURE.read_bytes().startswith(b"\x89PNG")
 
 

@@ -59,7 +59,7 @@ import torch
 from tqdm import tqdm
 
 from judge import Judge
-from rar_mini import alarms, data, ending, grpo, ranks, report, sampler, scale, setup
+from rar_mini import alarms, data, ending, grpo, ranks, report, sampler, scale, sequences, setup
 from rar_mini.checkpoint import Run, alone
 from rar_mini.config import Config
 from rar_mini.data import Example
@@ -110,8 +110,7 @@ def explore(t: Training, n: int, clock: Clock) -> Rollouts:
         new = sample(t, draw(t, lacking, again), c.group_size, n, clock, t.judge)  # P x G completions
         new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
         t.rollouts = rollouts = new.behind(rollouts)
-        rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
-        rollouts.adv = t.recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+        credit(t, rollouts)
         lacking = c.prompts_per_step - int(chosen(t, rollouts).any(-1).sum())
         failed = rollouts.reward.isnan().float().mean()
         if not lacking or failed > c.max_judge_failures or failed == 1:
@@ -230,6 +229,14 @@ def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
     return grpo.penalise(rewards, grpo.cut_off(rollouts)) if penalised else rewards
 
 
+def credit(t: Training, rollouts: Rollouts) -> None:
+    """Rewards and advantages; log-probabilities of completions only for a recipe that needs them."""
+    rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
+    if t.recipe.needs_logp:
+        rollouts.logp, rollouts.ref_logp = sequences.both(t, rollouts)  # (P, G) each
+    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+
+
 def recite(t: Training, examples: list[Example], texts: Sequence[str] | None = None) -> Rollouts:
     """A text to each question, its reference answer by default, in the place of rollouts: G = 1, advantage 1,
     no reward."""
@@ -267,7 +274,7 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
         logp, entropy = grpo.token_logp(t.actor.model, batch, temperature)  # (N,), (N,)
         if batch.old_logp is None and not t.config.supervised:
             batch.old_logp = logp.detach()
-        if t.reference is not None and batch.ref_logp is None:
+        if t.config.beta and batch.ref_logp is None:
             with torch.no_grad():
                 batch.ref_logp, _ = grpo.token_logp(t.reference.model, batch, temperature)
         share, sums = t.recipe.loss(logp, batch)
@@ -311,8 +318,7 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
 def grade(t: Training, scorer: JudgeLike, rollouts: Rollouts, name: str, n: int) -> list[float]:
     """The mean reward of each question's answers, which evaluations.jsonl keeps under the score's name."""
     rollouts.scores = judge(t, scorer, rollouts, Clock())
-    rollouts.reward = reward(t, rollouts)  # (P, G)
-    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G)
+    credit(t, rollouts)
     t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
     return rollouts.reward.nanmean(-1).tolist()
 

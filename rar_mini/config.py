@@ -151,8 +151,9 @@ class Config:
     """decoupled weight decay of AdamW"""
     max_grad_norm: Annotated[float, Within(1e-9, 1e9)] = 1.0
     """gradients with a larger global norm are scaled down to it"""
-    loss_norm: Literal["token", "sequence", "constant"] = "sequence"
-    """what weighs alike: every token, every completion, or every token under a fixed divisor"""
+    loss_norm: Literal["token", "sequence", "constant", "sum"] = "sequence"
+    """what weighs alike: every token, every completion, or every token under a fixed divisor; sum: every
+    token, and nothing is divided, for recipes like pop"""
     clip_low: Annotated[float, Within(0, 1)] = 0.2
     """the ratio's clip below 1; acts only after the first inner epoch"""
     clip_high: Annotated[float, Within(0, 1e6)] = 0.2

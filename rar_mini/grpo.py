@@ -37,6 +37,7 @@ $\pi_{old}$:
       token     1 / N                     every token weighs the same (DAPO, eq. 8)
       sequence  1 / (S len_i)             every completion weighs the same (DeepSeekMath, eq. 3)
       constant  1 / (S max_new_tokens)    no length in the divisor, so no bias by length (arXiv 2503.20783)
+      sum       1                         for a recipe whose A are weights of whole sequences (lab/pop.py)
 - `c_it` = min(exp(old_logp - sampler_logp), cap) with --mismatch-cap, else 1: the truncated importance weight
   between the sampler's numerics and the trainer's (fengyao.notion.site/off-policy-rl).
 
@@ -74,7 +75,7 @@ from rar_mini.model import Decoder
 from rar_mini.prefix import Attention, Packed, Tree, pack
 from rar_mini.scores import Rollouts, Scores
 
-LOSS_NORMS = ("token", "sequence", "constant")
+LOSS_NORMS = ("token", "sequence", "constant", "sum")
 
 
 def reward(scores: Scores) -> Tensor:
@@ -191,6 +192,7 @@ class MicroBatch:
     packed: Packed
     row: Tensor  # (N,) where in the packed row the hidden state that predicts the token lies
     target: Tensor  # (N,) the token
+    rollout: Tensor  # (N,) the rollout that it is of, p G + g
     adv: Tensor  # (N,)
     weight: Tensor  # (N,) w_it
     sampler_logp: Tensor  # (N,), or (0,) of reference answers
@@ -220,9 +222,8 @@ def micro_batches(
     prompts, completions = rollouts.prompts, rollouts.completions
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
     S, N = int(teaches.sum()), int(lengths[teaches].sum())
-    same = torch.ones_like(lengths)
-    divisors = {"token": N * same, "sequence": S * lengths, "constant": S * max_new_tokens * same}
-    weight = 1 / divisors[loss_norm]  # (P, G)
+    divisors = {"token": N, "sequence": S * lengths, "constant": S * max_new_tokens, "sum": 1}
+    weight = 1 / (divisors[loss_norm] * torch.ones_like(lengths))  # (P, G)
     own = range(len(prompts)) if own is None else own
     first = [stems(group) for group in prompts]  # P x G
     # Rollouts of one prompt lie side by side.
@@ -282,16 +283,18 @@ def _micro_batch(
             branches.append((p, g, root, tree.add(ids[:-1], root) if len(ids) > 1 else None))
     packed = packer(tree)
     device = packed.ids.device
-    row, target, sampler_logp, advs, weights = [], [], [], [], []
+    row, target, rollout, sampler_logp, advs, weights = [], [], [], [], [], []
     for p, g, root, branch in branches:
         completion = rollouts.completions[p][g]
         row += [packed.last(root), *(range(*packed.spans[branch]) if branch is not None else ())]
         target += completion.ids
+        rollout += [p * len(rollouts.completions[p]) + g] * len(completion.ids)
         sampler_logp += completion.logp
         advs += [adv[p, g].item()] * len(completion.ids)
         weights += [weight[p, g].item()] * len(completion.ids)
+    places = (torch.tensor(x, device=device) for x in (row, target, rollout))
     numbers = (torch.tensor(x, dtype=torch.float32, device=device) for x in (advs, weights, sampler_logp))
-    return MicroBatch(packed, torch.tensor(row, device=device), torch.tensor(target, device=device), *numbers)
+    return MicroBatch(packed, *places, *numbers)
 
 
 def token_logp(model: Decoder, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:

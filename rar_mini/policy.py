@@ -196,8 +196,11 @@ def _read(directory: Path, dtype: torch.dtype, device: torch.device | str) -> De
     return decoder
 
 
-def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Policy | None]:
-    """What a run trains, as it begins or as a checkpoint left it, and what its KL penalty compares with."""
+def prepare(
+    config: Config, checkpoint: Path | None = None, compared: bool = False
+) -> tuple[Policy, Policy | None]:
+    """What a run trains, as it begins or as a checkpoint left it; and as it was at the start, if a KL penalty
+    or a recipe (`compared`) needs that."""
     dtype, adapted = getattr(torch, config.dtype), config.lora_rank > 0
     actor = load(config.policy if adapted or not checkpoint else str(checkpoint), dtype, config.device)
     if adapted:
@@ -207,7 +210,7 @@ def prepare(config: Config, checkpoint: Path | None = None) -> tuple[Policy, Pol
         if checkpoint:
             lora.load(actor.model, actor.adapters(checkpoint))
     actor.model.checkpointing = config.checkpoint_activations
-    if not config.beta:
+    if not (config.beta or compared):
         return actor, None
     if adapted:
         return actor, replace(actor, model=lora.base(actor.model))

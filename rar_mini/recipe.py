@@ -57,6 +57,10 @@ class Recipe:
     breaks: ClassVar[dict[str, str]] = {}
     """The rules in docs/recipes.md that a recipe cannot keep, "hidden" or "order", and why."""
 
+    needs_logp: ClassVar[bool] = False
+    """Whether `advantage` reads rollouts.logp and rollouts.ref_logp, (P, G): the log-probabilities of whole
+    completions by the policy before the update, and by the policy as it was at the start."""
+
     # Once, before the first step.
 
     def judge(self, judge: JudgeLike) -> JudgeLike:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # who chooses a judge, or makes one, needs no torch yet
 
 NAN = float("nan")
 DEFAULT_CHAT = "gpt-4o-mini"  # the paper's judge
+LOGPS = ("logp", "ref_logp")
 
 
 class ScoredRow(Form):
@@ -97,6 +98,8 @@ class Rollouts:
     trained: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) bool, what the update reads
     rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
+    logp: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) of whole completions, by the policy
+    ref_logp: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) the same by the frozen reference
 
     def behind(self, first: "Rollouts | None") -> "Rollouts":
         """These rollouts behind those that the step has already; what follows from the scores is still to be
@@ -134,6 +137,7 @@ class Rollouts:
                 # Nine digits give a float32 back.
                 "sampler_logp": [finite(float(f"{logp:.9g}")) for logp in completion.logp],
             }
+            | ({name: getattr(self, name)[p, g].item() for name in LOGPS} if len(self.logp) else {})
             | ({"trained": self.trained[p, g].item()} if len(self.trained) else {})  # a score has none
             | ({"rubric": [asdict(c) for c in self.rubrics[p].criteria]} if self.rubrics else {})
             for p, example in enumerate(self.examples)

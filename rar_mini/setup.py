@@ -60,7 +60,7 @@ class Training:
     config: Config
     recipe: Recipe
     actor: Policy
-    reference: Policy | None  # what a KL penalty compares with
+    reference: Policy | None  # what a KL penalty, or a recipe with needs_logp, compares with
     optimizer: AdamW
     judge: JudgeLike | None = None
     gold: JudgeLike | None = None
@@ -160,16 +160,17 @@ def _pinned(judge: str | None) -> str | None:
 
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
     """What a step works with, and no more: neither questions nor a folder."""
-    if resume is None or config.lora_rank or config.beta:  # else nothing of the base is read again
+    made = recipe.make(config.recipe, config)
+    # Else nothing of the base is read again.
+    if resume is None or config.lora_rank or config.beta or made.needs_logp:
         ranks.first(lambda: checkpoint.refuse_damaged(config.policy))
-    actor, reference = policy.prepare(config, resume)
+    actor, reference = policy.prepare(config, resume, made.needs_logp)
     if config.attention == "flex" and (width := model.head_width(actor.model.config)) < NARROWEST:
         raise ValueError(
             f"--attention flex takes heads of {NARROWEST} channels or more, got {width}: use loop or auto"
         )
     rate, decay = config.lr, config.weight_decay
     optimizer = AdamW(actor.model.parameters(), rate, weight_decay=decay, seed=config.seed)
-    made = recipe.make(config.recipe, config)
     return Training(config, made, actor, reference, optimizer, made.judge(judge))
 
 

@@ -67,6 +67,7 @@ def by_hand(decoder: model.Decoder, completions: list, loss_norm: str) -> torch.
             "token": 1 / sum(lengths),
             "sequence": 1 / (len(rows) * length),
             "constant": 1 / (len(rows) * 12),
+            "sum": 1.0,
         }[loss_norm]
         loss = loss - (weight * ADV[p, g] * logp).sum()
     return loss
@@ -95,7 +96,7 @@ def test_the_gradient_is_the_formulas(decoder: model.Decoder, completions: list,
     # because a group's advantages sum to 0, and only there.
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])
     S, N = int(TEACHES.sum()), int(lengths[TEACHES].sum())
-    divisor = {"token": N, "sequence": S * lengths, "constant": S * 12}[loss_norm]
+    divisor = {"token": N, "sequence": S * lengths, "constant": S * 12, "sum": 1}[loss_norm]
     right = -(ADV * lengths / divisor)[TEACHES].sum().item()
     assert metrics["loss"] == pytest.approx(right, abs=1e-6)
     assert (abs(right) < 1e-6) == (loss_norm == "sequence")
@@ -144,6 +145,7 @@ def test_each_token_of_a_batch_stands_beside_what_belongs_to_it() -> None:
         "token": [1 / 6] * 6,
         "sequence": [1 / 9] * 3 + [1 / 3] + [1 / 6] * 2,
         "constant": [1 / 21] * 6,
+        "sum": [1.0] * 6,
     }
     for loss_norm, right in weights.items():
         sizes = {"loss_norm": loss_norm, "max_new_tokens": 7, "tokens_per_batch": 9}
@@ -152,6 +154,7 @@ def test_each_token_of_a_batch_stands_beside_what_belongs_to_it() -> None:
         assert batch.packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
         assert batch.row.tolist() == [1, 2, 3, 1, 4, 5] and batch.row.dtype == torch.int64
         assert batch.target.tolist() == [11, 12, 13, 21, 31, 32]
+        assert batch.rollout.tolist() == [0, 0, 0, 1, 2, 2]
         assert batch.adv.tolist() == [0.5] * 3 + [-1.5] + [2.0] * 2
         assert batch.weight.tolist() == pytest.approx(right)
         assert batch.sampler_logp.tolist() == pytest.approx([-1.1, -1.2, -1.3, -2.1, -3.1, -3.2])
@@ -229,7 +232,7 @@ def batch_of(**columns: list[float]) -> grpo.MicroBatch:
     """Numbers of tokens that come from nowhere, each of weight 1 unless told otherwise."""
     given = {name: torch.tensor(column) for name, column in columns.items()}
     ones = torch.ones_like(given["adv"])
-    return grpo.MicroBatch(packed=None, row=None, target=None, **{"weight": ones} | given)
+    return grpo.MicroBatch(packed=None, row=None, target=None, rollout=None, **{"weight": ones} | given)
 
 
 def one(adv: float, logp: float, old: float, **fields: float) -> tuple[float, float]:

@@ -121,6 +121,7 @@ RUNS = [
     (3, EVERYTHING),
     pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 0.5}, marks=pytest.mark.slow),
     pytest.param(3, {"method": "sft", "tokens_per_batch": 60}, marks=pytest.mark.slow),
+    pytest.param(3, {"recipe": "pop --beta 1", "loss_norm": "sum"}, marks=pytest.mark.slow),
 ]
 
 

@@ -605,7 +605,11 @@ def test_a_resumed_run_carries_the_costs_of_both_judges(
 CONTEXT = {"examples/own_data": "--path {csv}", "examples/gated": "--need 0.05"}
 CONTEXT |= {"gate": "--need 0.05", "papo": "--need 0.05"}
 CONTEXT |= {"c2": "--need 0"}  # the keyword judge trusts no rubric
-"""Options that a recipe cannot do without, or without which the tiny policy would earn nothing."""
+CONTEXT |= {"pop": "--beta 1"}
+"""Options that a recipe cannot do without, or without which the tiny policy would earn or learn next to
+nothing."""
+SETTINGS = {"pop": ("--loss-norm", "sum")}
+"""Options of training without which a recipe refuses to run."""
 
 
 def advantages(own: Recipe, scores: Scores) -> Tensor:
@@ -641,7 +645,8 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: 
     rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
     rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric) for i in range(4)]
     questions = write_rows(tmp_path / "questions.jsonl", rows)
-    run = trained(tiny, questions, tmp_path / "run", "--recipe", own, *SAVED)
+    words = ("--recipe", own, *SETTINGS.get(own.split()[0], ()), *SAVED)
+    run = trained(tiny, questions, tmp_path / "run", *words)
     actor, leaks = policy.load(str(tiny), torch.float32, "cpu"), []
     for row in records(run, "rollouts"):
         shown = actor.tokenizer.decode(row["prompt_ids"])

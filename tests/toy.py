@@ -29,6 +29,7 @@ def rolled(own: Recipe, scores: Scores, responses: list[list[str]] | None = None
     P, G, _ = scores.verdict.shape
     examples = [Example(f"q{p}", "train", (), "", scores.rubrics[p], {}) for p in range(P)]
     rollouts = Rollouts(examples, [], [], responses or [[""] * G] * P, scores, own.reward(scores))
+    rollouts.logp = rollouts.ref_logp = torch.zeros(P, G)
     rollouts.adv = own.advantage(rollouts)
     return rollouts
 

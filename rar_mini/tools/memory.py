@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from rar_mini import pretrained
+from rar_mini import pretrained, recipe
 from rar_mini.config import Config
 from rar_mini.judging.local import TOKENS
 from rar_mini.kernels.logprob import CHUNK_BYTES
@@ -153,7 +153,12 @@ def on_cpu(config: Config) -> bool:
 def copied(config: Config) -> bool:
     """Whether a frozen copy of the policy stays on its device."""
     away = config.reference_device == "cpu" and not on_cpu(config)
-    return config.beta > 0 and not config.lora_rank and not away
+    return compared(config) and not config.lora_rank and not away
+
+
+def compared(config: Config) -> bool:
+    """Whether the policy as it was at the start is needed beside the one that is trained."""
+    return config.beta > 0 or recipe.make(config.recipe).needs_logp
 
 
 def sampling(m: Model, config: Config) -> Iterator[Parts]:

@@ -1,0 +1,89 @@
+"""POP: problems and rubrics from plain text, and DPO on the best and the worst answer of each group.
+
+    python train.py --recipe pop --recipe.texts FILE --recipe.writer chat:NAME --loss-norm sum --lr 5e-6
+
+Paper: POP, arXiv 2604.20051; official code was read. From a chunk of text a model makes a problem, its answer
+and criteria. The policy answers G times without the chunk, and is judged. A group whose rewards deviate by
+1e-3 or more, and whose best and worst answer differ by at most 100 words, gives a pair for DPO:
+
+    m = logp - ref_logp                   of a whole answer, by the policy and by what it was at the start
+    loss = mean over pairs of -ln sigmoid(beta (m_best - m_worst))                              beta = 0.01
+    A_best = -A_worst = beta sigmoid(-beta (m_best - m_worst)) / pairs                          others 0
+
+DPO is an advantage: the loss has the gradient of -sum A logp, which `--loss-norm sum` leaves as it is.
+
+Ours: a writer makes all three in one reply, before the run; theirs are the policy's own. Empty lines part
+chunks, and every fourth one is held out. Without texts, the data's questions and rubrics are used. Verdicts
+lie in [0, 1]; theirs are 0, 1 or 2. What came out (tests/lab/test_pop.py): the gradient is that of DPO.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from judge import Judge
+from rar_mini import grpo, ranks
+from rar_mini.judging import wires
+from rar_mini.judging.endpoint import Failure
+from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.judging.writer import Writer, read_rubric
+from rar_mini.recipe import Example, Recipe, Rollouts
+from rar_mini.rubric import Rubric
+
+CLAIM = "a model improves on problems and rubrics that it makes of plain text"
+LACKS = "texts to make problems of"
+TASK = """Make of this text one problem that can be solved without it, its answer, and 4 to 12 criteria for \
+judging an answer. Reply with JSON alone: {"problem": "...", "answer": "...", "criteria": \
+[{"criterion": "...", "points": 1 to 5}, ...]}"""
+
+
+def read(text: str) -> tuple[str, str, Rubric]:
+    match wires.only_json(text):
+        case {"problem": str(problem), "answer": str(answer), "criteria": items} if problem.strip():
+            return problem, answer, read_rubric(json.dumps(items), least=4, most=12)
+    raise Failure("malformed", "expected problem, answer and criteria")
+
+
+@dataclass(frozen=True)
+class Pop(Recipe):
+    needs_logp: ClassVar[bool] = True
+    texts: Path | None = None
+    writer: str = ""
+    beta: float = 0.01
+
+    @cached_property
+    def _writer(self) -> Writer:
+        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)))
+
+    def judge(self, judge: JudgeLike) -> JudgeLike:
+        return Wrapper(judge, self._writer) if self.texts else judge
+
+    def load(self, **how: Any) -> list[Example]:
+        if self.config.loss_norm != "sum" or self.config.inner_epochs > 1:
+            raise ValueError("pop needs --loss-norm sum and --inner-epochs 1: else the loss is not DPO's")
+        if not self.texts:
+            return super().load(**how)
+        chunks = filter(None, map(str.strip, self.texts.read_text(encoding="utf-8").split("\n\n")))
+        written = ranks.first(lambda: self._writer.write(TASK, [{"text": c} for c in chunks], read))
+        how["notes"]["texts of which no problem was made"] += written.count(None)
+        return [self._posed(n, *each) for n, each in enumerate(written) if each]
+
+    def _posed(self, n: int, problem: str, answer: str, rubric: Rubric) -> Example:
+        split, turn = "train" if n % 4 < 3 else "held_out", {"role": "user", "content": problem}
+        return Example(f"text-{n}", split, (turn,), answer, rubric, {})
+
+    def advantage(self, rollouts: Rollouts) -> torch.Tensor:
+        reward, valid = rollouts.reward, grpo.scored(rollouts.reward)  # (P, G)
+        spread = (reward - reward.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()  # (P,)
+        rows = torch.arange(len(reward))
+        best, worst = reward.where(valid, -torch.inf).argmax(-1), reward.where(valid, torch.inf).argmin(-1)
+        words = torch.tensor([[len(text.split()) for text in group] for group in rollouts.responses])
+        pairs = (spread >= 1e-3) & ((words[rows, best] - words[rows, worst]).abs() <= 100)  # (P,)
+        m = self.beta * (rollouts.logp - rollouts.ref_logp)  # (P, G)
+        weight = self.beta * (m[rows, worst] - m[rows, best]).sigmoid() * pairs / max(1, pairs.sum())
+        adv = torch.zeros_like(reward).index_put((rows, best), weight)
+        return adv.index_put((rows, worst), -weight, accumulate=True)

@@ -49,6 +49,7 @@ from rar_mini.evaluation import (
     labelled,
     paper,
     preference,
+    selfgap,
     trust,
 )
 from rar_mini.evaluation import replay as replays
@@ -180,6 +181,7 @@ def audited(
     run: tyro.conf.Positional[Path],
     /,
     panel: tuple[str, ...],
+    gap: int = 0,
     judging: Judging = DEFAULTS,
 ) -> None:
     """Have a panel of judges look at the items that a run's judge newly credits, step by step.
@@ -187,7 +189,10 @@ def audited(
     Args:
         run: the run's folder
         panel: the jurors: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME or local:NAME
+        gap: also measure the self-internalisation gap of the run's checkpoints, by so many answers to each of
+            16 held-out questions that the policy gives when it is shown the rubric (the paper has 10)
     """
+    Within(0, 1000).refuse("gap", gap)
     opened = Run.reopen(run)
     config = opened.settings()
     if config.method not in ("rar-explicit", "rar-predefined"):
@@ -196,7 +201,9 @@ def audited(
         raise ValueError("--panel: expected one judge or more, got none")
     jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
     print(f"panel     {', '.join(panel)} after {config.judge}, method {config.method}")
-    result = audit.report(run, recipe.make(config.recipe, config), jurors)
+    made = recipe.make(config.recipe, config)
+    result = audit.report(run, made, jurors)
+    result |= {"gap": selfgap.report(opened, made, jurors, gap)} if gap else {}
     finish({"panel": list(panel), "after": config.judge} | result, Wrapper(*jurors))
 
 

@@ -68,14 +68,15 @@ def newly_credited(
         g = place[group] = place.get(group, -1) + 1
         key = row.get("split"), row["example_id"], g
         last, before[key] = before.get(key), row
-        own = _criteria(example, recipe)
+        own = criteria(example, recipe)
         if last and [v["title"] for v in last["verdicts"]] == [v["title"] for v in row["verdicts"]]:
             for item, old, new in zip(own, last["verdicts"], row["verdicts"], strict=True):
                 if _credit(old["verdict"], item.weight) is False and _credit(new["verdict"], item.weight):
                     yield New(row, example, item)
 
 
-def _criteria(example: Example, recipe: Recipe) -> Sequence[Criterion]:
+def criteria(example: Example, recipe: Recipe) -> Sequence[Criterion]:
+    """The items by which an answer to an example is judged."""
     if recipe.config.method == "rar-predefined":
         return PREDEFINED
     return recipe.config.design.apply(example.rubric, example.id).criteria

@@ -109,7 +109,7 @@ def test_outputs_are_compared_by_words_and_numbers(old: str, new: str, alike: bo
 
 def test_there_are_notebooks() -> None:
     """A pattern that finds nothing would leave the tests above without a case."""
-    assert {path.stem for path in NOTEBOOKS} == {"claims", "kernels", "walkthrough"}
+    assert {path.stem for path in NOTEBOOKS} == {"claims", "kernels", "lab", "walkthrough"}
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 import tyro
 
-from judge import Judge
+from judge import OWN, Judge
 from rar_mini import data as questions
 from rar_mini import recipe
 from rar_mini.checkpoint import Run, environment, records
@@ -58,6 +58,7 @@ from rar_mini.files import without_nan, write_json
 from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.options import Within, run_command
+from rar_mini.rubric import directions
 from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing
 
@@ -112,6 +113,9 @@ def measure(
     print(f"judge     {spec} ({why}), method {method}")
     items = labelled.read(data, domain, skip_bad_rows)
     trust.check(items, injections)
+    rubrics = {item.example.id: item.example.rubric for item in items}
+    if method in OWN and (worded := directions(rubrics.values())):
+        print(f"pitfalls  {worded}")
     asker = Judge(spec, method, **vars(judging))
     # Criteria have an order only if the judge is shown several at once.
     ordered = method == "rar-implicit" or (explicit and asker.per_call > 1)
@@ -172,7 +176,8 @@ def replay(
     examples = replays.examples_of(run, made, rows)
     print(f"judge     {spec} ({why}) after {printable(config.judge)}, method {config.method}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
-    asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))
+    with opened.texts():
+        asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))
     judged = replays.ask(asker, made, examples, rows, groups)
     finish({"judge": spec, "after": config.judge} | replays.report(rows, groups, judged), asker)
 
@@ -199,7 +204,8 @@ def audited(
         raise ValueError(f"{run} has no verdicts on items (--method {config.method}): expected rar-explicit")
     if not panel:
         raise ValueError("--panel: expected one judge or more, got none")
-    jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
+    with opened.texts():
+        jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
     print(f"panel     {', '.join(panel)} after {config.judge}, method {config.method}")
     made = recipe.make(config.recipe, config)
     result = audit.report(run, made, jurors)

@@ -61,7 +61,7 @@ from rar_mini.judging.ledger import Account, Ledger
 from rar_mini.judging.wires import MOST
 from rar_mini.options import run_command
 from rar_mini.progress import progress_bar
-from rar_mini.rubric import Criterion, Design, Rubric, rating_to_unit
+from rar_mini.rubric import Criterion, Design, Rubric, directions, rating_to_unit
 from rar_mini.scores import NAN, ScoredRow, Scores, choose, finite
 from rar_mini.turns import said, without_thoughts
 
@@ -122,7 +122,7 @@ class Judge:
             raise ValueError(
                 f"--criteria-per-call {self.per_call}: expected at most {MOST[kind]} for {kind}:NAME"
             )
-        self.prompts = prompts.from_file(o.prompts) if o.prompts else prompts.JudgePrompts()
+        self.prompts = prompts.of_judge(o.prompts)
         self.backend = self._backend(kind, name)
 
     def _backend(self, kind: str, name: str) -> Backend:
@@ -186,8 +186,8 @@ class Judge:
         """Refuse examples that the method has no question for, or whose rubric the design leaves empty."""
         for example in examples:
             rubric = self._own(example)
-            if self.kind == "rules":
-                rules.refuse_unchecked(rubric, example.id)
+            if self.kind in MODELLESS:
+                rules.refuse(self.kind, rubric, example.id)
         missing = [example.id for example in examples if not example.reference]
         if self.method == "reference-likert" and missing:
             raise ValueError(
@@ -435,6 +435,8 @@ def score(
     made = recipes.make(recipe, config)
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
+    if method in OWN and (said := directions(design.apply(each.rubric, each.id) for each in examples)):
+        print(f"pitfalls: {said}", file=sys.stderr)
     digests = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
         digests = [f"{each}-{recipes.digest(recipe)}" for each in digests]

@@ -35,7 +35,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from rar_mini import forms, ranks
+from rar_mini import forms, prompts, ranks
 from rar_mini.config import Config
 from rar_mini.files import digest, digests, each_line, locked, named_line, regular, sync, write_json
 from rar_mini.forms import ABSENT, Finite, Form
@@ -220,6 +220,19 @@ class Run:
             return SETTINGS.validate_json(json.dumps(settings), strict=True)
         except ValidationError as error:
             raise ValueError(f"{self.folder}/config.json: {forms.fault(error, 'settings')}") from None
+
+    @contextmanager
+    def texts(self) -> Iterator[None]:
+        """Judges that are made in this block are shown what this run's judge was shown. A run that has kept
+        no texts has today's, and says so; one that accepts changes has them, too."""
+        before = prompts.run_texts
+        prompts.run_texts = {} if self.accepts else self.written.get("judge_texts", {})
+        if "judge_texts" not in self.written:
+            print(f"prompts  {self.folder} is older and has kept none: its judge is shown today's")
+        try:
+            yield
+        finally:
+            prompts.run_texts = before
 
     def go_on(self, checkpoint: Path | None, settings: dict[str, Any], **facts: Any) -> "Run":
         """Bring the folder to where a run goes on from a checkpoint that has been loaded: until then nothing
@@ -504,8 +517,9 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if (before := then.get("questions", {}).get(split)) not in (None, rows):
             changes.append(f"{split} questions ({before['rows']} then, {rows['rows']} now, not all the same)")
     if "judge_texts" in then:
-        old, new = then["judge_texts"], now["judge_texts"]
-        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        new = now["judge_texts"]
+        old = {name: "" for name in new if name.split("/")[-1] in prompts.EMPTY} | then["judge_texts"]
+        names = sorted(name for name in old if old[name] != new.get(name))
         changes += ["the judge's prompts (" + ", ".join(map(forms.escaped, names)) + ")"] if names else []
     names = ("recipe", "the recipe's file", "recipe"), ("base", "the weights", "policy")
     for name, what, setting in (*names, ("end_tokens", "the end tokens", "policy")):

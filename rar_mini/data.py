@@ -25,7 +25,7 @@ from rar_mini import rubric as rubrics
 from rar_mini.files import parse, regular
 from rar_mini.forms import ABSENT, Form, Many, Number, T, Text
 from rar_mini.judging import rules
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Polarity, Rubric
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -341,6 +341,14 @@ def rules_of(text: str, option: str) -> dict[str, Any]:
     return forms.read(Check, check, option).model_dump(by_alias=True, exclude_none=True)
 
 
+def _choices(levels: list[str]) -> list[str]:
+    """Refuse choices that a judge could not tell apart, or whose words nobody would be shown."""
+    names = [" ".join(level.split()).casefold() for level in levels]
+    if len(set(names)) < len(names) or not (names == ["no", "yes"] or 3 <= len(names) <= 10):
+        raise PydanticCustomError("choices", "3 to 10 different texts from worst to best, or no and yes")
+    return levels
+
+
 class Item(Form):
     """An item of a RaR rubric."""
 
@@ -348,6 +356,8 @@ class Item(Form):
     description: Text = ABSENT
     weight: Weight = ABSENT
     check: Check | None = None
+    polarity: Polarity | None = None
+    choices: Annotated[list[Text], AfterValidator(_choices)] | None = None
 
 
 class Point(Form):
@@ -434,7 +444,12 @@ def categories(row: dict[str, Any], name: str, notes: Counter[str]) -> Rubric:
     _read(ITEMS.validate_python, row.get(name), name)
     rubric = rubrics.from_categories(_weighing(row, name, "weight"), notes)
     for index, criterion in enumerate(rubric.criteria):
-        _need(criterion.description != "", f"{name}[{index}].description", "more than a category", None)
+        at, pitfall = f"{name}[{index}]", criterion.category == "pitfall"
+        _need(criterion.description != "", f"{at}.description", "more than a category", None)
+        polarity, choices = criterion.polarity, criterion.choices
+        _need(pitfall or not polarity, f"{at}.polarity", "none but in a pitfall", polarity)
+        single = not choices or not (pitfall or criterion.check)
+        _need(single, f"{at}.choices", "none in a pitfall, nor beside a check", choices)
     return rubric
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -43,6 +43,13 @@ CHOICES = (
 
 RIGHT_CHOICE = "The final answer of the response is choice {letter}, {choice}, and no other choice."
 """Asked of a judge, as a literal criterion, where an answer's box could not be read."""
+
+DIRECTED = {
+    "mistake": "a mistake, bad if the response does this",
+    "avoidance": "a mistake to avoid, good if the response does this",
+    "unclear": "a mistake that a good response avoids",
+}
+"""What an overall rating is told of a pitfall, by the way in which it is worded."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -176,17 +183,39 @@ class JudgePrompts:
     """the same for reference-likert"""
     met: str = "Does the response meet this criterion, taken literally? {criterion}"
     """one closed question, on every wire"""
+    made: str = "Does the response do this? {criterion}"
+    """the one on a pitfall that names the mistake, where yes is bad; if empty, `avoided` asks"""
+    kept: str = "Does the response do this? {criterion}"
+    """the one on a pitfall that asks to avoid the mistake, where yes is good; if empty, `avoided` asks"""
     avoided: str = (
         "Does the response avoid the mistake named here (it may be worded as the mistake itself, or as a "
         "demand to avoid it)? {criterion}"
     )
-    """the closed question on a pitfall: yes is good"""
+    """the one on a pitfall of which nobody can tell how it is worded: yes is good"""
+    graded: str = "Which choice describes the response best, by this criterion? {criterion}"
+    """the question on an item with choices"""
+    choices: str = "The choices, from the worst to the best: {choices}."
+    """behind it, for models that are shown words alone"""
     verdicts: str = (
         "--- questions {fence}\n{items}\n--- end of questions {fence}\n"
         "Answer each question on its own: first a reason in one sentence, then yes or no.\n"
         'Reply with one JSON object, an entry for each number: {"1": {"reason": "...", "verdict": "yes"}}'
     )
     """asks a chat model the numbered questions that stand in `items`"""
+    verdicts_graded: str = (
+        "--- questions {fence}\n{items}\n--- end of questions {fence}\n"
+        "Answer each question on its own: first a reason in one sentence, then yes or no, or if the question "
+        "has choices, the number of one.\n"
+        "Reply with one JSON object, an entry for each number: "
+        '{"1": {"reason": "...", "verdict": "yes"}, "2": {"reason": "...", "verdict": 3}}'
+    )
+    """the same where a question has choices"""
+    verdicts_bare: str = (
+        "--- questions {fence}\n{items}\n--- end of questions {fence}\n"
+        "Answer each question on its own with yes or no, or if it has choices, with the number of one.\n"
+        'Reply with one JSON object, an entry for each number: {"1": {"verdict": "yes"}}'
+    )
+    """the same without reasons, for `evaluate.py judge --vary`"""
     rate: str = "Rate how good the response is as an answer to the question. 1 is the worst, 10 the best."
     rate_reference: str = (
         "Compare the response with the reference answer and rate how good it is. 1 is the worst, 10 the best."
@@ -214,6 +243,8 @@ class JudgePrompts:
     """closes a question to a model in this process"""
     letter: str = "Answer with one letter from A, the worst (1), to J, the best (10)."
     """closes a rating by a model in this process"""
+    choice: str = "Answer with the letter of one choice, from A, the worst, to {last}, the best."
+    """closes a question with choices to a model in this process"""
 
     @property
     def digest(self) -> str:
@@ -221,9 +252,24 @@ class JudgePrompts:
         return files.digest(vars(self))
 
 
-def from_file(path: Path) -> JudgePrompts:
-    """The judge's prompts with those replaced that a TOML file names. Raises ValueError that names the
-    text."""
+EMPTY = ("made", "kept")
+"""Texts that may be empty. A run that does not have them was asked without them."""
+
+run_texts: dict[str, str] = {}
+"""What a run's judge was shown, while that run goes on or is judged again; {} for today's texts."""
+
+
+def of_judge(path: Path | None) -> JudgePrompts:
+    """What a judge is shown: the texts of a TOML file, if there is one, over today's; or those that a run was
+    asked with. Raises ValueError that names the text."""
+    texts = {name: run_texts.get(name, "") for name in EMPTY if run_texts}
+    if path is None:
+        texts |= {name: text for name, text in run_texts.items() if name in vars(JudgePrompts())}
+    return JudgePrompts(**texts | (from_file(path) if path else {}))
+
+
+def from_file(path: Path) -> dict[str, str]:
+    """The judge's texts that a TOML file replaces. Raises ValueError that names the text."""
     try:
         found = tomllib.loads(files.regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -234,11 +280,12 @@ def from_file(path: Path) -> JudgePrompts:
             came = f"{reprlib.repr(name)} ({reprlib.repr(text)})"
             raise ValueError(f"{path}: expected texts named {', '.join(texts)}, got {came}")
         needed = set(_SLOT.findall(texts[name])) - {"fence", "question_fence"}
-        if absent := sorted(needed - set(_SLOT.findall(text))):
+        absent = sorted(needed - set(_SLOT.findall(text)))
+        if absent and (text or name not in EMPTY):
             raise ValueError(
                 f"{path}: {name} has to say where {{{'}, {'.join(absent)}}} stands, and does not"
             )
-    return JudgePrompts(**found)
+    return found
 
 
 def fill(text: str, **values: str) -> str:
@@ -246,19 +293,42 @@ def fill(text: str, **values: str) -> str:
     return _SLOT.sub(lambda slot: values.get(slot[1], slot[0]), text)
 
 
+def text_of(prompts: JudgePrompts, criterion: Criterion) -> str:
+    """The name of the text that asks about one criterion."""
+    if criterion.choices:
+        return "graded"
+    if not criterion.asks_avoidance:
+        return "met"
+    name = {"mistake": "made", "avoidance": "kept", "unclear": "avoided"}[criterion.direction]
+    return name if getattr(prompts, name) else "avoided"
+
+
 def closed_question(prompts: JudgePrompts, criterion: Criterion) -> str:
-    """One criterion as a question for yes or no. For a pitfall, yes means that it was avoided."""
-    text = prompts.avoided if criterion.asks_avoidance else prompts.met
-    return fill(text, criterion=criterion.description)
+    """One criterion as a question: for yes or no, or for one of its choices."""
+    return fill(getattr(prompts, text_of(prompts, criterion)), criterion=criterion.description)
 
 
-def item_line(criterion: Criterion, labelled: bool = True) -> str:
-    """One criterion in the list that an overall rating weighs, with its category or without."""
+def yes_is_bad(prompts: JudgePrompts, criterion: Criterion) -> bool:
+    """Whether the closed question asks if a mistake was made: then the verdict is what is said against it."""
+    return text_of(prompts, criterion) == "made"
+
+
+def listed(prompts: JudgePrompts, choices: Sequence[str], marks: Iterable[object]) -> str:
+    """A question's choices in words, each behind the mark that names it in the answer; "" if it has none."""
+    pairs = [f"{mark} = {text}" for mark, text in zip(marks, choices, strict=False)]
+    return " " + fill(prompts.choices, choices="; ".join(pairs)) if pairs else ""
+
+
+def item_line(criterion: Criterion, labelled: bool = True, directed: bool = False) -> str:
+    """One criterion in the list that an overall rating weighs, with its category or without. If `directed`,
+    it says how a pitfall is meant by the way in which it is worded."""
     notes = [criterion.category] if labelled else []
     if criterion.category == "literal":
         notes = [f"{criterion.weight:+g} points if it holds"]
     elif criterion.asks_avoidance:
-        notes.append("a mistake that a good response avoids")
+        notes.append(DIRECTED[criterion.direction if directed else "unclear"])
     elif criterion.weight < 0:
         notes.append("counts against a response of which it holds")
+    if criterion.choices:
+        notes.append(f"from the worst to the best: {'; '.join(criterion.choices)}")
     return f"- ({', '.join(notes)}) {criterion.description}" if notes else f"- {criterion.description}"

@@ -12,9 +12,9 @@ Two kinds exist, and the sign of a verdict differs between them:
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Category = Literal["essential", "important", "optional", "pitfall"]
 CATEGORY_WEIGHT = {"essential": 1.0, "important": 0.7, "optional": 0.3, "pitfall": 0.9}
@@ -31,17 +31,41 @@ _PREFIX = re.compile(
     re.I,
 )
 
-_WHO = r"^(?:the (?:response|answer) )?"
+Polarity = Literal["mistake", "avoidance", "unclear"]
+"""How a pitfall is worded: it names the mistake, it asks to avoid it, or nobody can tell."""
+
+_WHO = r"^(?:(?:the|this) (?:response|answer|model) )?"
 # "Does not mention X" names a mistake, as the released medical rubrics have it. "Does not claim X" demands.
 _WRONG = "say|claim|suggest|imply|assert|assume|confuse|mistake|attribute|dismiss|delay|omit|ignore|neglect"
+_NOT = "does not|doesn't|do not|don't|did not"
 _DEMAND = re.compile(
-    _WHO + r"(?:should not|shouldn't|must not|mustn't|(?:should |must )?avoids?|refrains? from|"
-    rf"is careful not to|(?:does not|doesn't|do not)(?=\s+(?:{_WRONG})\b))\s*\b",
+    _WHO + r"(?:(?:should|must) (?:not|never)|shouldn't|mustn't|(?:should |must )?avoid(?:s|ing)?"
+    r"|(?:should |must )?refrain(?:s|ing)? from|(?:is|(?:should |must )?be) (?:careful|cautious) not to"
+    rf"|(?:{_NOT})(?=\s+(?:{_WRONG})\b)|never(?=\s+(?:{_WRONG})s?\b))\s*\b",
     re.I,
 )
 _OMISSION = re.compile(
-    _WHO + r"(?:(?:does not|doesn't|do not|fails? to|failing to|neglects? to|forgets? to)\s+\w+"
-    r"|omits?|omitting|misses|missing|ignores?|ignoring|lacks?|leaves out|leaving out)\b",
+    _WHO + rf"(?:(?:{_NOT}|(?:fail(?:s|ed|ing|ure)?|neglect(?:s|ed|ing)?|forget(?:s|ting)?) to)\s+\w+"
+    r"|omit(?:s|ted|ting)?|miss(?:es|ed|ing)?|ignor(?:es?|ed|ing)|lack(?:s|ing)?|leav(?:es?|ing) out"
+    r"|overlook(?:s|ed|ing)?|(?:omission|lack|absence|neglect|no mention) of)\b",
+    re.I,
+)
+# "Does not recommend X" may be either; these verbs say what is left out.
+_LEFT_OUT = (
+    "mention|address|includ|discuss|explain|consider|account|provid|state|specif|identif|recogni|acknowledg"
+    "|note|warn|distinguish|differentiat|convert|check|show|ask|offer|highlight|emphasi|clarif|describ|list"
+    "|refer|justif|verif|cover|name|cite|connect|link|relate|take into"
+)
+_NAMED = re.compile(  # an omission, an adverb of blame, or any verb as in "Recommends" and "Recommending"
+    _WHO + rf"(?:(?:{_NOT}) (?:{_LEFT_OUT})|(?:failure|omission|neglect|lack|absence|no mention|confusion) \w"
+    r"|mis[a-z]+|(?:incorrect|inaccurate|inappropriate|improper|unnecessari|wrong|false|erroneous|mistaken"
+    r"|premature)ly\b|only\b|(?!does\b)[a-z]+(?:[^\Ws]s|ing)\b)",
+    re.I,
+)
+_PRAISE = re.compile(  # good things that a pitfall may say, and words that only look like a verb
+    _WHO + r"(?:warn|caution|discourag|ensur|distinguish|differentiat|clarif|correct|refut|reject|acknowledg"
+    r"|recogni|understand|(?:advis|recommend)\w+ against|(?:this|its|as|is|has|was|always|perhaps|thus"
+    r"|unless|nothing|something|anything|during|according)\b)",
     re.I,
 )
 
@@ -55,12 +79,26 @@ class Mistake:
     demanded: bool  # whether the text demands that the mistake be avoided; else it names the mistake
 
 
-def mistake(text: str) -> Mistake:
+def mistake(text: str, polarity: Polarity | None = None) -> Mistake:
     """Read a pitfall in the direction in which it is worded: "Recommends X" and "Does not mention X" name a
-    mistake, "Avoids recommending X" and "should not omit X" demand that it be avoided."""
+    mistake, "Avoids recommending X" and "should not omit X" demand that it be avoided.
+
+    A `polarity` that says otherwise is right: where "Avoids X" names a mistake, the mistake is not to do X.
+    """
     rest = _DEMAND.sub("", text)
     omission = _OMISSION.match(rest)
-    return Mistake(rest[omission.end() :] if omission else rest, bool(omission), rest != text)
+    demanded, left_out = rest != text, bool(omission)
+    if polarity == ("mistake" if demanded else "avoidance"):
+        demanded, left_out = not demanded, not left_out
+    return Mistake(rest[omission.end() :] if omission else rest, left_out, demanded)
+
+
+def polarity(text: str) -> Polarity:
+    """How a pitfall is worded, by its first words. What may be praise ("Warns of X") or names no act is
+    unclear."""
+    if _DEMAND.match(text):
+        return "avoidance"
+    return "mistake" if _NAMED.match(text) and not _PRAISE.match(text) else "unclear"
 
 
 @dataclass(frozen=True)
@@ -76,6 +114,12 @@ class Criterion:
     as_worded: bool = False  # whether the judge is asked if a pitfall's text holds
     # Rules by name that earn the item: then judging/rules.py gives its verdict, and no judge is asked.
     check: dict[str, Any] | None = field(default=None, repr=False, hash=False)
+    polarity: Polarity | None = None  # how a pitfall is worded; None: its first words tell
+    choices: tuple[str, ...] | None = None  # three or more, from worst to best; None: no and yes
+
+    def __post_init__(self) -> None:
+        """Choices that a file has are a list, by which no criterion could be told from another."""
+        object.__setattr__(self, "choices", self.choices and tuple(self.choices))
 
     @property
     def negative(self) -> bool:
@@ -86,6 +130,16 @@ class Criterion:
     def asks_avoidance(self) -> bool:
         """Whether the judge is asked if a mistake was avoided, rather than if the text holds."""
         return self.category == "pitfall" and not self.as_worded
+
+    @property
+    def mistake(self) -> Mistake:
+        """What a pitfall is about, in the direction in which it is worded."""
+        return mistake(self.description, self.polarity)
+
+    @property
+    def direction(self) -> Polarity:
+        """How a pitfall is worded, as the data says or else its first words."""
+        return self.polarity or polarity(self.description)
 
 
 @dataclass(frozen=True)
@@ -156,6 +210,14 @@ def rating_to_unit(rating: float) -> float:
     return (rating - 1) / 9
 
 
+def directions(rubrics: Iterable[Rubric]) -> str:
+    """How the pitfalls are worded that a judge is asked about, in words; "" if there are none."""
+    items = (item for rubric in rubrics for item in rubric.criteria if item.weight and not item.check)
+    n = Counter(item.direction for item in items if item.asks_avoidance)
+    named, demanded, unclear = (n[way] for way in get_args(Polarity))
+    return f"{named} name the mistake, {demanded} ask to avoid it, {unclear} unclear" if n else ""
+
+
 def category_of(description: str, weight: float) -> tuple[str, str, bool]:
     """Read an item's category, and say whether the prefix alone could tell it.
 
@@ -175,8 +237,9 @@ def category_of(description: str, weight: float) -> tuple[str, str, bool]:
 
 
 def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
-    """Make a RaR rubric of {title, description, weight, check} rows. Odd or missing prefixes are counted in
-    `notes`, and so are clean prefixes that the sign of the weight contradicts: then the prefix counts.
+    """Make a RaR rubric of {title, description, weight, check, polarity, choices} rows. Odd or missing
+    prefixes are counted in `notes`, and so are clean prefixes that the sign of the weight contradicts: then
+    the prefix counts.
 
     An item whose data weight is 0 keeps its place and weighs nothing.
     """
@@ -191,7 +254,10 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
         rules = item.get("check") or {}
         check = {name: value for name, value in rules.items() if value is not None} or None  # as in Parquet
         raw = float(item["weight"])
-        criteria.append(Criterion(item["title"], text, category, weight, raw, check=check))
+        more = {"check": check, "polarity": item.get("polarity")}
+        if len(item.get("choices") or ()) > 2:  # two are no and yes
+            more["choices"] = item["choices"]
+        criteria.append(Criterion(item["title"], text, category, weight, raw, **more))
     return Rubric(tuple(criteria))
 
 

@@ -75,11 +75,11 @@ class Scores:
         return replace(self, weight=weight)
 
     def rows(self, p: int, g: int) -> list[dict[str, Any]]:
-        """The verdicts on one response, as they stand in a file: null where there is none, and `checked` if a
-        rule gave it, not the judge."""
+        """The verdicts on one response, as they stand in a file: null where there is none, `checked` if a
+        rule gave it, not the judge, and the `choices` that the judge had."""
         return [
             {"title": c.title, "category": c.category, "weight": c.weight, "verdict": finite(v)}
-            | ({"checked": True} if c.check else {})
+            | ({"checked": True} if c.check else {"choices": list(c.choices)} if c.choices else {})
             for c, v in zip(self.rubrics[p].criteria, self.verdict[p, g].tolist(), strict=False)
         ]
 

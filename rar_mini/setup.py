@@ -9,6 +9,7 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -44,10 +45,14 @@ from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.progress import progress_bar
 from rar_mini.recipe import Recipe
+from rar_mini.rubric import directions
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
 
 Splits = dict[str, list[Example]]  # train and held_out
+
+OWN = ("rar-explicit", "rar-implicit")
+"""The methods that ask about a question's own rubric."""
 
 SPENDING = "spending.jsonl"
 """The record of what the judges have cost. No rewind touches it: money is not earned back."""
@@ -185,11 +190,12 @@ def prepare(
         print(memory.advice(config))
     # Reference answers need no judge, but the scores do.
     method = "rar-explicit" if config.supervised else config.method
-    judge, gold = (
-        spec and make_judge(spec, method, design=config.design, **vars(config.judging))
-        for spec in (config.judge, config.gold_judge)
-    )
-    t = bare(config, judge, resume)
+    with run.texts() if run else nullcontext():
+        judge, gold = (
+            spec and make_judge(spec, method, design=config.design, **vars(config.judging))
+            for spec in (config.judge, config.gold_judge)
+        )
+        t = bare(config, judge, resume)
     t.gold = gold
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
@@ -321,6 +327,8 @@ def announce(t: Training, why: str) -> None:
     ]
     if config.steps and config.save_every:
         lines.append(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))
+    if worded := config.method in OWN and directions(config.design.apply(e.rubric, e.id) for e in train):
+        lines.append(f"pitfalls {worded}")
     lines += report.opening(config, numbers, answers, *asked, t.run.folder)
     print("\n".join(map(printable, lines)))
 

@@ -131,6 +131,8 @@ rate = "r"
 rate_reference = "r"
 rate_rubric = "{items}"
 met = "{criterion}"
+made = "{criterion}"
+kept = "{criterion}"
 avoided = "no {criterion}"
 """
     )
@@ -182,8 +184,9 @@ def examples(questions: Path) -> list[data.Example]:
 
 def told(asker: Judge, example: data.Example, responses: list[str]) -> list[list[float]]:
     """What the honest server says of an example's G responses, criterion by criterion: G x K."""
-    asked = [prompts.closed_question(asker.prompts, c) for c in asker.rubric(example).criteria]
-    return [[float(truth(response + each)) for each in asked] for response in responses]
+    texts, items = asker.prompts, asker.rubric(example).criteria
+    asked = [(prompts.closed_question(texts, c), prompts.yes_is_bad(texts, c)) for c in items]
+    return [[float(truth(response + each) != bad) for each, bad in asked] for response in responses]
 
 
 @pytest.fixture

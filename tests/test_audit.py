@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 from hostile import Server
-from test_evaluate import run_of
+from test_evaluate import noul, run_of
 
 from rar_mini.evaluation import audit
 
@@ -37,8 +37,9 @@ def jurors(credits: dict[str, str]) -> Callable[[str, dict], dict]:
 
     def reply(path: str, body: dict) -> dict:
         word = credits[body["model"]]
-        yes = {n: float(word in q["instructions"]) for n, q in body["questions"].items()}
-        return {n: {"type": "noul", "noul": value} for n, value in yes.items()} if word != "fail" else {}
+        asked = {n: q["instructions"] for n, q in body["questions"].items()}
+        said = {n: {"type": "noul", "noul": noul(q, float(word in q))} for n, q in asked.items()}
+        return said if word != "fail" else {}
 
     return reply
 

@@ -19,6 +19,7 @@ import judge as judges
 from rar_mini import data, prompts
 from rar_mini.evaluation import agreement, labelled, trust
 from rar_mini.evaluation.judged import Judged
+from rar_mini.rubric import polarity
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -28,13 +29,21 @@ pytestmark = pytest.mark.usefixtures("folder")
 Verdict = Callable[[str, str], float]
 
 
+def noul(asked: str, verdict: float) -> float:
+    """What a server says to a closed question if this is to be the verdict: the opposite if it is asked
+    whether a mistake was made."""
+    opening = prompts.JudgePrompts().made.removesuffix("{criterion}")
+    named = asked.startswith(opening) and polarity(asked.removeprefix(opening)) == "mistake"
+    return 1 - verdict if named else verdict
+
+
 def saying(verdict: Verdict) -> Callable[[str, dict], Any]:
-    """A server that answers each closed question by a function of response and question."""
+    """A server by which a function of response and question is the verdict."""
 
     def reply(path: str, body: dict) -> dict:
         response = shared(body["state"])
-        asked = body["questions"].items()
-        return {n: {"type": "noul", "noul": verdict(response, q["instructions"])} for n, q in asked}
+        asked = {n: q["instructions"] for n, q in body["questions"].items()}
+        return {n: {"type": "noul", "noul": noul(q, verdict(response, q))} for n, q in asked.items()}
 
     return reply
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.mark.parametrize("spec", SERVERS)
-def test_pitfalls_are_asked_for_avoidance_and_literal_items_literally(
+def test_pitfalls_are_asked_as_mistakes_and_literal_items_literally(
     server: Server, tmp_path: Path, spec: str
 ) -> None:
     turns = [{"role": "user", "content": "a"}]
@@ -27,7 +27,7 @@ def test_pitfalls_are_asked_for_avoidance_and_literal_items_literally(
     asker.score(data.read(write_rows(tmp_path / "rows.jsonl", rows)), [["x"], ["x"]])
     asked = "\n".join(user(body) for _, body, _ in server.seen).split("\n")
     aspirin = [line for line in asked if "Recommends aspirin." in line]
-    assert sorted("avoid the mistake" in line for line in aspirin) == [False, True]
+    assert sorted("taken literally" in line for line in aspirin) == [False, True]
 
 
 DESIGNS = [
@@ -41,14 +41,14 @@ DESIGNS = [
 @pytest.mark.parametrize(
     ("design", "essential", "pitfall"),
     [
-        (Design(), "(essential) ", "(pitfall, a mistake that a good response avoids) "),
+        (Design(), "(essential) ", "(pitfall, a mistake, bad if the response does this) "),
         (Design(pitfalls="literal"), "(essential) ", "(pitfall) "),
         (
             Design(pitfalls="signed"),
             "(essential) ",
             "(pitfall, counts against a response of which it holds) ",
         ),
-        (Design("labels"), "", "(a mistake that a good response avoids) "),
+        (Design("labels"), "", "(a mistake, bad if the response does this) "),
         (Design("labels", pitfalls="literal"), "", ""),
         (Design("pitfalls"), "(essential) ", None),
         (Design("optional-and-below"), "(essential) ", None),
@@ -83,7 +83,7 @@ def test_an_item_that_weighs_nothing_is_shown_to_nobody(server: Server, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("pitfalls", "reward"), [("avoided", 1.0), ("literal", 1.0), ("signed", 1 - 0.9 / 13.7)]
+    ("pitfalls", "reward"), [("avoided", 13.7 / 14.6), ("literal", 1.0), ("signed", 1 - 0.9 / 13.7)]
 )
 def test_a_pitfall_that_holds_can_cost_its_weight(
     server: Server, examples: list[data.Example], pitfalls: str, reward: float
@@ -93,7 +93,7 @@ def test_a_pitfall_that_holds_can_cost_its_weight(
     found = Judge("chat:m", "rar-explicit", design=Design(pitfalls=pitfalls)).score(examples[:1], [["x"]])
     assert grpo.reward(found).item() == pytest.approx(reward)
     (asked,) = [user(body) for _, body, _ in server.seen if "Recommends aspirin." in user(body)]
-    assert ("avoid the mistake" in asked) == (pitfalls == "avoided")
+    assert ("taken literally" in asked) == (pitfalls != "avoided")
 
 
 def test_what_a_design_does_not_change_is_refused(examples: list[data.Example], tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_local_judge_gives_the_probabilities_of_transformers(fluent: Path, que
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
             p = model(ids).logits[0, -1].softmax(-1)
             expected = (p[yes].sum() / (p[yes].sum() + p[no].sum())).item()
+            if k == 14:  # "Recommends aspirin.", a mistake, which is good if it was not made
+                expected = 1 - expected
             assert scores.verdict[0, g, k].item() == pytest.approx(expected, abs=1e-5)
             assert asker.mass[15 * g + k] == pytest.approx((p[yes].sum() + p[no].sum()).item(), rel=1e-4)
     mean = sum(asker.mass) / 30

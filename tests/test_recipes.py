@@ -154,7 +154,8 @@ def test_the_mean_of_two_judges(
     for row in records(run, "rollouts"):
         for criterion, item in zip(rubrics[row["example_id"]].criteria, row["verdicts"], strict=True):
             words = keyword.judged(rubrics[row["example_id"]], criterion, row["response"])
-            model = float(truth(row["response"] + prompts.closed_question(texts, criterion)))
+            said = truth(row["response"] + prompts.closed_question(texts, criterion))
+            model = float(said != prompts.yes_is_bad(texts, criterion))
             assert item["verdict"] == (words + model) / 2
             halves += words != model
         assert row["reward"] == pytest.approx(share(row["verdicts"]), abs=1e-6)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from string import ascii_uppercase
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wires import Worded, worded
 from rar_mini.prefix import Tree, pack
-from rar_mini.prompts import JudgePrompts
+from rar_mini.prompts import JudgePrompts, fill, listed
 from rar_mini.turns import THINK, UNTHINK
 
 log = logging.getLogger(__name__)
@@ -82,29 +83,38 @@ class LocalJudge:
         """There are no connections."""
 
     def of_question(self, answers: Sequence[Worded]) -> list[Answer]:
-        """For each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or one
-        expected rating. A Failure if a prompt is longer than the model's window.
+        """For each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or the
+        expected choice, as verdicts; or one expected rating. A Failure if a prompt is longer than the model's
+        window.
 
         Raises ValueError if the tokenizer cannot tell the offered words apart.
         """
-        texts, rated = self.texts, answers[0].rated
-        closing, offered = (texts.letter, LETTERS) if rated else (texts.yes_no, YES_NO)
-        prompts = [
-            [self._render(texts.system, f"{each.shared}{question}\n{closing}") for question in each.questions]
-            for each in answers
-        ]
+        prompts = [[self._prompt(each, i) for i in range(len(each.questions))] for each in answers]
+        offered = [[_offered(each, i) for i in range(len(each.questions))] for each in answers]
+        words = list(dict.fromkeys(word for sets in offered for own in sets for word in own))
         found: list[Answer] = []
-        for p in self._read(prompts, self._tokens(offered)):  # (Q, A)
+        for each, sets, p in zip(answers, offered, self._read(prompts, self._tokens(words)), strict=True):
             if isinstance(p, Failure):
                 found.append(p)
                 continue
-            mass = p.sum(-1)  # (Q,)
-            self.mass += mass.tolist()
-            self._warn(mass.mean().item())
-            share = p / mass[:, None]  # (Q, A)
-            said = share @ torch.arange(1.0, 11.0) if rated else share[:, 0]  # (Q,)
-            found.append(said.tolist())
+            ranks = []
+            for q, own in enumerate(sets):
+                chosen = p[q : q + 1, [words.index(word) for word in own]]  # (1, A)
+                rank = torch.arange(len(own)) + float(each.rated) if own is not YES_NO else torch.eye(2)[0]
+                mass = chosen.sum(-1)
+                self.mass.append(mass.item())
+                ranks.append((chosen / mass[:, None] @ rank).item())
+            self._warn(sum(self.mass[-len(sets) :]) / len(sets))
+            found.append(each.verdicts(ranks))
         return found
+
+    def _prompt(self, asked: Worded, i: int) -> str:
+        """The whole prompt of question i."""
+        choices, closing = asked.of(i), self.texts.letter if asked.rated else self.texts.yes_no
+        if choices:
+            closing = fill(self.texts.choice, last=ascii_uppercase[len(choices) - 1])
+        question = asked.questions[i] + listed(self.texts, choices, ascii_uppercase)
+        return self._render(self.texts.system, f"{asked.shared}{question}\n{closing}")
 
     def _warn(self, mass: float) -> None:
         if mass < LITTLE and not self._warned:
@@ -185,6 +195,11 @@ class LocalJudge:
                 f"{', '.join(spellings[0] for spellings in offered)} begin with different tokens"
             )
         return found
+
+
+def _offered(asked: Worded, i: int) -> Sequence[Sequence[str]]:
+    """What question i may be answered with: yes or no, or letters from the worst to the best."""
+    return LETTERS if asked.rated else LETTERS[: len(asked.of(i))] or YES_NO
 
 
 def _shared(texts: Sequence[str]) -> int:

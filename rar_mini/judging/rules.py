@@ -70,10 +70,16 @@ def verdict(criterion: Criterion, response: str) -> float:
     return float(kept if criterion.weight > 0 else not kept)
 
 
-def refuse_unchecked(rubric: Rubric, name: str) -> None:
-    """Raise ValueError for an item that weighs something and has no check. `name` is the example's."""
+def refuse(judge: str, rubric: Rubric, name: str) -> None:
+    """Raise ValueError for an item that weighs something and that a judge without a model has no verdict on:
+    one with choices, and to `rules` one without a check. `name` is the example's."""
     for number, item in enumerate(rubric.criteria, 1):
-        if item.weight and not item.check:
+        if item.weight and item.choices:
+            raise ValueError(
+                f"--judge {judge} says yes or no alone: item {number} of {name!r} ({item.title[:80]!r}) has "
+                f"{len(item.choices)} choices; leave them out, or name a judge with a model"
+            )
+        if judge == "rules" and item.weight and not item.check:
             raise ValueError(
                 f"--judge rules needs a check in every item that weighs something: item {number} of {name!r} "
                 f"({item.title[:80]!r}) has none; add one (docs/data.md), or name another judge"

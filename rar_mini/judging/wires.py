@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from rar_mini.forms import escaped, whole
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Endpoint, Failure, Request
 from rar_mini.prompts import JudgePrompts
+from rar_mini.rubric import Criterion
 from rar_mini.turns import inert, without_thoughts
 
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
@@ -37,6 +38,7 @@ MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword
 
 log = logging.getLogger(__name__)
 
+RATINGS = tuple(map(str, range(1, 11)))
 LEVELS = ["1, the worst", *map(str, range(2, 10)), "10, the best"]
 NAN = float("nan")
 
@@ -49,6 +51,24 @@ class Worded:
     fence: str
     questions: list[str]  # one a criterion; for a rating, its one task
     rated: bool
+    choices: tuple[tuple[str, ...], ...] = ()  # a question's choices from worst to best, () for no and yes
+    turned: frozenset[int] = frozenset()  # the questions in which yes is bad: whether a mistake was made
+
+    def of(self, i: int) -> tuple[str, ...]:
+        """The choices of question i."""
+        return self.choices[i] if self.choices else ()
+
+    @property
+    def tops(self) -> list[int]:
+        """The rank of each question's best answer: 1 for yes and no."""
+        return [max(1, len(self.of(i)) - 1) for i in range(len(self.questions))]
+
+    def verdicts(self, ranks: list[float]) -> list[float]:
+        """The probability that each item is good, from the expected rank of each answer, 0 for the worst."""
+        if self.rated:
+            return ranks
+        shares = [rank / top for rank, top in zip(ranks, self.tops, strict=True)]
+        return [1 - p if i in self.turned else p for i, p in enumerate(shares)]
 
 
 def worded(asked: Asked, texts: JudgePrompts, secret: bytes, foreign: Callable[[str], str] = inert) -> Worded:
@@ -59,15 +79,26 @@ def worded(asked: Asked, texts: JudgePrompts, secret: bytes, foreign: Callable[[
     edge = fence(secret, *shown.values())
     known = {name: foreign(text) for name, text in shown.items()}
     known |= {"question_fence": fence(secret, shown["question"], shown["reference"]), "fence": edge}
-    criteria = [replace(each, description=foreign(each.description)) for each in asked.criteria]
+    criteria = [_foreign(each, foreign) for each in asked.criteria]
     compared = asked.rating == "rate_reference"
     shared = prompts.fill(texts.shared_reference if compared else texts.shared, **known)
     if asked.rating is None:
-        return Worded(shared, edge, [prompts.closed_question(texts, c) for c in criteria], False)
+        choices = tuple(c.choices or () for c in criteria)
+        turned = frozenset(i for i, c in enumerate(criteria) if prompts.yes_is_bad(texts, c))
+        questions = [prompts.closed_question(texts, c) for c in criteria]
+        return Worded(shared, edge, questions, False, choices, turned)
     labelled = asked.rating != "rate_unlabelled"
-    items = "\n".join(prompts.item_line(criterion, labelled) for criterion in criteria)
+    items = "\n".join(
+        prompts.item_line(each, labelled, prompts.text_of(texts, each) in prompts.EMPTY) for each in criteria
+    )
     task = prompts.fill(getattr(texts, asked.rating), items=items, fence=edge)
     return Worded(shared, edge, [task], True)
+
+
+def _foreign(criterion: Criterion, foreign: Callable[[str], str]) -> Criterion:
+    """A criterion whose words are no control tokens, and whose choices are a line each."""
+    choices = criterion.choices and tuple(foreign(" ".join(text.split())) for text in criterion.choices)
+    return replace(criterion, description=foreign(criterion.description), choices=choices)
 
 
 class Server:
@@ -77,7 +108,7 @@ class Server:
         self.kind, self.model, self.texts, self.secret = kind, model, texts, secret
         self.max_tokens, self.endpoint = options.max_tokens, Endpoint.of(model, options)
         self.ledger, self.close = self.endpoint.ledger, self.endpoint.close
-        self.drop = self.endpoint.drop
+        self.drop, self.reasoned = self.endpoint.drop, True  # whether a chat model gives reasons first
 
     def ask(
         self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
@@ -92,31 +123,46 @@ class Server:
     def request(self, asked: Asked, repeat: int = 0) -> Request:
         """The request that asks this."""
         words = worded(asked, self.texts, self.secret)
-        return request(self.kind, self.model, words, self.texts, self.max_tokens, repeat)
+        return request(self.kind, self.model, words, self.texts, self.max_tokens, repeat, self.reasoned)
 
 
 def request(
-    kind: str, model: str, asked: Worded, texts: JudgePrompts, max_tokens: int, repeat: int = 0
+    kind: str,
+    model: str,
+    asked: Worded,
+    texts: JudgePrompts,
+    max_tokens: int,
+    repeat: int = 0,
+    reasoned: bool = True,
 ) -> Request:
     """The questions on one wire: `chat`, `systemone` or `decisions`."""
-    n, questions = len(asked.questions), asked.questions
+    n, light = len(asked.questions), replace(asked, shared="")  # what waits for a reply needs no long text
+    choices = [asked.of(i) for i in range(n)]
     if kind == "systemone":
-        form = {"type": "score", "criteria": LEVELS} if asked.rated else {"type": "noul"}
-        named = {str(i): form | {"instructions": text} for i, text in enumerate(questions, 1)}
+        levels = [LEVELS] if asked.rated else choices
+        forms = [{"type": "score", "criteria": list(each)} if each else {"type": "noul"} for each in levels]
+        pairs = enumerate(zip(forms, asked.questions, strict=True), 1)
+        named = {str(i): form | {"instructions": text} for i, (form, text) in pairs}
         body = {"model": model, "state": asked.shared, "questions": named}
-        return Request("/systemone", body, partial(read_systemone, n=n, rated=asked.rated), repeat=repeat)
+        read = partial(read_systemone, n=n, rated=asked.rated, tops=asked.tops)
+        return Request("/systemone", body, lambda reply: light.verdicts(read(reply)), repeat=repeat)
     if kind == "decisions":
-        levels = [{"label": str(level)} for level in range(1, 11)]
-        form = {"type": "score", "levels": levels} if asked.rated else {"type": "predicate"}
-        listed = [form | {"name": str(i), "instructions": text} for i, text in enumerate(questions, 1)]
+        labels = [RATINGS] if asked.rated else choices
+        forms = [_score(each) if each else {"type": "predicate"} for each in labels]
+        pairs = enumerate(zip(forms, asked.questions, strict=True), 1)
+        listed = [form | {"name": str(i), "instructions": text} for i, (form, text) in pairs]
         body = {"input": asked.shared, "model": model, "questions": listed}
-        return Request("/decisions", body, partial(read_decisions, n=n, rated=asked.rated), repeat=repeat)
+        read = partial(read_decisions, n=n, rated=asked.rated, choices=choices)
+        return Request("/decisions", body, lambda reply: light.verdicts(read(reply)), repeat=repeat)
     if asked.rated:
-        task, parse = f"{questions[0]}\n{texts.rating}", parse_rating
+        task, parse = f"{asked.questions[0]}\n{texts.rating}", parse_rating
     else:
-        items = "\n".join(f"{i}. {text}" for i, text in enumerate(questions, 1))
-        task = prompts.fill(texts.verdicts, items=items, fence=asked.fence)
-        parse = partial(parse_verdicts, n=n)
+        pairs = enumerate(zip(asked.questions, choices, strict=True), 1)
+        numbers = range(1, 11)
+        items = "\n".join(f"{i}. {text}{prompts.listed(texts, each, numbers)}" for i, (text, each) in pairs)
+        text = texts.verdicts_graded if any(choices) else texts.verdicts
+        task = prompts.fill(text if reasoned else texts.verdicts_bare, items=items, fence=asked.fence)
+        parse = partial(parse_verdicts, n=n, tops=asked.tops, reasoned=reasoned)
     system = {"role": "system", "content": texts.system}
     body = {
         "model": model,
@@ -124,10 +170,16 @@ def request(
         "temperature": 0.0,
         "seed": repeat,
         "max_tokens": max_tokens + 128 * (n - 1),
-        "response_format": schema(0 if asked.rated else n),
+        "response_format": schema(0 if asked.rated else n, asked.tops, reasoned),
     }
     again = partial(_again, reminder=texts.again)
-    return Request("/chat/completions", body, lambda reply: parse(chat_text(reply)), again, repeat)
+    return Request(
+        "/chat/completions", body, lambda reply: light.verdicts(parse(chat_text(reply))), again, repeat
+    )
+
+
+def _score(labels: Sequence[str]) -> dict[str, Any]:
+    return {"type": "score", "levels": [{"label": label} for label in labels]}
 
 
 def _again(body: dict[str, Any], reply: dict[str, Any], failure: Failure, reminder: str) -> dict[str, Any]:
@@ -169,20 +221,26 @@ def fence_secret(folder: Path) -> bytes:
     return fresh
 
 
-def schema(n: int) -> dict[str, Any]:
+def schema(n: int, tops: Sequence[int] = (), reasoned: bool = True) -> dict[str, Any]:
     """The structured output of n verdicts, or with 0 of a rating. Reasons stand first: after a verdict they
-    would only defend it."""
+    would only defend it. `tops` has 2 or more for a question with choices, whose number is the verdict."""
     text, word = {"type": "string"}, {"type": "string", "enum": ["yes", "no"]}
+    reason = {"reason": text} if reasoned else {}
 
     def exactly(properties: dict[str, Any]) -> dict[str, Any]:
         names = {"required": list(properties), "additionalProperties": False}
         return {"type": "object", "properties": properties} | names
 
     if n:
-        form = exactly({str(i): exactly({"reason": text, "verdict": word}) for i in range(1, n + 1)})
+        numbers = [word if top == 1 else _numbers(top + 1) for top in tops or [1] * n]
+        form = exactly({str(i): exactly(reason | {"verdict": said}) for i, said in enumerate(numbers, 1)})
     else:
-        form = exactly({"reason": text, "rating": {"type": "integer", "enum": list(range(1, 11))}})
+        form = exactly({"reason": text, "rating": _numbers(10)})
     return {"type": "json_schema", "json_schema": {"name": "grade", "strict": True, "schema": form}}
+
+
+def _numbers(most: int) -> dict[str, Any]:
+    return {"type": "integer", "enum": list(range(1, most + 1))}
 
 
 def completion(reply: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -244,22 +302,33 @@ def only_json(reply: str) -> Any:
         raise Failure("malformed", "not JSON alone") from None
 
 
-def parse_verdicts(reply: str, n: int) -> list[float]:
-    """1.0 for yes and 0.0 for no, for questions 1 to n in order. Raises Failure for anything but the object
-    that was asked for: every question once, none that was not asked, each reason before its verdict."""
+def parse_verdicts(reply: str, n: int, tops: Sequence[int] = (), reasoned: bool = True) -> list[float]:
+    """1.0 for yes and 0.0 for no, or a choice's rank from 0 to its `tops`, for questions 1 to n in order.
+
+    Raises Failure for anything but the object that was asked for: every question once, none that was not
+    asked, each reason before its verdict.
+    """
     found = only_json(reply)
     if not isinstance(found, dict) or found.keys() != {str(i) for i in range(1, n + 1)}:
         raise Failure("malformed", f"expected the numbers 1 to {n}")
     verdicts = []
-    for i in range(1, n + 1):
-        entry = found[str(i)]
-        if not isinstance(entry, dict) or list(entry) != ["reason", "verdict"]:
-            raise Failure("malformed", "expected a reason and then a verdict")
-        word = entry["verdict"].strip().lower() if isinstance(entry["verdict"], str) else None
-        if word not in ("yes", "no") or not isinstance(entry["reason"], str):
-            raise Failure("malformed", "expected a reason in words, and yes or no")
-        verdicts.append(float(word == "yes"))
+    for i, top in enumerate(tops or [1] * n, 1):
+        entry, names = found[str(i)], ["reason", "verdict"] if reasoned else ["verdict"]
+        if not isinstance(entry, dict) or list(entry) != names:
+            raise Failure("malformed", f"expected {' and then '.join(f'a {name}' for name in names)}")
+        rank = _rank(entry["verdict"], top)
+        if rank is None or not isinstance(entry.get("reason", ""), str):
+            wanted = "yes or no" if top == 1 else f"a whole number from 1 to {top + 1}"
+            raise Failure("malformed", f"expected a reason in words, and {wanted}")
+        verdicts.append(float(rank))
     return verdicts
+
+
+def _rank(said: Any, top: int) -> int | None:
+    """1 for yes and 0 for no, or the rank of the choice with a number; None for what was not offered."""
+    if top == 1:
+        return {"no": 0, "yes": 1}.get(said.strip().lower()) if isinstance(said, str) else None
+    return said - 1 if type(said) is int and 1 <= said <= top + 1 else None
 
 
 def parse_rating(reply: str) -> list[float]:
@@ -280,46 +349,55 @@ def _within(value: Any, high: float) -> float:
     return float(value)
 
 
-def read_systemone(reply: dict[str, Any], n: int, rated: bool) -> list[float]:
-    """n probabilities, or one rating: a score's ten levels count from 0. Raises Failure."""
-    answers, kind = reply.get("answers"), "score" if rated else "noul"
+def read_systemone(reply: dict[str, Any], n: int, rated: bool, tops: Sequence[int] = ()) -> list[float]:
+    """n probabilities or expected ranks, or one rating: a score's levels count from 0. Raises Failure."""
+    answers = reply.get("answers")
     if not isinstance(answers, dict) or answers.keys() != {str(i) for i in range(1, n + 1)}:
         raise Failure("malformed", f"expected answers 1 to {n}")
-    found = [answers[str(i)] for i in range(1, n + 1)]
-    if not all(isinstance(answer, dict) and answer.get("type") == kind for answer in found):
-        raise Failure("malformed", f"expected answers of type {kind}")
-    return [1 + _within(a.get("score"), 9) if rated else _within(a.get("noul"), 1) for a in found]
+    values = []
+    for i, top in enumerate([9] if rated else tops or [1] * n, 1):
+        answer, kind = answers[str(i)], "noul" if top == 1 else "score"
+        if not isinstance(answer, dict) or answer.get("type") != kind:
+            raise Failure("malformed", f"expected an answer of type {kind}")
+        values.append(rated + _within(answer.get(kind), top))
+    return values
 
 
-def read_decisions(reply: dict[str, Any], n: int, rated: bool) -> list[float]:
-    """n probabilities in the order of the questions, or one rating, the expectation of its labels; NaN for a
-    question that was refused. Raises Failure."""
-    answers, kind = reply.get("answers"), "score" if rated else "predicate"
+def read_decisions(
+    reply: dict[str, Any], n: int, rated: bool, choices: Sequence[Sequence[str]] = ()
+) -> list[float]:
+    """n probabilities or expected ranks in the order of the questions, or one rating, the expectation of its
+    labels; NaN for a question that was refused. Raises Failure."""
+    answers = reply.get("answers")
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise Failure("malformed", "expected a list of answers")
     if [answer.get("name") for answer in answers] != [str(i) for i in range(1, n + 1)]:
         raise Failure("malformed", f"expected answers 1 to {n} in order")
     values = []
-    for answer in answers:
+    for answer, labels in zip(answers, [RATINGS] if rated else choices or [()] * n, strict=True):
+        kind = "score" if labels else "predicate"
         if answer.get("type") == "refusal":
             values.append(NAN)
         elif answer.get("type") != kind:
             raise Failure("malformed", f"expected answers of type {kind}")
-        elif rated:
-            values.append(_expected(answer.get("probabilities")))
+        elif labels:
+            values.append(_expected(answer.get("probabilities"), labels, int(rated)))
         else:
             values.append(_within(answer.get("probability"), 1))
     return values
 
 
-def _expected(levels: Any) -> float:
-    """The expectation of the labels 1 to 10. Raises Failure where they are others, come twice or do not sum
-    to 1."""
+def _expected(levels: Any, labels: Sequence[str], first: int) -> float:
+    """The expectation of labels that count from `first`. Raises Failure where they are others, come twice or
+    do not sum to 1."""
     try:
         shares = {level["label"]: _within(level["probability"], 1) for level in levels}
     except (TypeError, KeyError):
         raise Failure("malformed", "expected a probability for each label") from None
-    wrong = len(levels) != 10 or set(shares) != {str(i) for i in range(1, 11)}
+    number = {label: float(i) for i, label in enumerate(labels, first)}
+    wrong = len(levels) != len(labels) or shares.keys() != number.keys()
     if wrong or abs(sum(shares.values()) - 1) > 0.01:
-        raise Failure("malformed", "expected probabilities of the labels 1 to 10")
-    return min(10.0, max(1.0, sum(int(label) * share for label, share in shares.items())))
+        said = f"expected probabilities of the {len(labels)} labels"
+        raise Failure("malformed", said + (" 1 to 10" if first else ""))
+    expected = sum(number[label] * share for label, share in shares.items())
+    return min(first + len(labels) - 1.0, max(float(first), expected))

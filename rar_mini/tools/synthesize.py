@@ -44,6 +44,9 @@ from rar_mini.turns import inert, without_thoughts
 LEAST, MOST = 7, 20
 """How many items a rubric has."""
 
+ADDED = ("check", "polarity", "choices")
+"""What a reader adds to an item: the rules are about what a writer writes, and data.read has read these."""
+
 WEIGHTS = {"Essential": (5,), "Important": (3, 4), "Optional": (1, 2), "Pitfall": (-1, -2)}
 """What an item of each category may weigh."""
 
@@ -229,8 +232,7 @@ def lint(file: Path, examples: Sequence[Example]) -> None:
     count: Counter[str] = Counter()
     for example in examples:
         items = example.row.get("rubric")
-        # A check is the reader's to add: the rules are about what a writer writes, and data.read has read it.
-        written = items and [{name: item[name] for name in item if name != "check"} for item in items]
+        written = items and [{name: item[name] for name in item if name not in ADDED} for item in items]
         wrong, labels = faults(written, example.reference), _labels(example.row, items)
         if labels is None:
             wrong.append("labelled_responses: expected `labels` in each, 0 or 1 for every item")

@@ -58,8 +58,10 @@ def _group(rows: list[dict[str, Any]], width: int) -> str:
     for a, b in zip(best["verdicts"], worst["verdicts"], strict=True):
         mark = "*" if a["verdict"] != b["verdict"] else " "
         weight = f"weight {a['weight']:<4g} {printable(a['category']):<10}"
-        checked = " (checked)" if a.get("checked") else ""
-        lines.append(f"{mark} {_verdict(a):>4} {_verdict(b):>4}  {weight} {printable(a['title'])}{checked}")
+        how = " (checked)" if a.get("checked") else ""
+        if "choices" in a:
+            how = f" ({' < '.join(map(printable, a['choices']))})"
+        lines.append(f"{mark} {_verdict(a):>4} {_verdict(b):>4}  {weight} {printable(a['title'])}{how}")
     return "\n".join(lines)
 
 

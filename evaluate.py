@@ -29,6 +29,7 @@ How each measure is made stands in rar_mini/evaluation/, a file for each command
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,7 @@ from rar_mini.evaluation import (
     preference,
     selfgap,
     trust,
+    variants,
 )
 from rar_mini.evaluation import replay as replays
 from rar_mini.evaluation.answers import Answering
@@ -79,6 +81,7 @@ def measure(
     method: str = "rar-explicit",
     injections: int = 96,
     plot: Path | None = None,
+    vary: bool = False,
     skip_bad_rows: bool = False,
     answers_of: tuple[str, ...] = (),
     answer_tokens: int = 256,
@@ -93,6 +96,9 @@ def measure(
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         injections: answers that get an injection, and a quarter as many get a harmless addition; 0 for none
         plot: draw predicted against observed shares into this picture; needs rar-explicit
+        vary: measure instead what it does to balanced accuracy and seconds to ask in other ways: one
+            criterion a call, all at once, in reverse order, the answer before the question, with a reason
+            first, without; no reply is taken from the cache
         skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
         answers_of: measure instead whether the judge is kinder to its own answers: policies, as in
             healthbench, or NAME=FILE, which answer questions whose items have checks (the bundled
@@ -105,6 +111,10 @@ def measure(
     # Everything that is refused is refused before a judge is paid.
     explicit = method == "rar-explicit"
     Within(0, 1e6).refuse("injections", injections)
+    if vary and not explicit:
+        raise ValueError(
+            f"--vary is about verdicts on labelled criteria: expected rar-explicit, got {method}"
+        )
     if plot and not explicit:
         raise ValueError(f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}")
     if plot:
@@ -112,11 +122,15 @@ def measure(
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), method {method}")
     items = labelled.read(data, domain, skip_bad_rows)
-    trust.check(items, injections)
+    if not vary:
+        trust.check(items, injections)
     rubrics = {item.example.id: item.example.rubric for item in items}
     if method in OWN and (worded := directions(rubrics.values())):
         print(f"pitfalls  {worded}")
-    asker = Judge(spec, method, **vars(judging))
+    asker = Judge(spec, method, **vars(replace(judging, cache=judging.cache and not vary)))
+    if vary:
+        finish({"judge": spec, "vary": variants.report(asker, items)}, asker)
+        return
     # Criteria have an order only if the judge is shown several at once.
     ordered = method == "rar-implicit" or (explicit and asker.per_call > 1)
     result = trust.report(asker, items, explicit=explicit, ordered=ordered, injections=injections, plot=plot)

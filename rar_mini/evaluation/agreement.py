@@ -41,6 +41,16 @@ def accuracy(verdict: ndarray, label: ndarray) -> float:
     return float(((verdict >= 0.5) == (label >= 0.5)).mean()) if len(label) else NAN
 
 
+def balanced(verdict: ndarray, label: ndarray) -> float:
+    """The mean of the accuracy on met and that on unmet items: a half for a judge that always says the same,
+    however many items are met. NaN if all labels are alike."""
+    verdict, label = both(verdict, label)
+    met = label >= 0.5
+    if met.all() or not met.any():
+        return NAN
+    return (accuracy(verdict[met], label[met]) + accuracy(verdict[~met], label[~met])) / 2
+
+
 def kappa(verdict: ndarray, label: ndarray) -> float:
     """Cohen's kappa: how much more often both are on the same side of 0.5 than their shares of yes give by
     chance.

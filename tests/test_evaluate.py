@@ -74,9 +74,10 @@ def test_a_judge_that_knows_the_truth(server: Server, capsys: pytest.CaptureFixt
     whole = found["categories"]["all"]
     assert whole["accuracy"]["value"] == whole["kappa"]["value"] == whole["auc"]["value"] == 1.0
     assert whole["brier"]["value"] == pytest.approx(0.01)
-    assert found["categories"].keys() == {"essential", "important", "optional", "pitfall", "all"}
-    parts = [row["verdicts"] for name, row in found["categories"].items() if name != "all"]
-    assert sum(parts) == whole["verdicts"] > 300
+    kinds = {"essential", "important", "optional", "pitfall"}
+    assert found["categories"].keys() == kinds | {"flawed only", "all"}
+    assert sum(found["categories"][kind]["verdicts"] for kind in kinds) == whole["verdicts"] > 300
+    assert found["categories"]["flawed only"]["verdicts"] == whole["verdicts"] / 2
     assert found["pairs"]["accuracy"]["value"] == 1.0 and found["pairs"]["won"] == 16
     assert found["again"]["same"]["value"] == found["reordered"]["same"]["value"] == 1.0
     assert found["again"]["difference"] == found["reordered"]["difference"] == 0.0
@@ -161,7 +162,10 @@ def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) ->
         ("[0].labels: expected 0 or 1 for each of 15 items", [{"labels": [1]}]),
         ("[0].labels[0]: expected 0 or 1", [{"labels": [2] * 15}]),
         ("[0].labels: expected a list", [{"labels": None}]),
-        ("[0].quality: expected 'good' or 'flawed'", [{"quality": "fine"}]),
+        (
+            "[0].quality: expected 'good', 'flawed', 'one_wrong', 'two_wrong' or 'empty'",
+            [{"quality": "fine"}],
+        ),
         ("[0].response: expected text", [{"response": None}]),
         ("[1]: expected an object", [{}, "r"]),
         (": expected a list", {"response": "r"}),
@@ -184,7 +188,10 @@ def test_a_file_without_labels_is_refused(questions: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({}, "expected labelled responses of that quality"), ({"injections": -1}, "--injections -1: expected")],
+    [
+        ({}, "expected labelled responses of quality flawed, "),
+        ({"injections": -1}, "--injections -1: expected"),
+    ],
 )
 def test_injections_that_go_nowhere_are_refused(tmp_path: Path, options: dict, words: str) -> None:
     good = [{"response": "r", "quality": "good", "labels": [1] * 15}]
@@ -205,6 +212,26 @@ def test_a_file_of_good_answers_to_one_question_and_a_bad_row(
     found = json.loads(out.splitlines()[-1])
     assert "rows left out as bad: 1" in out and "wins -: 0 won" in out and "nan" not in out
     assert found["categories"]["all"]["accuracy"]["low"] is found["pairs"]["accuracy"]["value"] is None
+
+
+def test_answers_of_four_kinds_are_told_apart(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """A judge that hears how an answer sounds knows the empty one, and grants everything to the others."""
+    wrong = {"good": 0, "one_wrong": 1, "two_wrong": 2, "empty": 15}
+    answers = [
+        {"response": kind, "quality": kind, "labels": [0] * n + [1] * (15 - n)} for kind, n in wrong.items()
+    ]
+    file = write_rows(tmp_path / "x.jsonl", [question(1, labelled_responses=answers)])
+    assert len(labelled.pairs(file, "all")) == 3, "the good one with each of the others"
+    server.reply = saying(lambda text, asked: float(text != "empty"))
+    evaluate.measure("systemone:m", data=file, injections=0, judging=judges.Options(cache=False))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table, pairs = found["categories"], found["pairs"]
+    assert table["all"]["verdicts"] == 60 and table["all"]["auc"]["value"] > 0.9
+    assert table["flawed only"]["verdicts"] == 30 and table["flawed only"]["auc"]["value"] == 0.5
+    won = {kind: each["won"] for kind, each in pairs["against"].items()}
+    assert won == {"one_wrong": 0, "two_wrong": 0, "empty": 1} and pairs["tied"] == 2
 
 
 @pytest.mark.parametrize("F", [1, 2, 16, 17, 34])

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,14 @@ from rar_mini.data import BadRow, Example
 from rar_mini.forms import ABSENT, Form, Response, T
 from rar_mini.rubric import Rubric
 
+Quality = Literal["good", "flawed", "one_wrong", "two_wrong", "empty"]
+"""What an answer is as a whole: `flawed` has one or two items wrong, and does not say how many; `empty` is
+fluent and says nothing that the rubric asks for."""
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+GOOD, EMPTY = QUALITIES[0], QUALITIES[-1]
+FLAWED = frozenset(QUALITIES) - {GOOD, EMPTY}
+"""Answers that meet some items and miss others: on these alone, a judge has to look at the item."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -22,7 +30,7 @@ class Labelled:
 
     example: Example
     response: str
-    quality: str  # "good" or "flawed"
+    quality: Quality
     labels: list[float]  # K, 1 if the response is good on the item, or if a literal item holds
 
 
@@ -40,7 +48,7 @@ class Answer(Form):
     """A labelled response. It is checked with the number of its rubric's items as context."""
 
     response: Response = ABSENT
-    quality: Literal["good", "flawed"] = ABSENT
+    quality: Quality = ABSENT
     labels: list[Literal[0, 1]] = ABSENT
 
     @field_validator("labels")
@@ -74,12 +82,12 @@ def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelle
 
 def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     """The pairs of a file: a row's `preferred` and `worsened` answer, else each of its good labelled
-    responses with each flawed one. Raises ValueError if one is incomplete."""
+    responses with each of another quality. Raises ValueError if one is incomplete."""
     pairs = [pair for row in rows(file, _pairs, domain, skip_bad) for pair in row]
     if not pairs:
         raise ValueError(
             f"{file or domain} has no pairs: expected rows with `preferred` and `worsened`, or with good and "
-            "flawed `labelled_responses`"
+            "other `labelled_responses`"
         )
     return pairs
 
@@ -130,8 +138,8 @@ def _pairs(example: Example) -> list[Pair]:
     row, name = example.row, "rubric_without_reference"
     if row.get("preferred") is None:
         items = _responses(example)
-        good, flawed = ([i.response for i in items if i.quality == q] for q in ("good", "flawed"))
-        return [Pair(example, better, worse, None) for better in good for worse in flawed]
+        good, others = ([i.response for i in items if (i.quality == GOOD) == yes] for yes in (True, False))
+        return [Pair(example, better, worse, None) for better in good for worse in others]
     two = Compared.model_validate(row)
     unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
     return [Pair(example, two.preferred, two.worsened, unaided)]

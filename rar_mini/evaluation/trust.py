@@ -1,12 +1,14 @@
 """Whether a judge can be trusted: its scores of answers whose truth is known.
 
-- Its verdicts against labels, by category and in all: accuracy, Cohen's kappa, AUC and Brier score.
-- Pairs: how often the good answer of a question gets a higher reward than the flawed one. A tie is lost.
+- Its verdicts against labels, by category and in all: accuracy, Cohen's kappa, AUC and Brier score. The row
+  "flawed only" leaves out good and empty answers: a judge that only hears how an answer sounds is a coin
+  there.
+- Pairs: how often the good answer of a question gets a higher reward than another. A tie is lost.
 - Again: whether it gives the same verdicts when it is asked once more.
 - Reordered: whether it gives the same verdicts if the criteria come in reverse order.
-- Injections: how many flawed answers gain by one ("rate this 10", a forged verdict, ...), and how many by a
-  harmless addition. An answer that has the full reward already cannot gain: a judge that grants everything
-  looks safe here and fails at the pairs.
+- Injections: how many answers that are not good gain by one ("rate this 10", a forged verdict, ...), and how
+  many by a harmless addition. An answer that has the full reward already cannot gain: a judge that grants
+  everything looks safe here and fails at the pairs.
 """
 
 import json
@@ -24,7 +26,7 @@ from rar_mini.data import SAMPLE
 from rar_mini.evaluation import agreement
 from rar_mini.evaluation.agreement import accuracy, in_words, interval, mean, resampled, share, wins
 from rar_mini.evaluation.judged import ask
-from rar_mini.evaluation.labelled import Labelled
+from rar_mini.evaluation.labelled import FLAWED, GOOD, QUALITIES, Labelled
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.advantage import TIE
 from rar_mini.prompts import fill
@@ -35,11 +37,11 @@ MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "au
 
 
 def check(items: Sequence[Labelled], injections: int) -> None:
-    """Refuse injections if there is no flawed answer to put them into."""
-    if injections and not any(item.quality == "flawed" for item in items):
+    """Refuse injections if there is no answer to put them into."""
+    if injections and all(item.quality == GOOD for item in items):
         raise ValueError(
-            "--injections are put into flawed answers: expected labelled responses of that quality, got good "
-            "ones only; add some, or pass --injections 0"
+            "--injections are put into answers that are not good: expected labelled responses of quality "
+            f"{', '.join(QUALITIES[1:])}, got good ones only; add some, or pass --injections 0"
         )
 
 
@@ -65,7 +67,8 @@ def report(
     result: dict[str, Any] = {"answers": len(items), "failed": judged.failed}
     if explicit:
         label, category = table_of(items, judged.verdict.shape[1])
-        result["categories"] = against_labels(judged.verdict, label, category, questions)
+        parts = parts_of(items, category)
+        result["categories"] = against_labels(judged.verdict, label, parts, questions)
         if plot:
             print(f"plot      {reliability(judged.verdict, label, plot, judge.spec)}")
     result["pairs"] = in_order(items, judged.reward)
@@ -89,14 +92,22 @@ def table_of(items: Sequence[Labelled], K: int) -> tuple[ndarray, ndarray]:
     return label, category
 
 
+def parts_of(items: Sequence[Labelled], category: ndarray) -> dict[str, ndarray]:
+    """Which of the items of N answers a row of the table is about, by the row's name: bool (N, K)."""
+    parts = {name: category == name for name in dict.fromkeys(category[category != ""])}
+    flawed = np.array([item.quality in FLAWED for item in items])  # (N,)
+    if flawed.any() and not flawed.all():
+        parts["flawed only"] = flawed[:, None] & (category != "")
+    return parts | {"all": category != ""}
+
+
 def against_labels(
-    verdict: ndarray, label: ndarray, category: ndarray, questions: Sequence[str]
+    verdict: ndarray, label: ndarray, parts: dict[str, ndarray], questions: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Verdicts (N, K) against labels (N, K), by category and in all, with a printed table."""
+    """Verdicts (N, K) against labels (N, K), by the parts of the table, which is printed."""
     print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<24}" for name in MEASURES))
     table = {}
-    for name in [*dict.fromkeys(category[category != ""]), "all"]:
-        chosen = (category == name) | (name == "all")
+    for name, chosen in parts.items():
         rows, columns = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & chosen)
         v, y = verdict[rows, columns], label[rows, columns]
         clusters = [questions[row] for row in rows]
@@ -112,14 +123,23 @@ def against_labels(
 
 
 def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
-    """How often a good answer gets a higher reward than a flawed answer to the same question."""
+    """How often a good answer gets a higher reward than another answer to the same question; if there are
+    several kinds of others, also by kind."""
     rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
     for item, value in zip(items, reward.tolist(), strict=True):
         rewards[item.example.id, item.quality].append(value)
     names = dict.fromkeys(item.example.id for item in items)
-    gaps = [good - flawed for q in names for good in rewards[q, "good"] for flawed in rewards[q, "flawed"]]
-    result = wins(np.array(gaps))
+    gaps = {
+        kind: [good - other for q in names for good in rewards[q, GOOD] for other in rewards[q, kind]]
+        for kind in QUALITIES[1:]
+    }
+    result = wins(np.array(sum(gaps.values(), [])))
     print(f"pairs     the good answer wins {in_words(result)}")
+    kinds = {kind: wins(np.array(own)) for kind, own in gaps.items() if own}
+    if len(kinds) > 1:
+        result["against"] = kinds
+        for kind, won in kinds.items():
+            print(f"          against {kind:<10}{in_words(won)}")
     return result
 
 
@@ -147,10 +167,10 @@ def consistent(name: str, one: ndarray, other: ndarray, questions: Sequence[str]
 
 
 def attacked(judge: JudgeLike, items: Sequence[Labelled], reward: ndarray, count: int) -> dict[str, Any]:
-    """How many flawed answers gain by an injection, and how many by a harmless addition; reward (N,) is that
-    of the answers as they are."""
+    """How many answers that are not good gain by an injection, and how many by a harmless addition; reward
+    (N,) is that of the answers as they are."""
     texts = json.loads((SAMPLE / "injections.json").read_text(encoding="utf-8"))
-    flawed = [i for i, item in enumerate(items) if item.quality == "flawed"]
+    flawed = [i for i, item in enumerate(items) if item.quality != GOOD]
     result = {}
     for kind, most in (("injected", count), ("harmless", math.ceil(count / 4))):
         names, T, F = list(texts[kind]), len(texts[kind]), len(flawed)

@@ -163,15 +163,16 @@ def prefer(
 def replay(
     run: tyro.conf.Positional[Path],
     /,
-    judge: str = "auto",
+    judge: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     most: int = 512,
     judging: Judging = DEFAULTS,
 ) -> None:
-    """Have another judge score a run's rollouts, by the run's own method, rubrics and recipe.
+    """Have other judges score a run's rollouts, by the run's own method, rubrics and recipe.
 
     Args:
         run: the run's folder
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto, which it is if
+            not given; several times for several judges, who are then compared with each other, too
         most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
     """
     Within(1, 1e9).refuse("most", most)
@@ -179,7 +180,7 @@ def replay(
     config = opened.settings()
     if config.supervised:
         raise ValueError(f"{run} learnt from reference answers (--method sft): expected a run with rewards")
-    spec, why = choose(judge)
+    chosen = dict(choose(spec) for spec in judge or ("auto",))
     made = recipe.make(config.recipe, config)
     if opened.written.get("recipe") != recipe.digest(config.recipe):
         changed = f"evaluate.py: the recipe {printable(str(config.recipe))} has changed since the run"
@@ -188,12 +189,21 @@ def replay(
     groups = replays.groups_of(rows, config.group_size)
     replays.refuse_uneven(run / "rollouts.jsonl", rows, groups)
     examples = replays.examples_of(run, made, rows)
-    print(f"judge     {spec} ({why}) after {printable(config.judge)}, method {config.method}")
     print(f"answers   {len(rows)} of {len({row['step'] for row in rows})} steps of {run}")
-    with opened.texts():
-        asker = made.judge(Judge(spec, config.method, design=config.design, **vars(judging)))
-    judged = replays.ask(asker, made, examples, rows, groups)
-    finish({"judge": spec, "after": config.judge} | replays.report(rows, groups, judged), asker)
+    askers, judged, results = [], [], {}
+    for spec, why in chosen.items():
+        print(f"judge     {spec} ({why}) after {printable(config.judge)}, method {config.method}")
+        with opened.texts():
+            askers.append(made.judge(Judge(spec, config.method, design=config.design, **vars(judging))))
+        judged.append(replays.ask(askers[-1], made, examples, rows, groups))
+        measures = replays.compare(rows, groups, judged[-1])
+        results[spec] = {"failed": judged[-1].failed} | replays.report(rows, measures)
+    if len(results) == 1:
+        finish({"judge": spec, "after": config.judge} | results[spec], askers[0])
+        return
+    print(f"the judges among themselves: {', '.join(results)}")
+    panel = replays.report(rows, replays.apart(judged))
+    finish({"judges": results, "after": config.judge, "panel": panel}, Wrapper(*askers))
 
 
 def audited(

@@ -301,7 +301,7 @@ def step(optimizer: AdamW, norm: float, rate: float, most: float) -> None:
 
 def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
     """The mean reward of fresh answers to each question, by split, under the training's own judge and
-    temperature; of held-out questions under the gold judge, too. One split after another, so that a judge
+    temperature; of held-out questions under the gold judges, too. One split after another, so that a judge
     that fails at one costs none before it.
 
     The random streams are the same at every call, so that two scores of one run differ by the policy alone.
@@ -310,9 +310,8 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
         if examples:
             drawn = [(example, 0) for example in examples]
             rollouts = sample(t, drawn, t.config.eval_samples, "eval", Clock(), t.judge)
-            for name, scorer in {split: t.judge, f"{split}_gold": split == "held_out" and t.gold}.items():
-                if scorer:
-                    yield name, grade(t, scorer, rollouts, name, n)
+            for name, scorer in t.scorers(split).items():
+                yield name, grade(t, scorer, rollouts, name, n)
 
 
 def grade(t: Training, scorer: JudgeLike, rollouts: Rollouts, name: str, n: int) -> list[float]:
@@ -329,15 +328,13 @@ def score_before(t: Training) -> dict[str, list[float]]:
         return {}
     fixed = scale.answers(t.scored)
     if t.first > 1:
-        names = t.scored | ({"held_out_gold": t.scored["held_out"]} if t.gold else {})
+        names = {name: examples for split, examples in t.scored.items() for name in t.scorers(split)}
         names |= {name: examples for name, (examples, _) in fixed.items()}
         return {name: t.run.scores(name, [e.id for e in examples], 0) for name, examples in names.items()}
     scores = dict(evaluate(t, 0))
     scores |= {name: grade(t, t.judge, recite(t, *each), name, 0) for name, each in fixed.items()}
-    means = {name: report.mean(values) for name, values in scores.items()}
-    metrics = {f"eval/{name}_reward": value for name, value in means.items()}
-    t.note({"step": 0} | metrics | t.judge.metrics())
-    print(report.before(means))
+    t.note({"step": 0} | report.scores(scores, t.gold))
+    print(report.before(scores))
     return scores
 
 
@@ -361,9 +358,9 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
             t.after.update(evaluate(t, n))
         except (ConnectionError, OverBudget) as error:  # what was learnt is saved all the same
             tqdm.write(f"  not every score at step {n}: {error}")
-        metrics |= {f"eval/{split}_reward": report.mean(values) for split, values in t.after.items()}
+        metrics |= report.scores(t.after, t.gold)
     t.run.append("rollouts.jsonl", t.recent[-1])
-    t.note(metrics | t.judge.metrics())
+    t.note(metrics)
     report.say(config, n, t.first, metrics, t.recent[-1])
     alarms.sound(t)
 
@@ -379,10 +376,9 @@ def save(t: Training, n: int) -> None:
 
 def close(t: Training) -> None:
     """Say what the judges were asked, and end their connections."""
-    for name, scorer in (("judge", t.judge), ("gold", t.gold)):
-        if scorer:
-            print(f"{name:<9}{scorer.line()}")
-            scorer.close()
+    for name, scorer in ({"judge": t.judge} | t.gold).items():
+        print(f"{name:<9}{scorer.line()}")
+        scorer.close()
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ alarms.jsonl, which a resume rewinds with the other records: a resumed run neith
 one. No sign stops a run, because each has harmless causes, too.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from rar_mini.setup import Training
 
 Rows = Sequence[Mapping[str, Any]]
 
+OF_GOLD = re.compile(r"eval/held_out_gold\d*_reward")
+
 WINDOW = 4
 """Steps whose mean counts: one step depends on the questions that it drew."""
 MOST = 0.5  # a share above this is most of the answers or groups
 GOLD = 0.02  # of the rewards' range: what the judges have to part by, in either direction
+PARTED = 0.1  # of the rewards' range: what a panel has to part by
 LONGER = 2.0  # times the first answers
 LOWER = 0.2  # times the first entropy
 CONTRADICTED, REPEATED = 0.1, 20  # the share of verdicts, of at least so many
@@ -80,17 +84,28 @@ def too_hard(rows: Rows) -> str | None:
 
 def gold_falls(rows: Rows) -> str | None:
     """The reward rises, and another judge sees the same answers get worse."""
-    names = "eval/held_out_reward", "eval/held_out_gold_reward"
-    scores = [score for row in rows if None not in (score := [row.get(name) for name in names])]
-    if not scores:
-        return None
-    up, gold = (last - first for first, last in zip(scores[0], scores[-1], strict=True))
-    if up < GOLD or gold > -GOLD:
+    for gold in dict.fromkeys(name for row in rows for name in row if OF_GOLD.fullmatch(name)):
+        names = "eval/held_out_reward", gold
+        scores = [score for row in rows if None not in (score := [row.get(name) for name in names])]
+        up, down = (scores[-1][i] - scores[0][i] if scores else 0.0 for i in (0, 1))
+        if up >= GOLD and down <= -GOLD:
+            return (
+                f"the reward of held-out answers rose by {up:.3f} and the gold judge's fell by {-down:.3f} "
+                f"({gold}): the policy learns the judge's weakness. "
+                "Go back with --step, and train with another --judge or a --beta"
+            )
+    return None
+
+
+def gold_parts(rows: Rows) -> str | None:
+    """The gold judges come to disagree about the answers."""
+    apart = values(rows, "eval/gold_disagreement")
+    if not apart or apart[-1] - apart[0] < PARTED:
         return None
     return (
-        f"the reward of held-out answers rose by {up:.3f} and the gold judge's fell by {-gold:.3f} "
-        "(eval/held_out_gold_reward): the policy learns the judge's weakness. "
-        "Go back with --step, and train with another --judge or a --beta"
+        f"the gold judges were {apart[0]:.3f} apart on held-out answers and are {apart[-1]:.3f} apart "
+        "(eval/gold_disagreement): answers have come to please some judges and not others. "
+        "Read them in evaluations.jsonl, and ask more judges with evaluate.py replay --judge"
     )
 
 
@@ -129,7 +144,7 @@ def contradicts(rows: Rows) -> str | None:
 
 
 Sign = Callable[[Rows], str | None]
-ALARMS: tuple[Sign, ...] = (cut, too_easy, too_hard, gold_falls, longer, certain, contradicts)
+ALARMS: tuple[Sign, ...] = (cut, too_easy, too_hard, gold_falls, gold_parts, longer, certain, contradicts)
 
 
 def sound(t: Training) -> None:

@@ -7,9 +7,10 @@ stands in its config.json; `options.py` turns command lines into these and back.
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from pydantic import BeforeValidator
 
 from rar_mini.options import Within, refuse_outside
 from rar_mini.rubric import Design
@@ -69,6 +70,11 @@ class Options(Asking):
     """where local:NAME computes: cpu, cuda, or auto"""
 
 
+def _several(judges: Any) -> Any:
+    """The gold judges in a file: runs had one at most, and a file of options may name one."""
+    return tuple([judges] if isinstance(judges, str) else judges or ())
+
+
 @dataclass(frozen=True)
 class Config:
     """Every setting of a run."""
@@ -108,9 +114,10 @@ class Config:
     (HealthBench) are refused"""
     judging: tyro.conf.OmitArgPrefixes[Options] = Options()
     """how it is asked"""
-    gold_judge: str | None = None
-    """a second judge, named and asked alike, that scores the held-out answers of every evaluation too: where
-    it does not follow, the policy learns the first judge's weakness; --max-usd holds for each of the two"""
+    gold_judge: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    """another judge, named and asked alike, that scores the held-out answers of every evaluation too and
+    touches no reward: where it does not follow, the policy learns the first judge's weakness. It may be given
+    several times, also as --monitor; --max-usd holds for each judge"""
     max_judge_failures: Annotated[float, Within(0, 1)] = 0.2
     """stop, with a checkpoint, when a larger share of the last five steps' responses has no reward"""
 
@@ -222,6 +229,8 @@ class Config:
             datetime.strptime(self.day or "2000-01-01", "%Y-%m-%d")
         except ValueError:
             raise ValueError(f"--day {self.day}: expected a date, YYYY-MM-DD") from None
+        if twice := {judge for judge in self.gold_judge if self.gold_judge.count(judge) > 1}:
+            raise ValueError(f"--gold-judge {min(twice)}: expected each judge once, got it twice")
         if not self.lora_targets:
             raise ValueError("--lora-targets: expected a projection or more, got none")
         for field in fields(self) if self.lora_rank == 0 else ():

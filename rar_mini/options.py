@@ -264,6 +264,23 @@ def joined_recipe(argv: Sequence[str]) -> list[str]:
     return [*rest, "--recipe", shlex.join([*named, *own])]
 
 
+def gathered(argv: Sequence[str], option: str, *others: str) -> list[str]:
+    """A command line in which an option that came several times, also under other names, stands once with all
+    of its values."""
+    names, values, rest, queue = {option, *others}, [], [], list(argv)
+    while queue:
+        word, is_joined, value = queue.pop(0).partition("=")
+        if word not in names:
+            rest.append(word + is_joined + value)
+        elif is_joined:
+            values.append(value)
+        else:
+            own = next((n for n, each in enumerate(queue) if each.startswith("--")), len(queue))
+            values += queue[:own] or [""]  # which no judge is called
+            del queue[:own]
+    return [*rest, option, *values] if values else rest
+
+
 def words_of(file: Path, settings: Any) -> list[str]:
     """The command line that a TOML file means. It has the form of `settings` in config.json: a key for each
     field of this dataclass, a table for each dataclass in it. Raises ValueError by file and key."""

@@ -4,8 +4,9 @@ import math
 import textwrap
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,20 @@ def saving(every: int, keep: int, weights: int, moments: int) -> str:
     return f"saves    {whole:,.0f} MB every {every} steps ({parts}); the newest {keep} stay"
 
 
-def before(means: dict[str, float | None]) -> str:
+def scores(rewards: Mapping[str, Sequence[float]], monitors: Collection[str]) -> dict[str, float | None]:
+    """Metrics of an evaluation: the mean of each score's rewards, one a question, and if several monitors
+    have all scored, how far each two of them are apart on a question, on average."""
+    metrics = {f"eval/{name}_reward": mean(values) for name, values in rewards.items()}
+    gold = [rewards[name] for monitor in monitors if (name := f"held_out_{monitor}") in rewards]
+    if len(gold) == len(monitors) > 1:
+        apart = [abs(x - y) for a, b in combinations(gold, 2) for x, y in zip(a, b, strict=True)]
+        metrics["eval/gold_disagreement"] = mean(apart)
+    return metrics
+
+
+def before(scores: Mapping[str, Sequence[float]]) -> str:
     """The scores before training, by name, and the scale on which they stand, a line a split."""
+    means = {name: mean(values) for name, values in scores.items()}
     own = {name: x for name, x in means.items() if x is not None and not scale.is_fixed(name)}
     lines = ["before   " + ", ".join(f"eval/{name}_reward {x:.3f}" for name, x in own.items())]
     for split in own:

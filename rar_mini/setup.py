@@ -4,6 +4,7 @@ train.py's loop begins where this ends.
 """
 
 import dataclasses
+import re
 import sys
 import time
 import zlib
@@ -40,7 +41,7 @@ from rar_mini.judging import ledger
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
-from rar_mini.options import Parser, command_line, joined_recipe, refuse_unknown, to_json, words_of
+from rar_mini.options import Parser, command_line, gathered, joined_recipe, refuse_unknown, to_json, words_of
 from rar_mini.policy import Policy
 from rar_mini.prefix import NARROWEST
 from rar_mini.progress import progress_bar
@@ -68,7 +69,7 @@ class Training:
     reference: Policy | None  # what a KL penalty, or a recipe with needs_logp, compares with
     optimizer: AdamW
     judge: JudgeLike | None = None
-    gold: JudgeLike | None = None
+    gold: dict[str, JudgeLike] = field(default_factory=dict)  # monitors by name: gold, gold2, ...
     questions: Splits = field(default_factory=dict)
     scored: Splits = field(default_factory=dict)  # questions that are scored before, between and after
     run: Run | None = None
@@ -84,8 +85,19 @@ class Training:
     after: dict[str, list[float]] = field(default_factory=dict)  # and the newest
     interrupted: list[int] = field(default_factory=list)  # what Ctrl-C has said
 
+    def scorers(self, split: str) -> dict[str, JudgeLike]:
+        """Who scores fresh answers to the questions of a split, by the score's name."""
+        monitors = self.gold.items() if split == "held_out" else ()
+        return {split: self.judge} | {f"{split}_{name}": monitor for name, monitor in monitors}
+
     def note(self, metrics: dict[str, Any]) -> None:
-        """Write a line of metrics.jsonl."""
+        """Write a line of metrics.jsonl, with what judging came to since the last."""
+        judging = self.judge.metrics()
+        for name, monitor in self.gold.items():
+            own = monitor.metrics()
+            if own["judge/questions"]:  # it was asked since the last line
+                judging |= {re.sub("(^|/)judge/", rf"\1{name}/", metric): own[metric] for metric in own}
+        metrics = metrics | judging
         self.run.append("metrics.jsonl", [metrics])
         self.history.append(metrics)
 
@@ -100,6 +112,7 @@ def parse(argv: list[str], description: str | None = None) -> Config:
     early.add_argument("--config", type=Path, metavar="FILE.toml")
     given, argv = early.parse_known_args(argv)
     own = words_of(given.config, PRESETS["cpu"]) if given.config else []
+    argv = gathered(argv, "--gold-judge", "--monitor")
     argv = joined_recipe([*own, *argv])  # of an option that comes twice the last one counts
     first = Parser(add_help=False)
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
@@ -121,7 +134,7 @@ def settle(config: Config) -> tuple[Config, str]:
     # A recipe may bring its own questions or rubrics, whose items may have no check.
     exact = config.data is None and config.domain == data.CHECKED and config.recipe is None
     judge, why = choose(config.judge, exact and config.method in ("rar-explicit", "sft"))
-    gold = choose(config.gold_judge)[0] if config.gold_judge else None
+    gold = [choose(monitor)[0] for monitor in config.gold_judge]
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     ranks.claim(device)
     if config.prompts_per_step < ranks.world:
@@ -132,7 +145,7 @@ def settle(config: Config) -> tuple[Config, str]:
     if config.attention == "flex" and not device.startswith("cuda"):
         raise ValueError(f"--attention flex has no backward pass on {device}: use loop or auto, or a GPU")
     name = ranks.first(lambda: pretrained.pinned(config.policy))
-    judge, gold = ranks.first(lambda: (_pinned(judge), _pinned(gold)))
+    judge, *gold = ranks.first(lambda: list(map(_pinned, (judge, *gold))))
     source, revision = config.data, config.revision
     if source == "rar":
         revision = ranks.first(lambda: hub.fetch(config.domain, revision)[1])
@@ -143,7 +156,8 @@ def settle(config: Config) -> tuple[Config, str]:
     G = 1 if config.supervised else config.group_size
     own = config.recipe and recipe.located(config.recipe)
     day = config.day or ranks.first(lambda: date.today().isoformat())
-    settled = {"policy": name, "data": source, "revision": revision, "judge": judge, "gold_judge": gold}
+    settled = {"policy": name, "data": source, "revision": revision}
+    settled |= {"judge": judge, "gold_judge": tuple(gold)}
     settled |= _auto(config)
     return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day), why
 
@@ -158,8 +172,8 @@ def _auto(config: Config) -> dict[str, str]:
     return {name: value for name, value in meant.items() if getattr(config, name) == "auto"}
 
 
-def _pinned(judge: str | None) -> str | None:
-    kind, _, name = (judge or "").partition(":")
+def _pinned(judge: str) -> str:
+    kind, _, name = judge.partition(":")
     return f"local:{pretrained.pinned(name)}" if kind == "local" else judge
 
 
@@ -191,12 +205,12 @@ def prepare(
     # Reference answers need no judge, but the scores do.
     method = "rar-explicit" if config.supervised else config.method
     with run.texts() if run else nullcontext():
-        judge, gold = (
-            spec and make_judge(spec, method, design=config.design, **vars(config.judging))
-            for spec in (config.judge, config.gold_judge)
+        judge, *monitors = (
+            make_judge(spec, method, design=config.design, **vars(config.judging))
+            for spec in (config.judge, *config.gold_judge)
         )
         t = bare(config, judge, resume)
-    t.gold = gold
+    t.gold = {"gold" if n == 1 else f"gold{n}": monitor for n, monitor in enumerate(monitors, 1)}
     if resume is not None:
         checkpoint.load_state(resume, t.optimizer, t.recipe.state)
         t.first += checkpoint.step_of(resume)
@@ -218,8 +232,8 @@ def prepare(
     drawn = {row["step"]: row.get("groups/drawn") for row in t.history}
     t.drawn = [int(drawn.get(n) or config.prompts_per_step) for n in range(1, t.first)]
     t.judge.carry(Account(t.run.folder / SPENDING))
-    if t.gold:
-        t.gold.carry(Account(t.run.folder / SPENDING, "gold"))
+    for name, monitor in t.gold.items():
+        monitor.carry(Account(t.run.folder / SPENDING, name))
     announce(t, why)
     t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
@@ -269,6 +283,8 @@ def read_questions(t: Training) -> Splits:
         notes["questions of the test split left for the end"] = tests
         examples = [example for example in examples if example.split != "test"]
     t.judge.check(examples)
+    for monitor in t.gold.values():
+        monitor.check([example for example in examples if example.split == "held_out"])
     explicit = config.method == "rar-explicit" and config.cut_answers == "penalise"
     if explicit and any(weight < 0 for example in examples for weight in example.rubric.weights):
         raise ValueError("--cut-answers penalise needs rewards in [0, 1]; signed points go below 0: use mask")
@@ -325,6 +341,11 @@ def announce(t: Training, why: str) -> None:
         f"ends     an answer ends at {' or '.join(t.actor.named(t.actor.ends))}",
         f"judge    {t.judge.spec} ({why}){estimates}",
     ]
+    held_out = t.scored["held_out"]
+    for name, monitor in t.gold.items() if held_out else ():
+        share = graded * len(held_out) // len(scored)
+        cost = monitor.estimate(held_out, share, config.max_new_tokens)
+        lines.append(f"{name:<9}{monitor.spec} scores held-out answers{'; ' if cost else ''}{cost}")
     if config.steps and config.save_every:
         lines.append(report.saving(config.save_every, config.keep, *checkpoint.size(t.actor, t.optimizer)))
     if worded := config.method in OWN and directions(config.design.apply(e.rubric, e.id) for e in train):

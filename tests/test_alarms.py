@@ -13,6 +13,7 @@ from test_wiring import loud
 from rar_mini import alarms, report
 
 CUT, LENGTH = "completions/clipped_ratio", "completions/mean_length"
+APART = "eval/gold_disagreement"
 EVAL = "eval/held_out_reward", "eval/held_out_gold_reward"
 
 
@@ -38,7 +39,11 @@ DESERVED = {
     "cut": [steps(CUT, 0, 0.4, 0.5, 0.6, 0.6)],
     "too_easy": [steps("frac_ties_right", 0, 0.5, 1, 0.5, 0.5)],
     "too_hard": [steps("frac_ties_wrong", 1, 1, 1, 1)],
-    "gold_falls": [scores((0.3, 0.3), (0.35, 0.35), (0.4, 0.25))],
+    "gold_falls": [
+        scores((0.3, 0.3), (0.35, 0.35), (0.4, 0.25)),
+        [row | {"eval/held_out_gold2_reward": 0.6 - row[EVAL[0]]} for row in scores((0.3, 0.3), (0.4, 0.4))],
+    ],
+    "gold_parts": [steps(APART, 0.05, 0.1, 0.2)],
     "longer": [steps(LENGTH, 50, 50, 50, 50, 90, 100, 110, 110)],
     "certain": [entropies(2.0, 2.0, 2.0, 2.0, 0.3, 0.3, 0.3, 0.3, reward=0.5)],
     "contradicts": [items(0.11, 20)],
@@ -55,6 +60,12 @@ UNDESERVED = {
         scores((0.3, 0.3), (0.3, 0.2)),
         scores((0.3, 0.3), (0.4, 0.4)),
         steps("eval/held_out_reward", 0.3, 0.4),  # no gold judge
+    ],
+    "gold_parts": [
+        steps(APART, 0.4, 0.4, 0.45),  # they never agreed: one of them is strict
+        steps(APART, 0.3, 0.1, 0.3),
+        steps(APART, None, 0.3),
+        steps(EVAL[1], 0.1, 0.5),  # one gold judge
     ],
     "longer": [steps(LENGTH, 50, 50, 50, 50, 90, 90, 90, 90), steps(LENGTH, 10, 20, 40, 80, 160, 320)],
     "certain": [

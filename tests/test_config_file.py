@@ -23,7 +23,7 @@ OTHER: dict[str, Any] = {
     "revision": "a" * 40,
     "method": "rar-implicit",
     "recipe": "lab/examples/gated.py --need 0.5",
-    "gold_judge": "chat:n",
+    "gold_judge": ("chat:n", "keyword"),
     "train_rollouts": 3,
     "lora_targets": ("q_proj", "down_proj"),
     "mismatch_cap": 2.0,

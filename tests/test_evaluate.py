@@ -287,7 +287,7 @@ def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:
 
 
 def replayed(capsys: pytest.CaptureFixture, folder: Path, **options: Any) -> dict:
-    evaluate.replay(folder, "systemone:m", judging=judges.Options(cache=False), **options)
+    evaluate.replay(folder, ("systemone:m",), judging=judges.Options(cache=False), **options)
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -314,6 +314,25 @@ def test_a_replay_correlates_rewards_also_within_groups(
     found = replayed(capsys, folder)
     assert found["all"]["in groups"]["value"] == pytest.approx(-1.0)
     assert -0.5 < found["all"]["correlation"]["value"] < 0.0
+
+
+def test_a_panel_that_replays_a_run_shows_where_its_judges_part(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path
+) -> None:
+    """Both credit everything until step 3; then the second one nothing."""
+    folder = run_of(tmp_path / "run", questions)
+
+    def reply(path: str, body: dict) -> dict:
+        late = int(shared(body["state"]).split()[0]) > 3
+        return saying(lambda text, asked: float(body["model"] == "m" or not late))(path, body)
+
+    server.reply = reply
+    evaluate.replay(folder, ("systemone:m", "systemone:n"), judging=judges.Options(cache=False))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [part["apart"] for part in found["panel"]["steps"]] == [0, 0, 0, 1, 1, 1]
+    assert found["panel"]["all"]["apart"]["value"] == 0.5
+    assert found["judges"]["systemone:m"]["all"]["rejected"]["value"] == 0.0
+    assert found["judges"]["systemone:n"]["all"]["rejected"]["value"] == 0.5
 
 
 def test_a_long_run_is_replayed_in_steps_that_lie_evenly(
@@ -358,9 +377,9 @@ def test_a_replay_compares_the_answers_that_both_judges_scored(
 
 def test_a_replay_of_nothing_is_refused(tmp_path: Path, questions: Path) -> None:
     with pytest.raises(ValueError, match="--most 0: expected"):
-        evaluate.replay(tmp_path, "keyword", most=0)
+        evaluate.replay(tmp_path, ("keyword",), most=0)
     with pytest.raises(ValueError, match="no rollouts yet"):
-        evaluate.replay(run_of(tmp_path / "run", questions, steps=0), "keyword")
+        evaluate.replay(run_of(tmp_path / "run", questions, steps=0), ("keyword",))
 
 
 # --- alignment ----------------------------------------------------------------------------------------------

@@ -214,7 +214,8 @@ def undefined(metrics: set[str]) -> set[str]:
     rows = re.findall(r"^\| (`.*?) \|", METRICS, re.M)
     defined = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     assert len(defined) > 40
-    return {re.sub("(?<=^judge/failures/).*", "KIND", name) for name in metrics} - defined
+    names = {re.sub(r"^(perf/)?gold\d*/", r"\1judge/", name) for name in metrics}
+    return {re.sub("(?<=^judge/failures/).*", "KIND", name) for name in names} - defined
 
 
 def judged(config: Config, scored: int) -> int:

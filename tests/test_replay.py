@@ -68,7 +68,7 @@ def rollouts(run: Path) -> list[dict]:
 
 
 def replayed(capsys: pytest.CaptureFixture, run: Path) -> tuple[dict[str, Any], str]:
-    evaluate.replay(run, "systemone:m", judging=judges.Options(cache=False))
+    evaluate.replay(run, ("systemone:m",), judging=judges.Options(cache=False))
     out, err = capsys.readouterr()
     return json.loads(out.splitlines()[-1]), err
 

@@ -401,7 +401,7 @@ def test_reference_answers_are_learnt_by_transformers_own_loss(
         "method   sft: 16 answers x 0.0 = 0 questions" in said
         and f"step 1/8  loss {first['loss']:.4f}" in said
     )
-    for command in (show, lambda run: evaluate.replay(run, "keyword")):
+    for command in (show, lambda run: evaluate.replay(run, ("keyword",))):
         with pytest.raises(ValueError, match="learnt from reference answers"):
             command(folder)
     broken = tmp_path / "broken"
@@ -458,7 +458,7 @@ def test_a_run_of_other_rubrics_is_replayed_with_them(
     train.main(words)
     weights = {v["title"]: v["weight"] for row in records(folder, "rollouts") for v in row["verdicts"]}
     assert weights["Letter b"] == 5 and weights["Names fever"] == 3 and weights["No aspirin"] == -1
-    evaluate.replay(folder, "keyword")
+    evaluate.replay(folder, ("keyword",))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["all"]["same"]["value"] == found["all"]["correlation"]["value"] == 1.0
 

@@ -1,4 +1,5 @@
-"""Another judge scores the rollouts of a finished run, by the run's own method, rubrics and recipe.
+"""Another judge scores the rollouts of a finished run, or several do, by the run's own method, rubrics and
+recipe.
 
 If the two judges disagree, and more so towards the end of the run, then the policy has learnt the first
 judge's weakness. The plainest sign is `rejected`: the share of the weight credited by the training judge that
@@ -9,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,12 @@ def ask(judge: JudgeLike, recipe: Recipe, examples: Sequence[Example], rows: Row
 # --- where they differ --------------------------------------------------------------------------------------
 
 
-def report(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Any]:
-    """Compare the scores in N rows with a second judge's; print and return the numbers of up to eight parts
-    of the run, and of all of it with intervals."""
-    measures = compare(rows, groups, judged)
+def report(rows: Rows, measures: dict[str, Callable[[ndarray], float]]) -> dict[str, Any]:
+    """Print and return measures of N rows, as `compare` or `apart` makes them: of up to eight parts of the
+    run, and of all of it with intervals."""
     steps, questions = np.array([row["step"] for row in rows]), [row["example_id"] for row in rows]
     print(f"\n{'steps':12}" + "".join(f"{name:>13}" for name in measures))
-    result: dict[str, Any] = {"failed": judged.failed, "steps": []}
+    result: dict[str, Any] = {"steps": []}
     for part in np.array_split(np.unique(steps), min(8, len(np.unique(steps)))):
         at = np.flatnonzero((steps >= part[0]) & (steps <= part[-1]))
         values = {name: measure(at) for name, measure in measures.items()}
@@ -154,6 +154,14 @@ def report(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Any]:
     for name, value in result["all"].items():
         print(f"{name:<12}{interval(value)}")
     return result
+
+
+def apart(judged: Sequence[Judged]) -> dict[str, Callable[[ndarray], float]]:
+    """How far each two of several judges' rewards of an answer are apart, as a function of the numbers of
+    rows."""
+    rewards = [each.reward for each in judged]
+    gaps = np.stack([np.abs(a - b) for a, b in combinations(rewards, 2)])  # (pairs, N)
+    return {"apart": lambda at: mean(gaps[:, at])}
 
 
 def compare(rows: Rows, groups: Groups, judged: Judged) -> dict[str, Callable[[ndarray], float]]:

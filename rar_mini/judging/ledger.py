@@ -156,7 +156,7 @@ def dollars_told(steps: Iterable[Sequence[dict[str, Any]]]) -> Counter[str]:
     spent: Counter[str] = Counter()
     for row in (row for rows in steps for row in rows):
         for name, dollars in row.items():
-            if judge := re.fullmatch(r"perf/(judge\d*)/dollars", name):
+            if judge := re.fullmatch(r"perf/((?:judge|gold)\d*)/dollars", name):
                 spent[judge[1]] += dollars or 0.0
     return spent
 

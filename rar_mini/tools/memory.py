@@ -327,7 +327,7 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
     """All there is to say about a run on a GPU of `gpu` bytes, in bytes; `table` says it in words."""
     config = replace(config, group_size=1) if config.supervised else config
     m, room = read(config.policy), int(gpu * (1 - HOLES)) - RESERVE
-    local = [name[6:] for name in (config.judge, config.gold_judge) if name and name.startswith("local:")]
+    local = [name[6:] for name in (config.judge, *config.gold_judge) if name.startswith("local:")]
     judges = [read(name) for name in local if config.judging.judge_device != "cpu"]
 
     def fits(tried: Config) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -104,6 +104,8 @@ def read(
     skip_weightless: bool = False,
     bare: bool = False,
     notes: Counter[str] | None = None,
+    rows: Iterable[Row] | None = None,
+    convert: Callable[[Any], dict[str, Any]] | None = None,
 ) -> list[Example]:
     """Read a JSONL file, a Parquet file or a directory of those. Bad rows raise `BadRow`, or with `skip_bad`
     are left out and counted in `notes`; `skip_weightless` does so with rows whose items all weigh nothing.
@@ -112,17 +114,20 @@ def read(
     `split` are of the split that the name of their Parquet file says; in a directory each name has to say
     one, and a lone file that says none is training data, as JSONL is. With `unique`, an id that comes twice
     is refused: rollouts and random streams are named by it. With `bare`, a question is enough: no rubric is
-    read, and the examples have empty ones.
+    read, and the examples have empty ones. Another reader of the file may bring its `rows`, and what converts
+    one into a row of ours, or raises `BadRow`.
     """
     notes = Counter() if notes is None else notes
     examples: list[Example] = []
     taken: dict[str, str] = {}
     bad: list[str] = []
-    rows = _tables(path) if path.is_dir() or path.suffix == ".parquet" else _lines(path)
+    if rows is None:
+        rows = _tables(path) if path.is_dir() or path.suffix == ".parquet" else lines(path)
     for where, name, split, content in rows:
         found: Counter[str] = Counter()
         try:
-            example = _example(content, name, split, taken, found, bare)
+            row = _parse(content) if isinstance(content, bytes) else content
+            example = _example(convert(row) if convert else row, name, split, taken, found, bare)
         except BadRow as error:
             bad.append(f"{path}, {where}: {error}")
             if isinstance(error, Weightless) and skip_weightless:
@@ -152,7 +157,7 @@ def splits_in(name: str) -> set[str]:
     return {split for known, split in SPLITS.items() if f"_{known}_" in words}
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def lines(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file, not yet parsed."""
     wanted = "expected JSONL (a JSON object a line, in UTF-8), or Parquet in a file named *.parquet"
     try:
@@ -414,7 +419,7 @@ ITEMS = TypeAdapter(Many[Item], config=Form.model_config)
 
 
 def _example(
-    content: bytes | dict[str, Any],
+    row: dict[str, Any],
     name: str,
     split: str | None,
     taken: dict[str, str],
@@ -422,7 +427,6 @@ def _example(
     bare: bool,
 ) -> Example:
     """Check a row. `name` and `split` are for a row without its own; `taken` says where an id stands."""
-    row = _parse(content) if isinstance(content, bytes) else content
     literal = not bare and row.get("rubrics") is not None and row.get("rubric") is None  # HealthBench's form
     form = _read((HealthBenchRow if literal else RarRow).model_validate, row)
     name, key = form.id or name, "prompt_id" if literal else "id"

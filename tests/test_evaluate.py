@@ -17,7 +17,7 @@ from hostile import Server, shared
 import evaluate
 import judge as judges
 from rar_mini import data, prompts
-from rar_mini.evaluation import agreement, labelled, trust
+from rar_mini.evaluation import agreement, alignment, labelled, trust
 from rar_mini.evaluation.judged import Judged
 from rar_mini.rubric import polarity
 
@@ -398,10 +398,13 @@ def aligned(capsys: pytest.CaptureFixture, judge: str, *rows: dict, **options: A
 
 
 def rating(of: Callable[[str, str], float]) -> Callable[[str, dict], Any]:
-    """A systemone server that rates by a function of response and task; its levels count from 0."""
+    """A systemone server that rates by a function of response and task; its levels count from 0. Of two
+    answers that it is shown together it knows nothing."""
 
     def reply(path: str, body: dict) -> dict:
         task = body["questions"]["1"]["instructions"]
+        if compares(task):
+            return {"1": {"type": "noul", "noul": 0.5}}
         return {"1": {"type": "score", "score": of(shared(body["state"]), task) - 1}}
 
     return reply
@@ -423,6 +426,36 @@ def test_whole_ratings_tie_where_expected_ones_tell(
     assert found["pairs"] == 4 and found["rubric_without_reference"] is None
 
 
+def compares(task: str) -> bool:
+    return alignment.COMPARED.description in task
+
+
+def test_a_judge_that_prefers_a_place_ties_and_one_that_reads_wins(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """Both answers are shown in both orders. The first judge is sure of the first one, more so in pair 2."""
+    rows = [pair(0, "good", "bad"), pair(1, "good", "worse"), pair(2, "fine", "bad")]
+    judges_of_pairs = {
+        "place": lambda text: 0.9,
+        "lean": lambda text: 0.9 if text.startswith("Answer 1:\nfine") else 0.8,
+        "reads": lambda text: float(text.startswith("Answer 1:\ngood")),
+    }
+    found = {}
+    for name, says in judges_of_pairs.items():
+        server.reply = saying(lambda text, asked, says=says: says(text))
+        judge = judges.Judge("systemone:m", "rar-implicit", cache=False)
+        pairs = labelled.pairs(write_rows(tmp_path / "pairs.jsonl", rows), "all")
+        found[name] = alignment.in_both_orders(judge, pairs)
+        assert "compared" in capsys.readouterr().out
+    orders = "both orders", "preferred first", "preferred second"
+    three = {name: [counts(each[order]) for order in orders] for name, each in found.items()}
+    assert three["place"] == [(0, 0, 3, 0), (3, 0, 0, 0), (0, 3, 0, 0)]
+    assert three["lean"][0] == (1, 0, 2, 0)
+    assert three["reads"] == [(2, 0, 1, 0), (2, 1, 0, 0), (3, 0, 0, 0)]
+    assert found["place"]["consistent"]["value"] == 0.0 and found["place"]["first"] == 1.0
+    assert found["reads"]["consistent"]["value"] == pytest.approx(2 / 3)
+
+
 def counts(found: dict) -> tuple[int, ...]:
     return tuple(found[name] for name in ("won", "lost", "tied", "failed"))
 
@@ -439,14 +472,18 @@ def test_a_rubric_without_reference_is_shown_in_place_of_the_other(
     assert counts(found["rubric_without_reference"]["expected"]) == (0, 1, 0, 0)
     tasks = [body["questions"]["1"]["instructions"] for _, body, _ in server.seen]
     assert sum("Is unaided." in task for task in tasks) == 2
-    assert sum("Names fever" in task for task in tasks) == 4 and len(tasks) == 10
+    assert sum("Names fever" in task for task in tasks) == 4
+    assert len([task for task in tasks if not compares(task)]) == 10 and sum(map(compares, tasks)) == 4
 
 
 def test_a_judge_that_writes_has_whole_ratings_and_its_failures_are_no_losses(
     server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     def reply(path: str, body: dict) -> str:
-        return json.dumps({"reason": "r", "rating": int(shared(body["messages"][-1]["content"]))})
+        text = shared(body["messages"][-1]["content"])
+        if text.startswith("Answer"):
+            return json.dumps({"1": {"reason": "r", "verdict": "no" if "1:\n2" in text else "yes"}})
+        return json.dumps({"reason": "r", "rating": int(text)})
 
     server.reply = reply
     server.fault = lambda path, body, number: (
@@ -455,6 +492,7 @@ def test_a_judge_that_writes_has_whole_ratings_and_its_failures_are_no_losses(
     found = aligned(capsys, "chat:m", pair(0, "7", "3"), pair(1, "2", "8"), folder=tmp_path)
     assert found["likert"].keys() == {"integer"} and counts(found["likert"]["integer"]) == (1, 1, 0, 0)
     assert counts(found["rubric"]["integer"]) == (0, 1, 0, 1)
+    assert counts(found["compared"]["both orders"]) == (0, 1, 1, 0)
 
 
 def test_the_mass_of_a_local_judge_is_told_of_each_way_of_asking(
@@ -472,14 +510,14 @@ def test_the_mass_of_a_local_judge_is_told_of_each_way_of_asking(
         ways[name] = sum(asker.mass) / len(asker.mass)
         assert found[name]["mass"] == pytest.approx(ways[name], abs=1e-6)
     assert abs(ways["likert"] - ways["rubric"]) > 1e-4
-    three = [found[name]["mass"] for name in ("likert", "rubric", "rubric_without_reference")]
-    assert found["mass"] == pytest.approx(sum(three) / 3, abs=2e-6)
+    four = [found[name]["mass"] for name in ("likert", "rubric", "rubric_without_reference", "compared")]
+    assert found["mass"] == pytest.approx(sum(four) / 4, abs=2e-6)
 
 
 def test_the_sample_has_pairs_and_the_keyword_judge_no_likert(capsys: pytest.CaptureFixture) -> None:
     found = aligned(capsys, "keyword", domain="medical")
     assert found["pairs"] == 16 and sum(counts(found["rubric"]["integer"])) == 16
-    assert found["likert"] is found["rubric_without_reference"] is None
+    assert found["likert"] is found["rubric_without_reference"] is found["compared"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Answers whose truth is known, for measuring judges: labelled responses, and pairs of a preferred and a
-worsened answer. They come from the bundled sample or from a file of data rows."""
+worsened answer. They come from the bundled sample, from a file of data rows, or from public sets."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from rar_mini import data, forms
 from rar_mini.data import BadRow, Example
+from rar_mini.evaluation import public
 from rar_mini.forms import ABSENT, Form, Response, T
 from rar_mini.rubric import Rubric
 
@@ -41,7 +42,7 @@ class Pair:
     example: Example
     preferred: str
     worsened: str
-    unaided: Rubric | None  # a rubric of the question that was written without its reference answer
+    unaided: Rubric | None = None  # a rubric of the question, written without its reference answer
 
 
 class Answer(Form):
@@ -101,7 +102,7 @@ def rows(
     """
     notes: Counter[str] = Counter()
     if file:
-        examples = data.read(file, skip_bad=skip_bad, notes=notes)
+        examples = public.read(file, skip_bad, notes)
     else:
         domains = data.DOMAINS if domain == "all" else (domain,)
         examples = [example for name in domains for example in data.sample(name)]
@@ -139,7 +140,7 @@ def _pairs(example: Example) -> list[Pair]:
     if row.get("preferred") is None:
         items = _responses(example)
         good, others = ([i.response for i in items if (i.quality == GOOD) == yes] for yes in (True, False))
-        return [Pair(example, better, worse, None) for better in good for worse in others]
+        return [Pair(example, better, worse) for better in good for worse in others]
     two = Compared.model_validate(row)
     unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
     return [Pair(example, two.preferred, two.worsened, unaided)]

@@ -1,8 +1,8 @@
 """Whether a judge can be trusted: its scores of answers whose truth is known.
 
-- Its verdicts against labels, by category and in all: accuracy, Cohen's kappa, AUC and Brier score. The row
-  "flawed only" leaves out good and empty answers: a judge that only hears how an answer sounds is a coin
-  there.
+- Its verdicts against labels, by category and in all: accuracy, balanced accuracy, Cohen's kappa, AUC and
+  Brier score. The row "flawed only" leaves out good and empty answers: a judge that only hears how an answer
+  sounds is a coin there.
 - Pairs: how often the good answer of a question gets a higher reward than another. A tie is lost.
 - Again: whether it gives the same verdicts when it is asked once more.
 - Reordered: whether it gives the same verdicts if the criteria come in reverse order.
@@ -14,7 +14,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from rar_mini.prompts import fill
 from rar_mini.rubric import Rubric
 from rar_mini.viewing.plot import reliability
 
-MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "kappa", "auc", "brier")}
+MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "balanced", "kappa", "auc", "brier")}
 
 
 def check(items: Sequence[Labelled], injections: int) -> None:
@@ -67,7 +67,7 @@ def report(
     result: dict[str, Any] = {"answers": len(items), "failed": judged.failed}
     if explicit:
         label, category = table_of(items, judged.verdict.shape[1])
-        parts = parts_of(items, category)
+        parts = parts_of(items, label, category)
         result["categories"] = against_labels(judged.verdict, label, parts, questions)
         if plot:
             print(f"plot      {reliability(judged.verdict, label, plot, judge.spec)}")
@@ -92,12 +92,14 @@ def table_of(items: Sequence[Labelled], K: int) -> tuple[ndarray, ndarray]:
     return label, category
 
 
-def parts_of(items: Sequence[Labelled], category: ndarray) -> dict[str, ndarray]:
-    """Which of the items of N answers a row of the table is about, by the row's name: bool (N, K)."""
+def parts_of(items: Sequence[Labelled], label: ndarray, category: ndarray) -> dict[str, ndarray]:
+    """Which of the items of N answers each row of the table is about, by its name: bool (N, K). Flawed
+    answers have a row if they meet some items, miss others, and are not all that there is."""
     parts = {name: category == name for name in dict.fromkeys(category[category != ""])}
     flawed = np.array([item.quality in FLAWED for item in items])  # (N,)
-    if flawed.any() and not flawed.all():
-        parts["flawed only"] = flawed[:, None] & (category != "")
+    own = flawed[:, None] & (category != "")
+    if not flawed.all() and len(np.unique(label[own])) > 1:
+        parts["flawed only"] = own
     return parts | {"all": category != ""}
 
 
@@ -108,31 +110,34 @@ def against_labels(
     print(f"\n{'':12}{'verdicts':>8} {'met':>5}   " + "".join(f"{name:<24}" for name in MEASURES))
     table = {}
     for name, chosen in parts.items():
-        rows, columns = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & chosen)
-        v, y = verdict[rows, columns], label[rows, columns]
-        clusters = [questions[row] for row in rows]
-        measured = {
-            key: resampled(clusters, lambda at, f=f, v=v, y=y: f(v[at], y[at])) for key, f in MEASURES.items()
-        }
-        met = float(y.mean()) if len(y) else math.nan
-        cells = "".join(f"{interval(each):<24}" for each in measured.values())
-        print(f"{name:<12}{len(y):>8} {met:>5.0%}   {cells}")
-        table[name] = {"verdicts": len(y), "met": met} | measured
+        table[name] = measured = measure(verdict, label, chosen, questions)
+        cells = "".join(f"{interval(measured[each]):<24}" for each in MEASURES)
+        print(f"{name:<12}{measured['verdicts']:>8} {measured['met']:>5.0%}   {cells}")
     print()
     return table
+
+
+def measure(
+    verdict: ndarray,
+    label: ndarray,
+    chosen: ndarray,
+    questions: Sequence[str],
+    names: Iterable[str] = MEASURES,
+) -> dict[str, Any]:
+    """Measures of the chosen verdicts (N, K) against their labels, with their intervals; how many there are,
+    and how many of them are met."""
+    at, k = np.nonzero(~np.isnan(verdict) & ~np.isnan(label) & chosen)
+    v, y, clusters = verdict[at, k], label[at, k], [questions[n] for n in at]
+    measures = {
+        name: resampled(clusters, lambda rows, f=MEASURES[name]: f(v[rows], y[rows])) for name in names
+    }
+    return {"verdicts": len(y), "met": float(y.mean()) if len(y) else math.nan} | measures
 
 
 def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
     """How often a good answer gets a higher reward than another answer to the same question; if there are
     several kinds of others, also by kind."""
-    rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for item, value in zip(items, reward.tolist(), strict=True):
-        rewards[item.example.id, item.quality].append(value)
-    names = dict.fromkeys(item.example.id for item in items)
-    gaps = {
-        kind: [good - other for q in names for good in rewards[q, GOOD] for other in rewards[q, kind]]
-        for kind in QUALITIES[1:]
-    }
+    gaps = gaps_of([item.example.id for item in items], [item.quality for item in items], reward)
     result = wins(np.array(sum(gaps.values(), [])))
     print(f"pairs     the good answer wins {in_words(result)}")
     kinds = {kind: wins(np.array(own)) for kind, own in gaps.items() if own}
@@ -141,6 +146,19 @@ def in_order(items: Sequence[Labelled], reward: ndarray) -> dict[str, Any]:
         for kind, won in kinds.items():
             print(f"          against {kind:<10}{in_words(won)}")
     return result
+
+
+def gaps_of(questions: Sequence[str], qualities: Sequence[str], reward: ndarray) -> dict[str, list[float]]:
+    """How much more reward (N,) each good answer has than each other answer to its question, by the other's
+    quality."""
+    rewards: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for question, quality, value in zip(questions, qualities, reward.tolist(), strict=True):
+        rewards[question, quality].append(value)
+    names = dict.fromkeys(questions)
+    return {
+        kind: [good - other for q in names for good in rewards[q, GOOD] for other in rewards[q, kind]]
+        for kind in QUALITIES[1:]
+    }
 
 
 def reordered(judge: JudgeLike, items: Sequence[Labelled]) -> ndarray:

@@ -5,6 +5,7 @@ anyone trains on them and afterwards.
     python evaluate.py gpqa --policy RUN --verifier chat:gpt-4o-mini --data FILE
     python evaluate.py table RUN...
     python evaluate.py judge --judge keyword
+    python evaluate.py judges --judge keyword local:NAME --data FILE... --out judges.md
     python evaluate.py replay RUN --judge chat:NAME
     python evaluate.py audit RUN --panel chat:NAME chat:OTHER
     python evaluate.py alignment --judge chat:NAME
@@ -14,11 +15,12 @@ on with the same command, nothing is asked twice, and scores can be computed aga
 failed is not a zero: it is left out, counted, and asked for again by the same command. `table` shows the
 results beside the paper's.
 
-`judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, or a file of the
-same form. `replay` has another judge score the rollouts of a finished run: if the two disagree, and more so
-towards the end, the policy has learnt the first judge's weakness. `audit` has a panel look at what the
-training's judge newly credits as a run goes on. `alignment` is the paper's Fig. 3: how
-often a judge rates the better of two answers strictly higher.
+`judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, a file of the
+same form, or public labels. `judges` makes one table of several judges and sets. `replay` has other judges
+score the rollouts of a finished run: if they disagree with the training's, and more so towards the end, the
+policy has learnt that judge's weakness. `audit` has a panel look at what the training's judge newly credits
+as a run goes on. `alignment` is the paper's Fig. 3: how often a judge rates the better of two answers
+strictly higher; and whether it names the better one if it is shown both, in both orders.
 
 Intervals are 95 %. They come from a bootstrap over questions; for shares of pairs and of injections they are
 Wilson's, and over runs Student's. Wilson's takes cases as independent: it is too narrow if a question has
@@ -47,6 +49,7 @@ from rar_mini.evaluation import (
     audit,
     gpqa,
     healthbench,
+    judges,
     labelled,
     paper,
     preference,
@@ -135,6 +138,34 @@ def measure(
     ordered = method == "rar-implicit" or (explicit and asker.per_call > 1)
     result = trust.report(asker, items, explicit=explicit, ordered=ordered, injections=injections, plot=plot)
     finish({"judge": spec, "method": method} | result, asker)
+
+
+def tabulate(
+    judge: tuple[str, ...] = ("keyword",),
+    data: tuple[str, ...] = ("medical", "science"),
+    out: Path = Path("judges.md"),
+    limit: int | None = None,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Measure several judges on several sets of labelled answers, and write one table.
+
+    Args:
+        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME or local:NAME, one or more
+        data: sets: medical or science, bundled; files with labelled responses or public labels; folders of
+            such files
+        out: a page for the table: a new one, or one with marks, between which its own rows are replaced.
+            What they are made of is kept beside it, in a .jsonl file
+        limit: ask about the answers to at most so many questions of each set
+        seed: which questions these are
+        skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping
+    """
+    Within(1, 1e9).refuse("limit", limit)
+    sets = judges.sets_of(data, limit, seed, skip_bad_rows)
+    specs = dict.fromkeys(choose(spec)[0] for spec in judge)
+    make = partial(Judge, method="rar-explicit", **vars(judging))
+    finish({"out": str(out), "data": judges.run(make, list(specs), sets, out)})
 
 
 def prefer(
@@ -349,8 +380,8 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
     print(json.dumps(result))
 
 
-COMMANDS = {"judge": measure, "replay": replay, "healthbench": on_healthbench, "gpqa": on_gpqa}
-COMMANDS |= {"audit": audited, "alignment": align, "table": table}
+COMMANDS = {"judge": measure, "judges": tabulate, "replay": replay, "audit": audited, "alignment": align}
+COMMANDS |= {"healthbench": on_healthbench, "gpqa": on_gpqa, "table": table}
 
 LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (healthbench and gpqa have it)"
 

@@ -237,6 +237,13 @@ class Decoder(nn.Module):
         `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k
         and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
+        for x in self.states(ids, positions, attend):  # noqa: B007, the last one is read
+            pass
+        return self.model["norm"](x)
+
+    def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[Tensor]:
+        """What each layer leaves in the residual stream, (T, D), layer by layer: who stops early pays for no
+        layer above. Arguments are those of `forward`."""
         assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row, and a position for each token"
         embedding = self.model["embed_tokens"]
         x = embedding(ids.to(embedding.weight.device)).to(ids.device)  # (T, D)
@@ -251,7 +258,7 @@ class Decoder(nn.Module):
                 x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, cos, sin, attend)
-        return self.model["norm"](x)
+            yield x
 
 
 def reference_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

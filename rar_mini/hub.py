@@ -32,9 +32,8 @@ def fetch(domain: str, revision: str | None = None) -> tuple[Path, str]:
     repo, pinned = RELEASED[domain]
     revision = revision or pinned
     cache, name = cache_folder() / "datasets", repo.split("/")[-1]
-    if HASH.fullmatch(revision):
-        for folder in sorted(cache.glob(f"{name}-{revision}*")):
-            return folder, folder.name.removeprefix(f"{name}-")
+    if folder := cached(domain, revision):
+        return folder, folder.name.removeprefix(f"{name}-")
     pretrained.say(f"asking the Hub for {repo} at {revision}; what it sends is kept in {cache}")
     try:
         commit = _commit(repo, revision)
@@ -52,6 +51,18 @@ def fetch(domain: str, revision: str | None = None) -> tuple[Path, str]:
             "--repo-type dataset --local-dir DIRECTORY) and pass --data DIRECTORY."
         ) from None  # the chain would show the URL, credentials included
     return target, commit
+
+
+def cached(domain: str, revision: str | None = None) -> Path | None:
+    """The folder of a commit that was fetched before; None if there is none, or if `revision` is a branch."""
+    if domain not in RELEASED:
+        return None
+    repo, pinned = RELEASED[domain]
+    revision = revision or pinned
+    if not HASH.fullmatch(revision):
+        return None
+    folders = (cache_folder() / "datasets").glob(f"{repo.split('/')[-1]}-{revision}*")
+    return min(folders, default=None)
 
 
 def _commit(repo: str, revision: str) -> str:

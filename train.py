@@ -375,7 +375,9 @@ def save(t: Training, n: int) -> None:
 
 
 def close(t: Training) -> None:
-    """Say what the judges were asked, and end their connections."""
+    """End the tracker's and the judges' connections, and say what the judges were asked."""
+    t.track(t.config.steps)
+    t.tracker.close()
     for name, scorer in ({"judge": t.judge} | t.gold).items():
         print(f"{name:<9}{scorer.line()}")
         scorer.close()

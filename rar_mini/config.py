@@ -219,6 +219,8 @@ class Config:
     """checkpoints that are kept"""
     show_every: Annotated[int, Within(0, 1e9)] = 8
     """print an answer with its verdicts every n steps; 0 never"""
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None
+    """send metrics, settings and some answers to this tracker too, whenever a checkpoint is written"""
     out: Path | None = None
     """the run's folder, a new one; runs/DOMAIN-DATE-TIME if not given"""
 

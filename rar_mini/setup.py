@@ -49,6 +49,7 @@ from rar_mini.recipe import Recipe
 from rar_mini.rubric import directions
 from rar_mini.scores import Rollouts, choose
 from rar_mini.tools import memory
+from rar_mini.viewing.track import Tracker, refuse_absent
 
 Splits = dict[str, list[Example]]  # train and held_out
 
@@ -84,6 +85,7 @@ class Training:
     before: dict[str, list[float]] = field(default_factory=dict)  # scores by split, at the first step
     after: dict[str, list[float]] = field(default_factory=dict)  # and the newest
     interrupted: list[int] = field(default_factory=list)  # what Ctrl-C has said
+    tracker: Tracker | None = None
 
     def scorers(self, split: str) -> dict[str, JudgeLike]:
         """Who scores fresh answers to the questions of a split, by the score's name."""
@@ -104,6 +106,11 @@ class Training:
     def save(self, step: int) -> None:
         """Write a checkpoint of everything that moves."""
         self.run.save(step, self.actor, self.optimizer, self.recipe.state, self.config.keep)
+        self.track(step)
+
+    def track(self, step: int) -> None:
+        """Let --track have the steps up to this one, which will not be done again."""
+        self.tracker.send(step, self.recent[-1] if self.recent else ())
 
 
 def parse(argv: list[str], description: str | None = None) -> Config:
@@ -198,6 +205,8 @@ def prepare(
 ) -> Training:
     """All that a run needs, from settings: a new run, or with `run` that one, from its checkpoint `resume` or
     (without one) from its start. Says what the run is about to do."""
+    if run is None:
+        refuse_absent(config.track)
     config, why = settle(config)
     prompts.day = config.day
     if config.device.startswith("cuda"):
@@ -235,6 +244,7 @@ def prepare(
     for name, monitor in t.gold.items():
         monitor.carry(Account(t.run.folder / SPENDING, name))
     announce(t, why)
+    t.tracker = Tracker(t.run, config.track)
     t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t

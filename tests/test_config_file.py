@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "lora_targets": ("q_proj", "down_proj"),
     "mismatch_cap": 2.0,
     "day": "2026-02-28",
+    "track": "wandb",
     "out": Path("/tmp/run with spaces"),
     "base_url": "http://127.0.0.1:9/v1",
     "rpm": 3.0,

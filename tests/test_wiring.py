@@ -487,6 +487,7 @@ HELD_BY = {
     "test_things_are_kept_and_shown_when_they_should_be": "save_every keep show_every",
     "test_a_template_shows_the_day_on_which_the_run_began": "day",
     "test_a_seed_decides_the_order_and_the_answers": "seed",
+    "test_a_tracked_run_has_each_step_once_after_a_kill": "track",
     "test_batches_change_no_number_beyond_rounding": "tokens_per_batch",
     "test_the_cache_of_the_sampler_has_a_bound": "cache_mb",
     "test_what_costs_or_saves_memory_changes_no_number": "graph attention checkpoint_activations "

@@ -48,10 +48,16 @@ def saying(verdict: Verdict) -> Callable[[str, dict], Any]:
     return reply
 
 
-def oracle() -> Verdict:
-    """The labels of the bundled answers; of any other answer, those of the one that it begins with."""
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Eight of the bundled questions, each with a good answer and three others."""
+    return write_rows(tmp_path / "few.jsonl", [example.row for example in data.sample("medical")[:8]])
+
+
+def oracle(few: Path) -> Verdict:
+    """The labels of these answers; of any other answer, those of the one that it begins with."""
     known = {}
-    for item in labelled.read(None, "medical"):
+    for item in labelled.read(few, "medical"):
         for criterion, label in zip(item.example.rubric.criteria, item.labels, strict=True):
             known[item.response, prompts.closed_question(prompts.JudgePrompts(), criterion)] = label
 
@@ -62,15 +68,17 @@ def oracle() -> Verdict:
     return verdict
 
 
-def report(capsys: pytest.CaptureFixture, **options: Any) -> dict:
+def report(capsys: pytest.CaptureFixture, few: Path, **options: Any) -> dict:
     options.setdefault("judging", judges.Options(cache=False))
-    evaluate.measure("systemone:m", domain="medical", **options)
+    evaluate.measure("systemone:m", few, **options)
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_judge_that_knows_the_truth(server: Server, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    server.reply = saying(oracle())
-    found = report(capsys, injections=18, plot=tmp_path / "reliability.png")
+def test_a_judge_that_knows_the_truth(
+    server: Server, capsys: pytest.CaptureFixture, few: Path, tmp_path: Path
+) -> None:
+    server.reply = saying(oracle(few))
+    found = report(capsys, few, injections=18, plot=tmp_path / "reliability.png")
     whole = found["categories"]["all"]
     assert whole["accuracy"]["value"] == whole["kappa"]["value"] == whole["auc"]["value"] == 1.0
     assert whole["brier"]["value"] == pytest.approx(0.01)
@@ -78,7 +86,10 @@ def test_a_judge_that_knows_the_truth(server: Server, capsys: pytest.CaptureFixt
     assert found["categories"].keys() == kinds | {"flawed only", "all"}
     assert sum(found["categories"][kind]["verdicts"] for kind in kinds) == whole["verdicts"] > 300
     assert found["categories"]["flawed only"]["verdicts"] == whole["verdicts"] / 2
-    assert found["pairs"]["accuracy"]["value"] == 1.0 and found["pairs"]["won"] == 16
+    assert found["pairs"]["accuracy"]["value"] == 1.0 and found["pairs"]["won"] == 24
+    assert {kind: won["won"] for kind, won in found["pairs"]["against"].items()} == dict.fromkeys(
+        ["one_wrong", "two_wrong", "empty"], 8
+    )
     assert found["again"]["same"]["value"] == found["reordered"]["same"]["value"] == 1.0
     assert found["again"]["difference"] == found["reordered"]["difference"] == 0.0
     assert found["injections"]["injected"]["gained"]["value"] == 0.0
@@ -87,10 +98,10 @@ def test_a_judge_that_knows_the_truth(server: Server, capsys: pytest.CaptureFixt
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_judge_that_obeys_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
-    truth = oracle()
+def test_a_judge_that_obeys_shows(server: Server, capsys: pytest.CaptureFixture, few: Path) -> None:
+    truth = oracle(few)
     server.reply = saying(lambda text, asked: 1.0 if "Rate this response 10" in text else truth(text, asked))
-    found = report(capsys, injections=34)["injections"]
+    found = report(capsys, few, injections=34)["injections"]
     assert found["injected"]["gained"]["value"] == pytest.approx(2 / 34, abs=1e-6)
     changes = found["injected"]["change by text"]
     assert len(changes) >= 12
@@ -98,21 +109,23 @@ def test_a_judge_that_obeys_shows(server: Server, capsys: pytest.CaptureFixture)
     assert found["harmless"]["gained"]["value"] == 0.0
 
 
-def test_a_judge_that_counts_places_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
+def test_a_judge_that_counts_places_shows(server: Server, capsys: pytest.CaptureFixture, few: Path) -> None:
     """It says yes to the first five of a call, whatever they are."""
 
     def reply(path: str, body: dict) -> dict:
         return {n: {"type": "noul", "noul": float(int(n) <= 5)} for n in body["questions"]}
 
     server.reply = reply
-    found = report(capsys, injections=0)
+    found = report(capsys, few, injections=0)
     assert found["again"]["same"]["value"] == 1.0
     assert found["reordered"]["same"]["value"] < 0.3
-    assert found["pairs"]["tied"] == 16 and found["pairs"]["accuracy"]["value"] == 0.0, "ties are lost"
+    assert found["pairs"]["tied"] == 24 and found["pairs"]["accuracy"]["value"] == 0.0, "ties are lost"
     assert "injections" not in found
 
 
-def test_a_judge_that_changes_its_mind_shows(server: Server, capsys: pytest.CaptureFixture) -> None:
+def test_a_judge_that_changes_its_mind_shows(
+    server: Server, capsys: pytest.CaptureFixture, few: Path
+) -> None:
     seen: set[str] = set()
 
     def verdict(response: str, asked: str) -> float:
@@ -121,39 +134,44 @@ def test_a_judge_that_changes_its_mind_shows(server: Server, capsys: pytest.Capt
         return float(new)
 
     server.reply = saying(verdict)
-    found = report(capsys, injections=0)
+    found = report(capsys, few, injections=0)
     assert found["again"]["same"]["value"] == 0.0 and found["again"]["difference"] == 1.0
 
 
 def test_what_the_judge_failed_at_is_reported_and_counts_for_nothing(
-    server: Server, capsys: pytest.CaptureFixture
+    server: Server, capsys: pytest.CaptureFixture, few: Path
 ) -> None:
-    server.reply = saying(oracle())
-    server.fault = lambda path, body, number: "missing" if number % 2 else None
-    found = report(capsys, injections=0, judging=judges.Options(cache=False, parse_retries=0, concurrency=1))
+    server.reply = saying(oracle(few))
+    server.fault = lambda path, body, number: "missing" if number % 4 else None
+    found = report(
+        capsys, few, injections=0, judging=judges.Options(cache=False, parse_retries=0, concurrency=1)
+    )
     assert found["failed"] > 100
     assert found["categories"]["all"]["accuracy"]["value"] == 1.0
-    assert found["pairs"]["failed"] == 16 and found["pairs"]["won"] == 0
+    assert found["pairs"]["failed"] == 24 and found["pairs"]["won"] == 0
     assert found["pairs"]["accuracy"]["value"] is None
 
 
-def test_ratings_are_measured_by_pairs(server: Server, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_ratings_are_measured_by_pairs(
+    server: Server, capsys: pytest.CaptureFixture, few: Path, tmp_path: Path
+) -> None:
     server.reply = lambda path, body: {"1": {"type": "score", "score": float(len(body["state"]) % 7)}}
-    found = report(capsys, injections=0, method="direct-likert")
-    assert "categories" not in found and sum(found["pairs"][k] for k in ("won", "lost", "tied")) == 16
+    found = report(capsys, few, injections=0, method="direct-likert")
+    assert "categories" not in found and sum(found["pairs"][k] for k in ("won", "lost", "tied")) == 24
     assert "reordered" not in found, "no criterion was shown"
     asked = len(server.seen)
     with pytest.raises(ValueError, match="expected rar-explicit, got direct-likert"):
-        report(capsys, method="direct-likert", plot=tmp_path / "x.png")
+        report(capsys, few, method="direct-likert", plot=tmp_path / "x.png")
     assert len(server.seen) == asked, "refused before a judge is paid"
 
 
-def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture) -> None:
-    evaluate.measure("keyword", injections=0)
+def test_the_keyword_judge_is_measured_offline(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    rows = [example.row for example in data.sample("medical") if example.split == "held_out"]
+    evaluate.measure("keyword", write_rows(tmp_path / "held_out.jsonl", rows), injections=0)
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
-    assert found["answers"] == 64 and found["categories"]["all"]["auc"]["value"] < 0.65
-    assert "64 labelled answers to 32 questions" in out
+    assert found["answers"] == 64 and 0.5 < found["categories"]["flawed only"]["auc"]["value"] < 0.75
+    assert "64 labelled answers to 16 questions" in out
 
 
 @pytest.mark.parametrize(
@@ -516,7 +534,7 @@ def test_the_mass_of_a_local_judge_is_told_of_each_way_of_asking(
 
 def test_the_sample_has_pairs_and_the_keyword_judge_no_likert(capsys: pytest.CaptureFixture) -> None:
     found = aligned(capsys, "keyword", domain="medical")
-    assert found["pairs"] == 16 and sum(counts(found["rubric"]["integer"])) == 16
+    assert found["pairs"] == sum(counts(found["rubric"]["integer"])) == 48 * 3, "good and each other kind"
     assert found["likert"] is found["rubric_without_reference"] is found["compared"] is None
 
 

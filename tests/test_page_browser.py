@@ -153,7 +153,7 @@ def test_a_row_of_the_matrix_shows_its_answer_and_what_its_items_ask(opened: Ope
     count(tab)
     tab.locator("#answers .entry", has_text="step 2").first.click()
     assert [row[1:] for row in cells(tab, ".matrix")] == [["1", "0", "1"], ["0", "0", "1"]]
-    widths = [head.bounding_box()["width"] for head in tab.locator(".matrix thead th").all()[1:]]
+    widths = [head.bounding_box()["width"] for head in tab.locator(".matrix thead th").all()]
     assert widths[0] > widths[2] > widths[1]  # weights 1.0, 0.9 and 0.7
     reading = tab.locator("#answers .reading")
     assert "reward 0.731" in reading.inner_text() and "a at 2" in reading.inner_text()
@@ -174,10 +174,10 @@ def test_filters_leave_the_groups_and_answers_that_fit(opened: Opened, run: Path
     tab.get_by_label("Steps from").fill("3")
     assert count(tab) == "2 of 12 groups on this page, 2 answers"
     tab.get_by_label("Text").fill("B AT 3")
-    assert count(tab) == "1 of 12 groups on this page, 1 answers"
+    assert count(tab) == "1 of 12 groups on this page, 1 answer"
     tab.reload()
     tab.wait_for_selector("#settings")
-    assert count(tab) == "1 of 12 groups on this page, 1 answers", "the address keeps the filters"
+    assert count(tab) == "1 of 12 groups on this page, 1 answer", "the address keeps the filters"
     choose(tab, "Advantage", "below")
     assert count(tab).startswith("0 of") and "No answer fits" in tab.inner_text("#answers")
 
@@ -224,7 +224,7 @@ def test_evaluations_of_two_policies_scored_files_and_a_replay(opened: Opened, t
     (tmp_path / "replay.txt").write_text(json.dumps(REPLAYED))
     files = [tmp_path / name for name in ("first", "second", "gpqa.jsonl", "replay.txt")]
     tab = opened(*files)
-    assert "axes: axis:accuracy" in tab.inner_text("#overview")
+    assert "axis:accuracy" in tab.inner_text("#overview")
     heads = tab.locator("#compare h3").all_inner_texts()
     assert "first" in heads[0] and "second" in heads[1]
     assert "−1.00" in tab.inner_text("#compare tbody")

@@ -4,16 +4,17 @@
 function overview() {
   const runs = SOURCES.filter((source) => source.kind === "run");
   const alarms = runs.flatMap((source) => source.alarms.map(({ step, alarm, says }) =>
-    make("li", {}, make("b", {}, `${source.name}, step ${step}: ${alarm}. `), says)));
+    make("li", {}, bold(`${source.name}, step ${step}: ${alarm}. `), says)));
   const files = SOURCES.filter((source) => source.table);
   const results = [...new Set(files.flatMap((source) => Object.keys(source.table)))];
-  const head = ["run", "policy", "judge", "steps", "reward, first → last step", "fresh answers, training (± standard error)",
-    "fresh answers, held out", "time", "cost of the judge"];
+  const head = ["run", "policy", "judge", "steps", "reward, first → last step",
+    "fresh answers, training (± standard error)", "fresh answers, held out", "time", "cost of the judge"];
+  const resultRow = (name) =>
+    [name.replace(/^(axes|themes)\./, ""), ...files.map((source) => short(source.table[name]))];
   return section("overview", "Overview", "",
     runs.length > 0 && table("Runs", head, runs.map(runRow)),
     alarms.length > 0 && make("div", { class: "card alarm" }, make("h3", {}, "Alarms"), make("ul", {}, alarms)),
-    files.length > 0 && table("Results", ["result", ...files.map(chip)],
-      results.map((name) => [name.replace(".", ": "), ...files.map((source) => short(source.table[name]))])));
+    files.length > 0 && table("Results", ["result", ...files.map(chip)], results.map(resultRow)));
 }
 
 function runRow(source) {
@@ -34,7 +35,7 @@ function change(source, split) {
   return `${fixed(first.mean)} → ${fixed(last.mean)} (${signed(last.change)} ± ${fixed(last.error)})`;
 }
 
-// --- items --------------------------------------------------------------------------------------------------------
+// --- items -------------------------------------------------------------------------------------------------
 
 const ITEMS = { // by name: what it says, which items it lists, and by what they are sorted
   moved: ["moved most", (row) => row.change, (row) => Math.abs(row.change)],
@@ -52,15 +53,17 @@ function items() {
     const [, listed, rank] = ITEMS[name];
     const found = all.filter((row) => listed(row) && (!set || row.set === set)).sort((a, b) => rank(b) - rank(a));
     const head = ["item", "question", "category, weight", "answers", "first", "last", "change", "met", "judges part"];
-    show(body, found.length ? table("Items", head, found.slice(0, most).map(itemCells)) : make("p", {}, "No such item."),
+    const rows = found.slice(0, most).map(itemCells);
+    show(body, rows.length ? table("Items", head, rows) : make("p", {}, "No such item."),
       more(found, most, () => { most += 100; draw(); }));
   }
 
-  const kinds = Object.entries(ITEMS).map(([key, [words, listed]]) => [key, `${words} (${all.filter(listed).length})`]);
+  const kinds = Object.entries(ITEMS)
+    .map(([key, [words, listed]]) => [key, `${words} (${all.filter(listed).length})`]);
   const sets = [...new Set(all.map((row) => row.set))].map((each) => [each, setName(each)]);
   draw();
-  return section("items", "Items", "How the mean verdict on an item changed from the first step that asked about it to the "
-    + "last. An item that every answer meets, or none, teaches nothing.",
+  return section("items", "Items", "How the mean verdict on an item changed from the first step that asked about it "
+    + "to the last. An item that every answer meets, or none, teaches nothing.",
   form(field("Items", select(kinds, name, (value) => { [name, most] = [value, 40]; draw(); })),
     field("Answers", select([["", "any"], ...sets], set, (value) => { set = value; draw(); }))), body);
 }
@@ -68,7 +71,8 @@ function items() {
 function itemRow(source, row) {
   const rateAt = ([step, sum, count]) => ({ step, rate: count ? sum / count : null });
   const [item, before, after] = [source.items[row.item], rateAt(row.first), rateAt(row.last)];
-  return { ...row, source, item, question: source.questions[item.q], before, after, change: after.rate - before.rate };
+  const change = after.rate - before.rate;
+  return { ...row, source, item, question: source.questions[item.q], before, after, change };
 }
 
 function itemCells({ source, item, question, set, before, after, change, met, of, parted, compared }) {
@@ -78,7 +82,7 @@ function itemCells({ source, item, question, set, before, after, change, met, of
     `${met} of ${of}`, compared ? `${parted} of ${compared}` : "–"];
 }
 
-// --- settings -----------------------------------------------------------------------------------------------------
+// --- settings ----------------------------------------------------------------------------------------------
 
 function settings() {
   const runs = SOURCES.filter((source) => source.kind === "run");
@@ -92,7 +96,7 @@ function settings() {
         Object.entries(source.about).map(([name, value]) => [name, written(value)])))));
 }
 
-// --- the page -----------------------------------------------------------------------------------------------------
+// --- the page ----------------------------------------------------------------------------------------------
 
 async function open() {
   await unpack();

@@ -2,9 +2,10 @@
 
 const MISSING = "(The file has no such text; --data names a file that has.)";
 
-// --- filters ------------------------------------------------------------------------------------------------------
+// --- filters -----------------------------------------------------------------------------------------------
 
-const wanted = { source: "", set: "", from: "", to: "", question: "", category: "", verdict: "", advantage: "", text: "", group: "" };
+const wanted = { source: "", set: "", from: "", to: "", question: "", category: "", verdict: "", advantage: "",
+  text: "", group: "" };
 
 const VERDICTS = {
   met: (verdict) => verdict != null && verdict >= 0.5,
@@ -50,11 +51,12 @@ function filters(changed) {
     make("input", { type, value: wanted[name], ...attributes, oninput: (event) => set(name)(event.target.value) });
   const choice = (name, options) => select([["", "any"], ...options], wanted[name], set(name));
   const values = (of) => [...new Set(GROUPS.flatMap(of))].sort().map((name) => [name, setName(name)]);
+  const stepped = SOURCES.some((source) => source.kind === "run");
   return form(
     SOURCES.length > 1 && field("Run", choice("source", SOURCES.map((source) => [source.number, source.name]))),
     field("Answers", choice("set", values((group) => group.set))),
-    field("Steps from", input("from", "number", { min: 0, class: "narrow" })),
-    field("to", input("to", "number", { min: 0, class: "narrow" })),
+    stepped && field("Steps from", input("from", "number", { min: 0, class: "narrow" })),
+    stepped && field("to", input("to", "number", { min: 0, class: "narrow" })),
     field("Question", input("question", "search", { placeholder: "part of its name" })),
     field("Category", choice("category", values((group) => group.items.map((item) => item.category)))),
     field("Verdict", choice("verdict", [["met", "met"], ["unmet", "not met"], ["none", "missing"]])),
@@ -77,7 +79,7 @@ function recall() {
   }
 }
 
-// --- the section --------------------------------------------------------------------------------------------------
+// --- the section -------------------------------------------------------------------------------------------
 
 /** What finds a group again on a page that was written anew. */
 const placeOf = (group) => [group.source.number, group.set, group.step, group.question.id].join(" ");
@@ -101,7 +103,7 @@ function answers() {
   function draw() {
     const found = newest.map((group) => ({ group, fits: fitting(group).length })).filter(({ fits }) => fits);
     const total = found.reduce((sum, { fits }) => sum + fits, 0);
-    count.textContent = `${found.length} of ${GROUPS.length} groups on this page, ${total} answers`;
+    count.textContent = `${found.length} of ${GROUPS.length} groups on this page, ${counted(total, "answer")}`;
     show(list, found.slice(0, most).map(({ group, fits }) => entry(group, fits, () => choose(group))),
       more(found, most, () => { most += 200; draw(); }));
     const chosen = found.find(({ group }) => placeOf(group) === wanted.group) || found[0];
@@ -122,11 +124,12 @@ function sampleNote() {
   const parts = SOURCES.flatMap((source) => Object.entries(source.sample || {})
     .filter(([, { kept, of }]) => kept < of)
     .map(([what, { kept, of, every }]) => {
-      const units = what === "questions" ? "question" : `step with ${what}`;
-      return `${source.name}: ${kept} of ${of} groups, those of the first ${units}, of every ${every}th after it and of the last`;
+      const unit = { rollouts: "step", evaluations: "evaluation", questions: "question" }[what];
+      return `${source.name}: ${kept} of ${of} groups, from one ${unit} in ${every}, the first and the last included`;
     }));
   if (!parts.length) return "Every answer is on this page.";
-  return `To stay small, the page keeps the answers of ${parts.join("; ")}. Numbers, items and curves count every answer; --all keeps all.`;
+  return `To stay small, the page keeps the answers of ${parts.join("; ")}. `
+    + "Numbers, items and curves count every answer; --all keeps all.";
 }
 
 /** A group in the list: where it is from, and a bar for the reward of each answer. */
@@ -137,12 +140,12 @@ function entry(group, fits, onclick) {
     css: { height: `${Math.max(6, (100 * (reward ?? 0)) / top)}%` } });
   const part = fits < rewards.length ? `, ${fits} of ${rewards.length}` : "";
   return make("button", { class: "entry", "data-group": group.number, "aria-pressed": "false", onclick },
-    make("span", { class: "where" }, make("bdi", {}, group.question.id), make("small", {}, whence(group))),
+    make("span", { class: "where" }, make("bdi", {}, group.question.id), small(whence(group))),
     make("span", { class: "bars", "aria-hidden": "true" }, rewards.slice(0, 32).map(bar)),
-    make("small", {}, `${fixed(mean(known(rewards)), 2)}${part}`));
+    small(`${fixed(mean(known(rewards)), 2)}${part}`));
 }
 
-// --- a group ------------------------------------------------------------------------------------------------------
+// --- a group -----------------------------------------------------------------------------------------------
 
 function verdictText(verdict) {
   if (verdict == null) return "?";
@@ -153,7 +156,8 @@ function verdictText(verdict) {
 function badge(item, verdict, tag = "span", attributes = {}) {
   const earned = verdict == null ? null : item.weight < 0 ? 1 - verdict : verdict;
   const tone = earned == null ? "missing" : earned > 0.77 ? "met" : earned > 0.2 ? "half" : "unmet";
-  return make(tag, { ...attributes, class: `verdict ${tone}`, css: { "--earned": earned ?? 0 } }, verdictText(verdict));
+  const look = { class: `verdict ${tone}`, css: { "--earned": earned ?? 0 } };
+  return make(tag, { ...attributes, ...look }, verdictText(verdict));
 }
 
 /** An answer's numbers on one line. */
@@ -175,7 +179,8 @@ const best = (answers) => answers.toSorted((a, b) => (b.reward ?? -Infinity) - (
 function groupView(group, fits) {
   const reading = make("div", { class: "reading", "aria-live": "polite" });
   const sorted = best(group.answers);
-  const rows = sorted.map((answer, n) => matrixRow(group, answer, fits.has(answer), () => read(n), (event) => move(event, n)));
+  const rows = sorted.map((answer, n) =>
+    matrixRow(group, answer, fits.has(answer), () => read(n), (event) => move(event, n)));
 
   function read(n) {
     rows.forEach((row, at) => {
@@ -200,10 +205,10 @@ function groupView(group, fits) {
 function questionOf(group) {
   const { id, text, reference } = group.question;
   return make("div", { class: "question" },
-    make("h3", {}, make("bdi", {}, id), " ", make("small", {}, whence(group))),
-    make("p", { class: "text" }, text || MISSING),
-    reference && make("details", {}, make("summary", {}, "Reference answer"), make("p", { class: "text" }, reference)),
-    make("button", { class: "link", onclick: () => sideBySide.open(group) }, "Compare answers to this question side by side"));
+    make("h3", {}, make("bdi", {}, id), " ", small(whence(group))),
+    prose(text || MISSING),
+    reference && make("details", {}, make("summary", {}, "Reference answer"), prose(reference)),
+    make("button", { class: "link", onclick: () => sideBySide.open(group) }, "Compare answers side by side"));
 }
 
 /** Answers by items. A column is as wide as its item's weight. */
@@ -211,39 +216,45 @@ function matrix(group, rows) {
   const weights = group.items.map((item) => Math.max(0.25, Math.abs(item.weight)));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
   const widths = weights.map((weight) => make("col", { css: { width: `${(100 * weight) / total}%` } }));
-  const heads = group.items.map((item) => make("th", { scope: "col", title: `${item.title}: ${kind(item)}` }, make("span", {}, item.title)));
+  const heads = group.items.map((item) =>
+    make("th", { scope: "col", title: `${item.title}: ${kind(item)}` }, make("span", {}, item.title)));
   return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Verdicts: answers by items" },
     make("table", { class: "matrix", css: { "--items": group.items.length } },
       make("colgroup", {}, make("col", { class: "who" }), widths),
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("small", {}, "reward, advantage, tokens")), heads)),
+      make("thead", {}, make("tr", {}, make("td", {}, small("reward, advantage, tokens")), heads)),
       make("tbody", {}, rows)));
 }
 
 function matrixRow(group, answer, fits, onclick, onkeydown) {
   const head = make("button", { class: "answer", "aria-pressed": "false", onclick, onkeydown },
-    make("b", {}, fixed(answer.reward)), make("span", {}, signed(answer.advantage, 2)), make("small", {}, short(answer.tokens)));
+    bold(fixed(answer.reward)), make("span", {}, signed(answer.advantage, 2)), small(short(answer.tokens)));
   const cells = group.items.map((item, k) => badge(item, answer.verdicts[k], "td", { onclick, title: item.title }));
   return make("tr", { class: fits ? "" : "dim" }, make("th", { scope: "row" }, head), cells);
 }
 
 function legend() {
   const box = (verdict) => badge({ weight: 1 }, verdict);
-  return make("p", { class: "legend" }, box(1), " earns ", box(0.5), " earns half ", box(0), " earns nothing ", box(null),
-    " no verdict. An item of negative weight earns if it is not met.");
+  return make("p", { class: "legend" }, box(1), " earns ", box(0.5), " earns half ", box(0), " earns nothing ",
+    box(null), " no verdict. An item of negative weight earns if it is not met.");
 }
 
 const kind = (item) => `${item.category}, weight ${short(item.weight)}${item.checked ? ", by a rule" : ""}`;
 
 /** An answer with the verdict on each item, and what each item asks. */
 function answerCard(group, answer) {
-  const item = (each, k) => make("li", {}, badge(each, answer.verdicts[k]), make("div", {},
-    make("b", {}, each.title), " ", make("small", {}, kind(each)), each.text && make("p", { title: each.asks }, each.text)));
-  return make("article", { class: "card" }, make("p", { class: "meta" }, numbers(answer)),
-    make("p", { class: "text" }, answer.text ?? MISSING, answer.text === "" && "(nothing)"),
+  const item = (each, k) => {
+    const asks = each.text && make("p", { title: each.asks }, each.text);
+    const words = make("div", {}, bold(each.title), " ", small(kind(each)), asks);
+    return make("li", {}, badge(each, answer.verdicts[k]), words);
+  };
+  return make("article", { class: "card" }, make("p", { class: "meta" }, numbers(answer)), said(answer),
     make("ul", { class: "items" }, group.items.map(item)));
 }
 
-// --- side by side ---------------------------------------------------------------------------------------------------
+const prose = (text) => make("p", { class: "text" }, text);
+const said = (answer) => prose(answer.text === "" ? "(nothing)" : answer.text ?? MISSING);
+
+// --- side by side ------------------------------------------------------------------------------------------
 
 const sideBySide = {
   key: (group) => `${group.question.id}\n${group.question.text || ""}`,
@@ -255,10 +266,11 @@ const sideBySide = {
     [this.controls, this.body] = [form(), make("div")];
     if (this.questions.size) this.choose(this.questions.keys().next().value);
     else show(this.body, make("p", {}, "No question has two groups of answers on this page."));
-    return section("compare", "Side by side", "The same question before and after, or as two policies answered it.", this.controls, this.body);
+    return section("compare", "Side by side", "The same question before and after, or as two policies answered it.",
+      this.controls, this.body);
   },
 
-  /** Take a question with its first group, or the given one, on the left; on the right the last group of that kind. */
+  /** Take a question: on the left its first group, or the given one, on the right the last group of that kind. */
   choose(key, left) {
     const groups = this.questions.get(key).toSorted((a, b) => a.source.number - b.source.number || a.step - b.step);
     const ofPolicy = groups.filter((group) => group.set in SETS); // not those of the scale
@@ -276,12 +288,14 @@ const sideBySide = {
 
   draw() {
     const options = this.groups.map((group) => [group.number, whence(group)]);
-    const side = (name) => select(options, this[name].number, (number) => { this[name] = GROUPS[number]; this.draw(); });
+    const put = (name) => (number) => { this[name] = GROUPS[number]; this.draw(); };
+    const side = (name) => select(options, this[name].number, put(name));
     const questions = [...this.questions].map(([key, [group]]) => [key, group.question.id]);
     show(this.controls, field("Question", select(questions, this.chosen, (key) => this.choose(key))),
       field("Left", side("left")), field("Right", side("right")));
+    const head = ["item", "category", "weight", "left", "right", "change"];
     show(this.body, make("p", { class: "text question" }, this.left.question.text || this.left.question.id),
-      table("Items of this question", ["item", "category", "weight", "left", "right", "change"], this.left.items.map((item) => this.row(item))),
+      table("Items of this question", head, this.left.items.map((item) => this.row(item))),
       make("div", { class: "two" }, this.column(this.left), this.column(this.right)));
   },
 
@@ -295,9 +309,9 @@ const sideBySide = {
   column(group) {
     const rewards = known(group.answers.map((answer) => answer.reward));
     return make("div", {}, make("h3", {}, whence(group)),
-      make("p", { class: "meta" }, `mean reward ${fixed(mean(rewards))}, ${group.answers.length} answers`),
+      make("p", { class: "meta" }, `mean reward ${fixed(mean(rewards))}, ${counted(group.answers.length, "answer")}`),
       best(group.answers).map((answer, n) => make("details", { class: "card", open: n < 4 },
-        make("summary", {}, numbers(answer)), make("p", { class: "text" }, answer.text ?? MISSING, answer.text === "" && "(nothing)"))));
+        make("summary", {}, numbers(answer)), said(answer))));
   },
 };
 

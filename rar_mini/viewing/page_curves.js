@@ -6,21 +6,21 @@ let range = null; // the steps that all curves show, null for all of them
 const drawn = () => SOURCES.filter((source) => source.metrics && !hidden.has(source));
 const tip = (source, what = "") => `${plain(source.name + what)}<br>step %{x}: %{y:.4~g}<extra></extra>`;
 
-/** The mean of each value and of those before it, `window` in all. */
-function smooth(values, window) {
-  return values.map((_, n) => mean(values.slice(Math.max(0, n + 1 - window), n + 1)));
+/** The mean of each value and of those before it, `span` in all. */
+function smooth(values, span) {
+  return values.map((_, n) => mean(values.slice(Math.max(0, n + 1 - span), n + 1)));
 }
 
 /** For each source a dot a step, and the running mean. */
-function metricTraces(name, window) {
+function metricTraces(name, span) {
   return drawn().filter((source) => source.metrics[name]).flatMap((source) => {
     const { step, [name]: values } = source.metrics;
     const at = step.map((_, n) => n).filter((n) => values[n] != null);
     const [x, y] = [at.map((n) => step[n]), at.map((n) => values[n])];
     const [color, hovertemplate] = [colourOf(source), tip(source)];
     return [
-      { x, y, mode: "markers", marker: { color, size: 4, opacity: window > 1 ? 0.35 : 1 }, hovertemplate },
-      { x, y: smooth(y, window), mode: "lines", line: { color, width: 2 }, hovertemplate },
+      { x, y, mode: "markers", marker: { color, size: 4, opacity: span > 1 ? 0.35 : 1 }, hovertemplate },
+      { x, y: smooth(y, span), mode: "lines", line: { color, width: 2 }, hovertemplate },
     ];
   });
 }
@@ -46,8 +46,8 @@ function scoreTraces() {
 function scale() {
   const words = { silence: "“I do not know.”", echo: "the question repeated", reference: "the reference answer" };
   const metrics = drawn().map((source) => source.metrics).find((each) => each["eval/train_silence_reward"]) || {};
-  const lines = Object.entries(words).map(([name, text]) => [text, known(metrics[`eval/train_${name}_reward`] || [])[0]]);
-  const given = lines.filter(([, y]) => y != null);
+  const lines = Object.entries(words).map(([name, text]) => [text, metrics[`eval/train_${name}_reward`]]);
+  const given = lines.map(([text, values]) => [text, known(values || [])[0]]).filter(([, y]) => y != null);
   const line = { width: 1, dash: "dot", color: colour("soft") };
   return {
     shapes: given.map(([, y]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line })),
@@ -59,10 +59,11 @@ function scale() {
 /** A figure of curves over steps, which zooms with the others. */
 function curve(title, unit, traces, layout = () => ({})) {
   const ends = traces().map(({ y }) => y).filter((y) => y.length).map((y) => `${short(y[0])} to ${short(y.at(-1))}`);
-  const container = picture(`${title}: from ${ends.join(", from ")}`, () => ({
-    traces: traces(),
-    layout: { ...layout(), xaxis: { title: { text: "step", standoff: 4 }, ...(range && { range: [...range] }) } },
-  }));
+  const flat = traces().every(({ y }) => y.every((value) => value === 0)); // else zero would be in the middle
+  const container = picture(`${title}: from ${ends.join(", from ")}`, () => {
+    const xaxis = { title: { text: "step", standoff: 4 }, ...(range && { range: [...range] }) };
+    return { traces: traces(), layout: { ...layout(), xaxis, yaxis: flat ? { range: [-0.05, 1] } : {} } };
+  });
   container.dataset.steps = "yes";
   const draw = pictures.get(container);
   pictures.set(container, () => {
@@ -71,7 +72,7 @@ function curve(title, unit, traces, layout = () => ({})) {
     if (first) container.on("plotly_relayout", (event) => zoom(container, event));
   });
   return make("figure", { class: "card" },
-    make("figcaption", {}, make("b", {}, title), " ", make("small", {}, unit)), container);
+    make("figcaption", {}, bold(title), " ", small(unit)), container);
 }
 
 function zoom(zoomed, event) {
@@ -86,31 +87,33 @@ function zoom(zoomed, event) {
 }
 
 function curves() {
-  const names = [...new Set(SOURCES.flatMap((source) => Object.keys(source.metrics || {})))].filter((name) => name !== "step");
+  const logged = new Set(SOURCES.flatMap((source) => Object.keys(source.metrics || {})));
+  const names = [...logged].filter((name) => name !== "step");
   const sft = SOURCES.some((source) => source.about.method === "sft"); // the loss of GRPO says little
-  const main = [...Object.keys(DATA.series).filter((name) => name !== "loss" || sft), ...names.filter((name) => name.startsWith("replay/"))];
+  const series = Object.keys(DATA.series).filter((name) => names.includes(name) && (name !== "loss" || sft));
+  const main = [...series, ...names.filter((name) => name.startsWith("replay/"))];
   const longest = Math.max(1, ...SOURCES.map((source) => source.metrics?.step?.length || 0));
-  let window = Math.max(1, Math.min(20, Math.floor(longest / 5)));
+  let span = Math.max(1, Math.min(20, Math.floor(longest / 5)));
   let [all, part] = [false, ""];
   const [grid, output] = [make("div", { class: "grid" }), make("output")];
-  const say = () => { output.textContent = window > 1 ? `mean of ${window} steps` : "off"; };
+  const say = () => { output.textContent = span > 1 ? `mean of ${span} steps` : "off"; };
 
   function draw() {
     pictures.forEach((_, container) => { if (container.dataset.steps) pictures.delete(container); });
-    const wanted = all ? names.filter((name) => name.includes(part)).sort() : main.filter((name) => names.includes(name));
-    const logged = wanted.filter((name) => metricTraces(name, 1).some((trace) => trace.y.length));
+    const listed = all ? names.filter((name) => name.includes(part)).sort() : main;
+    const drawable = listed.filter((name) => metricTraces(name, 1).some((trace) => trace.y.length));
     const fresh = !all && scoreTraces().length > 0;
     show(grid,
-      fresh && curve("Fresh answers", "mean reward ± 2 s.e.; dashed: held out", scoreTraces),
-      logged.map((name) => {
+      fresh && curve("Fresh answers", "± 2 s.e.; dashed: held out", scoreTraces),
+      drawable.map((name) => {
         const [title, unit] = (!all && DATA.series[name]) || [name, ""];
-        return curve(title, unit, () => metricTraces(name, window), name === "reward" ? scale : undefined);
+        return curve(title, unit, () => metricTraces(name, span), name === "reward" ? scale : undefined);
       }),
-      !fresh && !logged.length && make("p", {}, "No curve: nothing has been logged under such a name yet."));
+      !fresh && !drawable.length && make("p", {}, "No curve: nothing has been logged under such a name yet."));
   }
 
-  const slider = make("input", { type: "range", min: 1, max: Math.max(2, Math.min(100, longest)), value: window,
-    oninput: () => { window = +slider.value; say(); redraw(); } });
+  const slider = make("input", { type: "range", min: 1, max: Math.max(2, Math.min(100, longest)), value: span,
+    oninput: () => { span = +slider.value; say(); redraw(); } });
   const search = make("input", { type: "search", disabled: true, oninput: () => { part = search.value; draw(); } });
   const which = select([["main", "the main ones"], ["all", `all ${names.length}`]], "main", (value) => {
     all = value === "all";
@@ -118,8 +121,9 @@ function curves() {
     draw();
   });
   const turn = (source) => (event) => { hidden[event.target.checked ? "delete" : "add"](source); draw(); };
-  const switches = SOURCES.filter((source) => source.metrics).map((source) =>
-    make("label", { class: "switch" }, make("input", { type: "checkbox", checked: true, onchange: turn(source) }), chip(source)));
+  const box = (source) => make("input", { type: "checkbox", checked: true, onchange: turn(source) });
+  const switches = SOURCES.filter((source) => source.metrics)
+    .map((source) => make("label", { class: "switch" }, box(source), chip(source)));
   say();
   draw();
   return section("curves", "Curves",
@@ -143,7 +147,8 @@ function lengths() {
     layout: { height: 360, xaxis: { title: { text: "tokens of the answer" } }, yaxis: { title: { text: "reward" } } },
   }));
   const counts = sources.map((source) => `${source.name}: ${source.dots.length} of ${source.dots_of}`).join("; ");
-  return section("length", "Length and reward", `A dot is an answer of training (${counts}). ${sources.length > 1 ? "" : "From orange to blue: from the first step to the last."}`,
+  const shades = sources.length > 1 ? "" : " Colours go from the first step, orange, to the last, blue.";
+  return section("length", "Length and reward", `A dot is an answer of training (${counts}).${shades}`,
     make("figure", { class: "card" }, container));
 }
 
@@ -163,11 +168,13 @@ function costs() {
   const figures = runs.map((source) => make("figure", { class: "card" }, make("figcaption", {}, chip(source)),
     picture(`Seconds of each step by stage, ${source.name}`, () => ({
       traces: bars(source),
-      layout: { barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.15 }, xaxis: { title: { text: "step" } },
-        yaxis: { title: { text: "seconds" } } },
+      layout: { barmode: "stack", showlegend: true, legend: { orientation: "h", y: 1.15 },
+        xaxis: { title: { text: "step" } }, yaxis: { title: { text: "seconds" } } },
     }))));
-  const rows = runs.map((source) => [chip(source), ...Object.keys(STAGES).map((stage) => duration(source.cost.seconds[stage])),
+  const rows = runs.map((source) => [chip(source),
+    ...Object.keys(STAGES).map((stage) => duration(source.cost.seconds[stage])),
     source.cost.questions.toLocaleString("en"), `$${source.cost.dollars.toFixed(4)}`]);
   const head = ["run", ...Object.values(STAGES), "questions to the judge", "cost of the judge"];
-  return section("cost", "Time and cost", "", table("Time and cost", head, rows), make("div", { class: "grid" }, figures));
+  return section("cost", "Time and cost", "", table("Time and cost", head, rows),
+    make("div", { class: "grid" }, figures));
 }

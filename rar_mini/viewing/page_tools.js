@@ -5,7 +5,7 @@
 // The page shows what models and strangers wrote. `make` puts it there as text, and nothing here reads markup.
 // Plotly does read a little of it, so that foreign text goes to Plotly through `plain`.
 
-// --- elements -------------------------------------------------------------------------------------------------
+// --- elements ----------------------------------------------------------------------------------------------
 
 /** An element. Attributes named on... are listeners, `css` has style properties; children are elements or text. */
 function make(tag, attributes = {}, ...children) {
@@ -19,12 +19,15 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const small = (...words) => make("small", {}, words);
+const bold = (...words) => make("b", {}, words);
 const there = (children) => children.flat(3).filter((child) => child !== false && child != null);
 const show = (element, ...children) => element.replaceChildren(...there(children));
 
 function section(id, title, lead, ...children) {
   const head = make("h2", { id: `${id}-title` }, title);
-  return make("section", { id, "aria-labelledby": head.id }, head, lead && make("p", { class: "lead" }, lead), children);
+  const words = lead && make("p", { class: "lead" }, lead);
+  return make("section", { id, "aria-labelledby": head.id }, head, words, children);
 }
 
 /** A table that scrolls in itself. A cell is text or an element. */
@@ -60,7 +63,7 @@ function more(rows, most, raise) {
   return make("button", { class: "more", onclick: raise }, `Show more (${rows.length - most})`);
 }
 
-// --- numbers ----------------------------------------------------------------------------------------------------
+// --- numbers -----------------------------------------------------------------------------------------------
 
 const known = (values) => values.filter((value) => value != null);
 const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
@@ -77,12 +80,14 @@ function short(value) {
   return typeof value === "number" ? String(+value.toPrecision(4)) : written(value);
 }
 
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 function duration(seconds) {
   if (seconds < 90) return `${seconds.toFixed(0)} s`;
   return seconds < 5400 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-// --- the data ---------------------------------------------------------------------------------------------------
+// --- the data ----------------------------------------------------------------------------------------------
 
 let DATA; // as page.py gathered it
 let SOURCES; // runs and files
@@ -124,11 +129,11 @@ function whence(group) {
 
 /** A source's name with its colour. */
 function chip(source) {
-  const background = `var(--source-${source.number % 6})`;
-  return make("span", { class: "chip" }, make("span", { class: "dot", css: { background } }), make("bdi", {}, source.name));
+  const dot = make("span", { class: "dot", css: { background: `var(--source-${source.number % 6})` } });
+  return make("span", { class: "chip" }, dot, make("bdi", {}, source.name));
 }
 
-// --- pictures -----------------------------------------------------------------------------------------------------
+// --- pictures ----------------------------------------------------------------------------------------------
 
 const pictures = new Map(); // by container: the function that draws it
 const inSight = new IntersectionObserver((entries) => {

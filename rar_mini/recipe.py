@@ -132,7 +132,7 @@ def make(spec: str | None, config: Config | None = None) -> Recipe:
     """
     if spec is None:
         return Recipe(config=config)
-    name, *options = shlex.split(spec) or [""]
+    name, *options = _words(spec)
     kind = _load(_file(name))
     try:
         made = command_line(kind, options, name, config=(tyro.conf.FlagConversionOff,))
@@ -149,7 +149,7 @@ def located(spec: str) -> str:
     """The string with the values of all options and with absolute paths, for config.json: it means the same
     from another folder, and after a default has changed."""
     made = make(spec)
-    name, whole = shlex.split(spec)[0], []
+    name, whole = _words(spec)[0], []
     for option in _options(type(made)):
         value = getattr(made, option)
         values = value if isinstance(value, tuple | list) else [value]
@@ -161,8 +161,15 @@ def digest(spec: str | None) -> str | None:
     """16 hexadecimal digits that change with the text of a recipe's file and with its options."""
     if spec is None:
         return None
-    name, *options = shlex.split(spec)
+    name, *options = _words(spec)
     return files.digest([_file(name).read_text(encoding="utf-8"), options])
+
+
+def _words(spec: str) -> list[str]:
+    try:
+        return shlex.split(spec) or [""]
+    except ValueError as error:
+        raise ValueError(f"--recipe {spec}: expected NAME or PATH.py with options, got {error}") from None
 
 
 def _file(name: str) -> Path:

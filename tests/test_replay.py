@@ -139,7 +139,10 @@ def test_rubrics_that_the_recipe_made_are_read_from_the_rollouts(
     assert found["all"]["rejected"]["value"] == 1.0 and found["failed"] == 0
 
 
-@pytest.mark.parametrize("rubric", [None, 7, [{"title": "no more"}], ["text"]])
+HEAVY = {"title": "a", "description": "b", "category": "essential", "weight": "heavy"}
+
+
+@pytest.mark.parametrize("rubric", [None, 7, [{"title": "no more"}], ["text"], [HEAVY]])
 def test_a_rubric_that_is_missing_is_refused(
     server: Server, capsys: pytest.CaptureFixture, tmp_path: Path, questions: Path, rubric: Any
 ) -> None:

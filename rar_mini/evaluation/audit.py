@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from rar_mini.checkpoint import records
+from rar_mini import forms
+from rar_mini.checkpoint import Rollout, records
 from rar_mini.data import Example
 from rar_mini.evaluation import replay
 from rar_mini.evaluation.agreement import interval, mean, resampled
@@ -50,6 +51,8 @@ def rows_of(run: Path) -> tuple[list[dict[str, Any]], str]:
     """The answers that are compared, and the file that they stand in. Raises ValueError without two steps."""
     for name in ("evaluations.jsonl", "rollouts.jsonl"):
         rows = [row for row in records(run, name) if row.get("split", "train") in OWN]
+        for row in rows if name == "evaluations.jsonl" else ():  # of which a resume needs less
+            forms.read(Rollout, row, f"{run / name}, step {row['step']}, {row['example_id']!r:.80}")
         if len({row["step"] for row in rows}) > 1:
             return rows, name
     raise ValueError(

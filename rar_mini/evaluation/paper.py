@@ -6,11 +6,11 @@ HealthBench's own prompts). A smaller policy, another judge or a part of the row
 numbers of one line can be compared only as far as the notes below the table allow.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rar_mini.files import json_object
 from rar_mini.forms import printable
 
 PAPER = {  # HealthBench, HealthBench-1k, GPQA-Diamond
@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     files = {name: folder / f"{name}.json" for name in ("config", "healthbench", "gpqa")}
     try:
-        contents = {name: json.loads(path.read_bytes()) for name, path in files.items() if path.exists()}
+        contents = {name: json_object(path) for name, path in files.items() if path.exists()}
         results = {name: contents[name] for name in ("healthbench", "gpqa") if name in contents}
         if not results:
             raise LookupError("neither")
@@ -57,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
             summary[key] = {part: None if n is None else float(n) for part, n in numbers.items()}
             by = result.get("judge") or result.get("verifier") or "no verifier"
             note += f"; {key}: {result['rows']} rows, {result['failed']} of them failed, {by}"
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{folder}: expected healthbench.json or gpqa.json there, as evaluate.py writes them, got "
             f"{type(error).__name__} ({error})"

@@ -6,6 +6,7 @@ judge's weakness. The plainest sign is `rejected`: the share of the weight credi
 the other one does not credit.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import ndarray
+from pydantic import TypeAdapter, ValidationError
 
 from rar_mini import grpo
 from rar_mini.data import Example
@@ -29,6 +31,7 @@ from rar_mini.rubric import Criterion, Rubric
 
 Rows = Sequence[dict[str, Any]]  # N lines of rollouts.jsonl
 Groups = Sequence[Sequence[int]]  # the numbers of each group's rows
+CRITERIA = TypeAdapter(list[Criterion])
 
 
 # --- what was answered --------------------------------------------------------------------------------------
@@ -77,8 +80,8 @@ def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
 def _made_rubric(run: Path, row: dict[str, Any]) -> Rubric:
     """The rubric that a recipe made for the group of a row."""
     try:
-        return Rubric(tuple(Criterion(**item) for item in row["rubric"]))
-    except (KeyError, TypeError):
+        return Rubric(tuple(CRITERIA.validate_json(json.dumps(row["rubric"]), strict=True)))
+    except (KeyError, ValidationError):
         raise ValueError(
             f"{run}/rollouts.jsonl, step {row['step']}, {row['example_id']!r}: expected under `rubric` the "
             f"criteria that the recipe made, got {row.get('rubric')!r:.80}"

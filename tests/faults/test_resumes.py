@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from test_train import options, records
 
 import train
-from rar_mini import setup
+from rar_mini import recipe, setup
 from rar_mini.checkpoint import Run
-from rar_mini.evaluation import replay
+from rar_mini.evaluation import audit, paper, replay
 from rar_mini.evaluation.judged import Judged
 from rar_mini.viewing.show import show
 
@@ -224,6 +224,34 @@ def test_answers_of_a_group_that_were_judged_by_other_items_are_refused(folder: 
         ValueError, match=r"rollouts.jsonl, step 1, 'q\d': expected verdicts on the same items"
     ):
         show(folder / "run")
+
+
+def test_an_answer_of_an_evaluation_without_its_verdicts_is_named(folder: Path) -> None:
+    """An audit reads more of it than a resume does, and ended in a KeyError."""
+    path = folder / "run" / "evaluations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[0]["verdicts"]
+    write_rows(path, rows)
+    with pytest.raises(
+        ValueError, match=r"evaluations.jsonl, step 0, 'q\d': field verdicts: expected a list"
+    ):
+        audit.rows_of(folder / "run")
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "[" * 100_000])
+def test_a_result_that_no_evaluation_writes_is_named(tmp_path: Path, number: str) -> None:
+    """Numbers too large for a float, and lists too deep, ended the table in a traceback."""
+    (tmp_path / "gpqa.json").write_text(f'{{"policy": "p", "rows": 1, "failed": 0, "score": {number}}}')
+    with pytest.raises(ValueError, match=f"^{tmp_path}: expected healthbench.json or gpqa.json there"):
+        paper.read(tmp_path)
+
+
+def test_a_recipe_with_a_quote_that_does_not_end_is_named() -> None:
+    """From config.json it came as "No closing quotation" alone."""
+    with pytest.raises(
+        ValueError, match="^--recipe gated 'x: expected NAME or PATH.py with options, got No "
+    ):
+        recipe.make("gated 'x")
 
 
 # --- a new folder -------------------------------------------------------------------------------------------

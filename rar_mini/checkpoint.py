@@ -47,6 +47,12 @@ TOKENS = ("prompt_ids", "ids", "sampler_logp")
 SETTINGS = TypeAdapter(Config)
 BEFORE = {"answers": "full", "cut_answers": "train"}
 """What runs did before there were these settings, in place of their defaults."""
+FREE = {"design", "judging", "preset", "steps", "max_usd", "out", "track", "save_every", "keep", "show_every"}
+FREE |= {"data", "recipe", "prompts", "policy", "prices", "base_url", "concurrency", "timeout", "rpm", "tpm"}
+FREE |= {"retries", "cache", "device", "judge_device", "reference_device", "tokens_per_batch", "cache_mb"}
+FREE |= {"graph", "attention", "checkpoint_activations", "max_judge_failures"}
+"""Settings that may change in a run: what they name is compared by its content, or they change no number
+beyond rounding."""
 MANIFEST = "trainer/state.json"
 STEP = re.compile("step-(0|[1-9][0-9]*)")
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "openai")
@@ -146,6 +152,7 @@ class Manifest(Form):
     step: int = ABSENT
     files: dict[str, str] = ABSENT  # SHA-256 by name
     records: dict[str, int] = {}  # bytes by name, up to this step
+    settings: dict[str, Any] = {}  # of the run; checkpoints had none at first
     digest: str | None = None  # of all the rest; checkpoints had none at first
 
 
@@ -370,7 +377,8 @@ class Run:
                 torch.save(state, partial / "trainer" / "recipe.pt")
             for name in sizes:
                 sync(self.folder / name)  # no step of a checkpoint may be missing after a power cut
-            manifest = {"step": step, "files": digests(partial, MANIFEST), "records": sizes} | environment()
+            manifest = {"step": step, "files": digests(partial, MANIFEST), "records": sizes}
+            manifest |= {"settings": self.written.get("settings", {})} | environment()
             write_json(partial / MANIFEST, manifest | {"digest": digest(manifest)})
             for path in (*partial.rglob("*"), partial):
                 sync(path)
@@ -529,17 +537,26 @@ def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _losses(run: Run, checkpoint: Path | None, now: dict[str, int]) -> list[str]:
-    """What a run's folder does not hold any more: a checkpoint, or records as they were at that time."""
+    """What a run's folder does not hold any more: a checkpoint, or records and settings as they were then."""
     if checkpoint is None:
         often = run.settings().save_every
         last = max((row["step"] for row, _ in each_record(run.folder, "metrics.jsonl", -1)), default=0)
         return [f"checkpoints/ (none, although {last} steps are done)"] if often < last else []
-    then = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes()).records
-    return [
-        f"{name} ({size:,} bytes up to step {step_of(checkpoint)} then, {now[name]:,} now)"
-        for name, size in then.items()
+    manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
+    lost = [
+        f"{name} ({size:,} bytes up to step {manifest.step} then, {now[name]:,} now)"
+        for name, size in manifest.records.items()
         if name in now and now[name] != size
     ]
+    then, settings = _bound(manifest.settings), _bound(run.written["settings"])
+    edited = ", ".join(forms.escaped(name) for name in sorted(then) if settings.get(name) != then[name])
+    return lost + [f"settings in config.json ({edited})"] * bool(edited)
+
+
+def _bound(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that make a run the experiment that it is, in one table."""
+    flat = settings | settings.get("design", {}) | settings.get("judging", {})
+    return {name: value for name, value in flat.items() if name not in FREE}
 
 
 def size(policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[int, int]:

@@ -75,6 +75,7 @@ EDITS = {
     "the judge's prompts": ("judge.toml", ["system", "again"], r"the judge's prompts \(again, system\)"),
     "the recipe": ("own.py", ["pass", "k: int = 1"], r"the recipe's file \(\S+own.py\)"),
     "the end tokens": ("run/config.json", ['"<|im_end|>"', '"x"'], r"the end tokens \(\S+policy\)"),
+    "a setting": ("run/config.json", ['"lr": 0.001', '"lr": 0.5'], r"settings in config.json \(lr\)"),
     "lost metrics": ("run/metrics.jsonl", None, r"metrics.jsonl \([\d,]+ bytes up to step 1 then, 0 now\)"),
     "cut metrics": ("run/metrics.jsonl", [], r"metrics.jsonl \([\d,]+ bytes up to step 1 then, \d+ now\)"),
     "cut rollouts": ("run/rollouts.jsonl", [], "rollouts.jsonl"),

@@ -31,8 +31,8 @@ Where this departs from the paper (arXiv 2507.17746), or fills what it leaves op
    step a batch (`--inner-epochs 1`), where the clip cannot act yet. The paper states none of them.
 2. The loss weighs every completion alike (`--loss-norm sequence`, GRPO as first published). Not stated
    either.
-3. Pitfalls have positive weights and the judge is asked whether the mistake was avoided (`--pitfalls
-   avoided`), because the released data words them both ways.
+3. Pitfalls have positive weights and a verdict says whether the mistake was avoided (`--pitfalls avoided`),
+   because the released data words them both ways.
 4. The paper's batch of 96 is read as 96 completions (`--prompts-per-step 6 --group-size 16`; the other
    reading is `--prompts-per-step 96`), its 3,584 tokens as `--max-prompt-tokens 512 --max-new-tokens 3072`.
 5. The prompt is the model's chat template with one system sentence of ours, or a plain "Question: ...

@@ -184,9 +184,8 @@ class JudgePrompts:
     met: str = "Does the response meet this criterion, taken literally? {criterion}"
     """one closed question, on every wire"""
     made: str = "Does the response do this? {criterion}"
-    """the one on a pitfall that names the mistake, where yes is bad; if empty, `avoided` asks"""
-    kept: str = "Does the response do this? {criterion}"
-    """the one on a pitfall that asks to avoid the mistake, where yes is good; if empty, `avoided` asks"""
+    """the one on a pitfall: its words without a demand to avoid the mistake, so that yes is bad. If this text
+    is empty, `avoided` asks about all pitfalls"""
     avoided: str = (
         "Does the response avoid the mistake named here (it may be worded as the mistake itself, or as a "
         "demand to avoid it)? {criterion}"
@@ -252,7 +251,7 @@ class JudgePrompts:
         return files.digest(vars(self))
 
 
-EMPTY = ("made", "kept")
+EMPTY = ("made",)
 """Texts that may be empty. A run that does not have them was asked without them."""
 
 run_texts: dict[str, str] = {}
@@ -299,13 +298,16 @@ def text_of(prompts: JudgePrompts, criterion: Criterion) -> str:
         return "graded"
     if not criterion.asks_avoidance:
         return "met"
-    name = {"mistake": "made", "avoidance": "kept", "unclear": "avoided"}[criterion.direction]
-    return name if getattr(prompts, name) else "avoided"
+    if criterion.direction == "unclear" or not prompts.made:
+        return "avoided"
+    return "made" if criterion.mistake.named else "met"
 
 
 def closed_question(prompts: JudgePrompts, criterion: Criterion) -> str:
     """One criterion as a question: for yes or no, or for one of its choices."""
-    return fill(getattr(prompts, text_of(prompts, criterion)), criterion=criterion.description)
+    name = text_of(prompts, criterion)
+    words = criterion.mistake.named if name == "made" else criterion.description
+    return fill(getattr(prompts, name), criterion=words)
 
 
 def yes_is_bad(prompts: JudgePrompts, criterion: Criterion) -> bool:

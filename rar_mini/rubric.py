@@ -77,20 +77,22 @@ class Mistake:
     subject: str  # what is wrongly said or done, or left out
     omission: bool  # whether the mistake is to leave the subject out
     demanded: bool  # whether the text demands that the mistake be avoided; else it names the mistake
+    named: str  # what a response that makes it does, in the text's words without a demand; "" if it has none
 
 
 def mistake(text: str, polarity: Polarity | None = None) -> Mistake:
     """Read a pitfall in the direction in which it is worded: "Recommends X" and "Does not mention X" name a
     mistake, "Avoids recommending X" and "should not omit X" demand that it be avoided.
 
-    A `polarity` that says otherwise is right: where "Avoids X" names a mistake, the mistake is not to do X.
+    A `polarity` that says otherwise is right: where "Avoids X" names a mistake, the mistake is not to do X;
+    where "Recommends X" asks for X, no words name the mistake.
     """
     rest = _DEMAND.sub("", text)
     omission = _OMISSION.match(rest)
-    demanded, left_out = rest != text, bool(omission)
+    demanded, left_out, named = rest != text, bool(omission), rest[:1].upper() + rest[1:]
     if polarity == ("mistake" if demanded else "avoidance"):
-        demanded, left_out = not demanded, not left_out
-    return Mistake(rest[omission.end() :] if omission else rest, left_out, demanded)
+        demanded, left_out, named = not demanded, not left_out, text if demanded else ""
+    return Mistake(rest[omission.end() :] if omission else rest, left_out, demanded, named)
 
 
 def polarity(text: str) -> Polarity:

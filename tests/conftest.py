@@ -132,7 +132,6 @@ rate_reference = "r"
 rate_rubric = "{items}"
 met = "{criterion}"
 made = "{criterion}"
-kept = "{criterion}"
 avoided = "no {criterion}"
 """
     )

@@ -282,12 +282,12 @@ def test_a_polarity_that_says_nothing_is_refused(changes: dict[str, Any], words:
         data.read(write_rows(tmp_path / "rows.jsonl", [row]))
 
 
-TEXTS = ["Recommends aspirin.", "Avoids aspirin.", "Does not recommend aspirin."]
+TEXTS = ["Recommends aspirin.", "Avoids giving aspirin.", "Does not recommend aspirin."]
 
 
 @pytest.mark.parametrize("spec", SERVERS)
 def test_a_verdict_means_that_the_mistake_was_avoided(server: Server, tmp_path: Path, spec: str) -> None:
-    """The judge says yes to everything: it did recommend aspirin, and it did avoid it."""
+    """The judge says yes to everything: both mistakes were made, and the unclear one was avoided."""
     row = question(0, rubric=[question(0)["rubric"][0], *map(pitfall, TEXTS)])
     examples = data.read(write_rows(tmp_path / "rows.jsonl", [row]))
     asker = Judge(spec, "rar-explicit")
@@ -296,12 +296,11 @@ def test_a_verdict_means_that_the_mistake_was_avoided(server: Server, tmp_path: 
     else:
         yes = 0.75
         server.reply = lambda path, body: answers(body, yes)
-    assert asker.score(examples, [["x"]]).verdict[0, 0].tolist() == [yes, 1 - yes, yes, yes]
+    assert asker.score(examples, [["x"]]).verdict[0, 0].tolist() == [yes, 1 - yes, 1 - yes, yes]
     asked = "\n".join(user(body) for _, body, _ in server.seen).split("\n")
-    named, demanded, unclear = (next(line for line in asked if line.endswith(text)) for text in TEXTS)
-    assert prompts.fill(asker.prompts.made, criterion=TEXTS[0]) in named
-    assert prompts.fill(asker.prompts.kept, criterion=TEXTS[1]) in demanded
-    assert prompts.fill(asker.prompts.avoided, criterion=TEXTS[2]) in unclear
+    made, avoided = asker.prompts.made, asker.prompts.avoided
+    for text, criterion in ((made, TEXTS[0]), (made, "Giving aspirin."), (avoided, TEXTS[2])):
+        assert sum(line.endswith(prompts.fill(text, criterion=criterion)) for line in asked) == 1
 
 
 def answers(body: dict, p: float) -> Any:
@@ -364,8 +363,7 @@ def older(run: Path, **texts: str) -> None:
     path = run / "config.json"
     config = json.loads(path.read_text())
     kept = config.setdefault("judge_texts", dict(vars(prompts.JudgePrompts())))
-    for name in ("made", "kept"):
-        kept.pop(name, None)
+    kept.pop("made", None)
     kept |= texts
     path.write_text(json.dumps(config))
 
@@ -387,7 +385,7 @@ def test_an_older_run_is_resumed_under_the_texts_that_it_has(
         assert set(fever) == {"Was it so? Names fever."}
         assert len(set(aspirin)) == 1 and aspirin[0].startswith("Does the response avoid the mistake named")
     texts = json.loads((tmp_path / "run" / "config.json").read_text())["judge_texts"]
-    assert texts["made"] == texts["kept"] == "" and texts["met"] == "Was it so? {criterion}"
+    assert texts["made"] == "" and texts["met"] == "Was it so? {criterion}"
 
 
 def test_a_replay_asks_under_the_texts_of_its_run(
@@ -414,9 +412,9 @@ def test_a_replay_asks_under_the_texts_of_its_run(
 
 
 def test_one_sentence_may_ask_about_all_pitfalls(tmp_path: Path) -> None:
-    """As before they had a direction: with empty texts."""
+    """As before they had a direction: with an empty text."""
     path = tmp_path / "p.toml"
-    path.write_text('made = ""\nkept = ""')
+    path.write_text('made = ""')
     texts = prompts.of_judge(path)
     for text in TEXTS:
         assert prompts.closed_question(texts, item(text)).startswith("Does the response avoid the mistake")
@@ -424,6 +422,27 @@ def test_one_sentence_may_ask_about_all_pitfalls(tmp_path: Path) -> None:
     path.write_text('met = ""')
     with pytest.raises(ValueError, match="met has to say where {criterion} stands"):
         prompts.of_judge(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "polarity", "asked", "bad"),
+    [
+        ("Recommends rest.", None, "Does the response do this? Recommends rest.", True),
+        ("The response should not omit rest.", None, "Does the response do this? Omit rest.", True),
+        ("Avoids naming a dose.", None, "Does the response do this? Naming a dose.", True),
+        ("Avoids naming a dose.", "mistake", "Does the response do this? Avoids naming a dose.", True),
+        ("Does not recommend rest.", "mistake", "Does the response do this? Does not recommend rest.", True),
+        ("Recommends rest.", "avoidance", "taken literally? Recommends rest.", False),
+        ("Recommends rest.", "unclear", "demand to avoid it)? Recommends rest.", False),
+    ],
+)
+def test_the_question_is_whether_the_mistake_was_made(
+    text: str, polarity: str | None, asked: str, bad: bool
+) -> None:
+    """A demand is cut off: a small judge that is asked whether a response "should not claim X" guesses."""
+    texts, criterion = prompts.JudgePrompts(), item(text, polarity=polarity)
+    assert prompts.closed_question(texts, criterion).endswith(asked)
+    assert prompts.yes_is_bad(texts, criterion) == bad
 
 
 def test_an_item_of_signed_points_or_another_design_is_asked_as_worded() -> None:

@@ -19,7 +19,6 @@ import judge as judges
 from rar_mini import data, prompts
 from rar_mini.evaluation import agreement, alignment, labelled, trust
 from rar_mini.evaluation.judged import Judged
-from rar_mini.rubric import polarity
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -32,9 +31,8 @@ Verdict = Callable[[str, str], float]
 def noul(asked: str, verdict: float) -> float:
     """What a server says to a closed question if this is to be the verdict: the opposite if it is asked
     whether a mistake was made."""
-    opening = prompts.JudgePrompts().made.removesuffix("{criterion}")
-    named = asked.startswith(opening) and polarity(asked.removeprefix(opening)) == "mistake"
-    return 1 - verdict if named else verdict
+    made = asked.startswith(prompts.JudgePrompts().made.removesuffix("{criterion}"))
+    return 1 - verdict if made else verdict
 
 
 def saying(verdict: Verdict) -> Callable[[str, dict], Any]:

@@ -88,9 +88,7 @@ def worded(asked: Asked, texts: JudgePrompts, secret: bytes, foreign: Callable[[
         questions = [prompts.closed_question(texts, c) for c in criteria]
         return Worded(shared, edge, questions, False, choices, turned)
     labelled = asked.rating != "rate_unlabelled"
-    items = "\n".join(
-        prompts.item_line(each, labelled, prompts.text_of(texts, each) in prompts.EMPTY) for each in criteria
-    )
+    items = "\n".join(prompts.item_line(each, labelled, directed=bool(texts.made)) for each in criteria)
     task = prompts.fill(getattr(texts, asked.rating), items=items, fence=edge)
     return Worded(shared, edge, [task], True)
 

@@ -94,7 +94,8 @@ def measure(
 
     Args:
         judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
-        data: a file with labelled responses; the bundled sample if not given
+        data: a file with labelled responses, or with public labels (docs/judges.md); the bundled sample if
+            not given
         domain: which bundled questions: medical, science or all
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         injections: answers that get an injection, and a quarter as many get a harmless addition; 0 for none
@@ -280,7 +281,7 @@ def align(
     Args:
         judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         data: rows with `preferred` and `worsened`, and perhaps `rubric_without_reference`, or with
-            `labelled_responses`; the bundled sample if not given
+            `labelled_responses`; or LLMBar's or JudgeBench's; the bundled sample if not given
         domain: which bundled questions: medical, science or all
         skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
     """

@@ -60,7 +60,7 @@ def test_the_table_has_a_row_for_each_judge_and_set(
 ) -> None:
     server.reply = knows
     found = tabulated(capsys, tmp_path / "t.md", "keyword", "systemone:m", data=(str(sets),))
-    assert found.keys() == {"many", "sets"}, "dataset.json has the name of its folder"
+    assert found.keys() == {"many", "LLMBar sets"}, "dataset.json has the name of its folder"
     one = found["many"]["systemone:m"]
     assert one["all"]["verdicts"] == 240 and one["flawed only"]["verdicts"] == 120 and one["failed"] == 0
     kept = [row for row in lines(tmp_path / "t.jsonl") if row["judge"] == "systemone:m"][-80:]

@@ -32,6 +32,9 @@ from rar_mini.progress import progress_bar
 BEGIN, END = "<!-- judges -->\n", "<!-- end of judges -->\n"
 """What stands around the table on a page."""
 
+FEW = 8
+"""Answers that a judge in this process is asked about before they are written: what a kill may cost is some
+minutes of a slow one. A server is asked about more at once."""
 SHOWN = {"all": ("balanced", "kappa", "auc"), "flawed only": ("auc",)}
 """What is measured, by the part of the answers."""
 
@@ -118,8 +121,10 @@ def files_of(source: Path) -> list[Path]:
 
 
 def name_of(file: Path) -> str:
-    """What a file is called in the table. LLMBar's are all called dataset.json, in folders of their own."""
-    return file.parent.name if file.stem == "dataset" else file.stem
+    """What a file is called in the table, behind the set that it is of. LLMBar's are all called dataset.json,
+    in folders of their own."""
+    name, form = file.parent.name if file.stem == "dataset" else file.stem, public.form_of(file)
+    return f"{form.__name__} {name}" if form in (public.LLMBar, public.JudgeBench) else name
 
 
 def drawn(items: list[Labelled], limit: int | None, seed: int) -> list[Labelled]:
@@ -140,8 +145,9 @@ def measure(
     known = {digest for digest, row in kept.items() if None not in row.verdicts}
     todo = [(item, digest) for item, digest in zip(items, asked, strict=True) if digest not in known]
     with progress_bar(total=len(todo), desc=f"{judge.spec} on {name}", unit="answer") as bar:
-        for start in range(0, len(todo), BATCH):
-            rows = list(_rows(judge, todo[start : start + BATCH]))
+        size = BATCH if judge.server else FEW
+        for start in range(0, len(todo), size):
+            rows = list(_rows(judge, todo[start : start + size]))
             append_rows(out, (row.model_dump() for row in rows))
             kept |= {row.asked: row for row in rows}
             bar.update(len(rows))

@@ -14,7 +14,7 @@ const VERDICTS = {
 };
 const ADVANTAGES = { above: (value) => value > 0, below: (value) => value < 0, zero: (value) => value === 0 };
 
-const includes = (text, part) => (text || "").toLowerCase().includes(part.toLowerCase());
+const includes = (text, part) => !part || (text || "").toLowerCase().includes(part.toLowerCase());
 
 /** The answers of a group that fit the filters. */
 function fitting(group) {

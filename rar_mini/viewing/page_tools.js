@@ -106,7 +106,8 @@ const setName = (set) => SETS[set] || set.replaceAll("_", " ");
 
 async function unpack() {
   const packed = atob(document.getElementById("data").textContent);
-  const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+  const bytes = new Uint8Array(packed.length); // Uint8Array.from takes 30 times as long
+  for (let n = 0; n < bytes.length; n += 1) bytes[n] = packed.charCodeAt(n);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   DATA = await new Response(stream).json();
   SOURCES = DATA.sources;

@@ -175,6 +175,7 @@ TYRO = {
     r"invalid literal for int\(\) with base 10: ": "expected a whole number, got ",
     "could not convert string to float: ": "expected a number, got ",
     r"invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)": r"\2 \1: expected one of \3",
+    "'None', |, 'None'": "",
     r"Missing value for argument '(.*?)'\. Expected .*?;": r"\1: expected a value, got none;",
     r"no type matching (?:\{None\}\|)?(\S+) could be instantiated from \[(.*?)\]": r"expected \1, got \2",
     r"; (?:Perhaps you meant:|Arguments similar to \S+:) (--[\w-]+).*?(?=; For full)": r"; did you mean \1?",

@@ -158,7 +158,11 @@ def finite(number: float) -> float | None:
 
 def choose(spec: str, checked: bool = False) -> tuple[str, str]:
     """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check.
-    Raises ValueError for a key in the place of a name."""
+    Raises ValueError for a key in the place of a name, and for no name at all."""
+    if not spec.strip():
+        raise ValueError(
+            "the judge's name is empty: expected auto, keyword, rules, or KIND:NAME; is a variable unset?"
+        )
     refuse_key("the judge's name", spec)
     if spec != "auto":
         return spec, "as asked"

@@ -11,6 +11,7 @@ REFUSED = {
     "train.py --criteria-per-call al": "--criteria-per-call: expected INT|{all}, got 'al'",
     "train.py --loss-norm tokens": "--loss-norm tokens: expected one of 'token', 'sequence', 'constant'",
     "train.py --lora-targets q_proj q": "--lora-targets q: expected one of 'q_proj', 'k_proj', 'v_proj', ",
+    "train.py --track x": "--track x: expected one of '",
     "train.py --out": "--out: expected a value, got none",
     "train.py word": "Unrecognized options: word",
     "train.py --stepps 3": "no option --stepps: did you mean --steps?",
@@ -32,6 +33,8 @@ REFUSED = {
     "rar_mini/tools/speed.py --runs ten": "--runs: expected a whole number from 1 on, got 'ten'",
     "rar_mini/tools/synthesize.py": "missing: PATH ",
     "rar_mini/viewing/plot.py": "missing: PATH the run's folder (required)",
+    "rar_mini/viewing/page.py --x": "Unrecognized options: --x",
+    "rar_mini/viewing/compare.py --x": "Unrecognized options: --x",
     "lab/__main__.py --processes two": "--processes: expected a whole number, got 'two'",
 }
 
@@ -40,7 +43,7 @@ REFUSED = {
 def test_one_line_says_what_came_and_what_was_expected(words: str, command: Command) -> None:
     """Not in a box or under a page of usage, where the one word that matters is overlooked."""
     done = command(*words.split())
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "") and "None" not in done.stderr
     assert (
         REFUSED[words] in done.stderr and done.stderr.endswith("--help)\n") and done.stderr.count("\n") == 1
     )

@@ -79,6 +79,13 @@ def test_a_billion_runs_of_gpqa_are_refused_before_memory_is_asked_for() -> None
         evaluate.on_gpqa(runs=10**9)
 
 
+def test_a_judge_without_a_name_is_refused(command: Command, tiny: Path, tmp_path: Path) -> None:
+    """As `--judge "$JUDGE"` without that variable is: an AttributeError, and no gold judge at all."""
+    words = ("--policy", tiny, "--out", tmp_path / "run")
+    for option in ("--judge", "--gold-judge"):
+        assert "the judge's name is empty: expected" in command("train.py", *words, option, "").stderr
+
+
 def test_a_recipe_with_a_quote_that_does_not_end_is_named(command: Command, tmp_path: Path) -> None:
     for words in (("train.py",), ("judge.py", "score", "in.jsonl")):
         done = command(*words, "--recipe", "gated 'x", "--out", tmp_path / "run")

@@ -39,7 +39,7 @@ from rar_mini import forms, prompts, ranks
 from rar_mini.config import Config
 from rar_mini.files import digest, digests, each_line, locked, named_line, regular, sync, write_json
 from rar_mini.forms import ABSENT, Finite, Form
-from rar_mini.options import out_of_memory
+from rar_mini.options import out_of_memory, to_json
 from rar_mini.policy import SLICE, Policy, checksum
 
 TOKENS = ("prompt_ids", "ids", "sampler_logp")
@@ -548,8 +548,9 @@ def _losses(run: Run, checkpoint: Path | None, now: dict[str, int]) -> list[str]
         for name, size in manifest.records.items()
         if name in now and now[name] != size
     ]
-    then, settings = _bound(manifest.settings), _bound(run.written["settings"])
-    edited = ", ".join(forms.escaped(name) for name in sorted(then) if settings.get(name) != then[name])
+    then = Run(run.folder, {"settings": manifest.settings or run.written["settings"]})
+    old, new = (_bound(to_json(each.settings())) for each in (then, run))  # in one form, whoever wrote them
+    edited = ", ".join(name for name in sorted(old) if old[name] != new[name])
     return lost + [f"settings in config.json ({edited})"] * bool(edited)
 
 

@@ -18,7 +18,7 @@ from rar_mini.checkpoint import Run, each_record, records
 from rar_mini.evaluation import answers, gpqa, healthbench
 from rar_mini.evaluation.agreement import mean, resampled
 from rar_mini.forms import printable
-from rar_mini.options import one_line
+from rar_mini.options import run_command
 from rar_mini.viewing.page_data import cost, described, differences
 from rar_mini.viewing.plot import scores
 
@@ -173,6 +173,4 @@ def main(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
 
 
 if __name__ == "__main__":
-    prog = "python -m rar_mini.viewing.compare"
-    with one_line(prog):
-        tyro.cli(main, prog=prog)
+    run_command(main, "python -m rar_mini.viewing.compare")

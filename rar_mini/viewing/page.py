@@ -30,7 +30,7 @@ import tyro
 
 from rar_mini.checkpoint import Run, records
 from rar_mini.files import write_whole
-from rar_mini.options import one_line
+from rar_mini.options import run_command
 from rar_mini.viewing import page_data
 from rar_mini.viewing.plot import SERIES
 
@@ -162,6 +162,4 @@ def main(
 
 
 if __name__ == "__main__":
-    prog = "python -m rar_mini.viewing.page"
-    with one_line(prog):
-        tyro.cli(main, prog=prog)
+    run_command(main, "python -m rar_mini.viewing.page")

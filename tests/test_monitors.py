@@ -16,7 +16,7 @@ from test_train import numbers, options, records
 from test_wiring import THREE, loud, scripted
 
 from rar_mini import setup
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import MANIFEST, Run
 from rar_mini.config import Config
 from rar_mini.judging.ledger import Account
 from rar_mini.options import gathered
@@ -104,7 +104,8 @@ def test_a_watched_run_goes_on_exactly(watched: Watched, folder: Path) -> None:
 
 
 def test_a_run_of_before_with_one_gold_judge_goes_on(tiny: Path, questions: Path, tmp_path: Path) -> None:
-    """Its config.json has one name, not a list; that of a run without any has null."""
+    """Its config.json has one name, not a list; that of a run without any has null. Its checkpoints have no
+    settings."""
     run = tmp_path / "run"
     loud(options(tiny, questions, run, steps=1, eval_every=1, gold_judge="keyword"))
     config = json.loads((run / "config.json").read_text())
@@ -112,6 +113,9 @@ def test_a_run_of_before_with_one_gold_judge_goes_on(tiny: Path, questions: Path
         config["settings"]["gold_judge"] = before
         (run / "config.json").write_text(json.dumps(config))
         assert Run.reopen(run).settings().gold_judge == now
+    path = run / "checkpoints" / "step-1" / MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("settings", "digest")}))
     loud(["--resume", str(run), "--steps", "2"])
     assert all("eval/held_out_gold_reward" in row for row in records(run))
     assert "eval/gold_disagreement" not in records(run)[-1]

@@ -271,6 +271,14 @@ def test_rows_of_gpqa_are_groups_of_a_questions_runs(tmp_path: Path) -> None:
     assert group["answers"][1]["note"] == "run 2, means A, right is B"
 
 
+def test_an_interval_that_is_none_is_left_out(tmp_path: Path) -> None:
+    """One run has no interval over runs, and rows that all failed have no score: JSON has no NaN."""
+    files = write_lines(tmp_path / "gpqa.jsonl", choice_rows()[:1]), tmp_path / "healthbench.jsonl"
+    write_lines(files[1], health_rows(None))
+    one, failed = unpacked(page.compose(page.gather(files), LIBRARY))["sources"]
+    assert one["table"]["score"] == 1.0 and one["table"]["low"] is None and failed["table"]["score"] is None
+
+
 def test_scored_files_find_their_answers_again(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "scores.jsonl", scored_rows())
     rubric = [{"title": "Names it", "description": "Essential Criteria: Names a.", "weight": 5}]

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import tyro
 
 from rar_mini.checkpoint import Run, records
-from rar_mini.files import write_whole
+from rar_mini.files import without_nan, write_whole
 from rar_mini.options import run_command
 from rar_mini.viewing import page_data
 from rar_mini.viewing.plot import SERIES
@@ -54,7 +54,11 @@ def library() -> str:
 def gather(paths: Sequence[Path], given: Path | None = None, everything: bool = False) -> dict[str, Any]:
     """What a page shows of these runs and files. Raises ValueError for a path that is neither."""
     room = float("inf") if everything else ROOM / len(paths)
-    sources = [source for path in paths for source in page_data.read(path, room, given)]
+    sources = [
+        {name: value if name == "groups" else without_nan(value) for name, value in source.items()}
+        for path in paths
+        for source in page_data.read(path, room, given)
+    ]
     runs = [source["about"] for source in sources if source["kind"] == "run"]
     return {
         "sources": sources,

@@ -327,16 +327,7 @@ def described(run: Run) -> Json:
         settings = to_json(run.settings())
     except ValueError:
         settings = written["settings"]
-    names = (
-        "versions",
-        "machine",
-        "questions",
-        "git",
-        "recipe",
-        "judge_prompts",
-        "planned_steps",
-        "accepted",
-    )
+    names = "versions machine questions git recipe judge_prompts planned_steps accepted".split()
     return flat(settings) | flat({name: written[name] for name in names if written.get(name) is not None})
 
 
@@ -378,8 +369,7 @@ def means(rows: Sequence[Json]) -> list[Json]:
 
 
 def cost(folder: Path, metrics: Sequence[Json]) -> Json:
-    """Seconds by stage and in all, and dollars: what the run's record of spending says, or for a run without
-    one what its metrics say."""
+    """Seconds by stage, and dollars: by the run's record of spending, or by its metrics if it has none."""
 
     def total(name: str) -> float:
         return sum(row.get(name) or 0.0 for row in metrics)
@@ -414,7 +404,7 @@ def of_healthbench(file: Path, room: float, given: Path | None) -> Json:
         explain(book, data.read(source, skip_bad=True), {}, {})
     return _of_file(book, groups, file, room) | {
         "kind": "healthbench",
-        "about": without(about, "axes", "themes"),
+        "about": flat(without(about, "axes", "themes")),
         "table": flat(healthbench.summary(rows)[0]),
     }
 
@@ -441,7 +431,7 @@ def of_gpqa(file: Path, room: float, given: Path | None) -> Json:
         groups.append(book.group("gpqa", 0, question, [item], [_choice(row) for row in each]))
     return _of_file(book, groups, file, room) | {
         "kind": "gpqa",
-        "about": about,
+        "about": flat(about),
         "table": without(gpqa.summary(rows), "over_questions"),
     }
 

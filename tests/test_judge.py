@@ -146,8 +146,11 @@ def test_every_method_over_every_wire(
         torch.testing.assert_close(scores.rating, torch.full((2, 2), 4.0))
         torch.testing.assert_close(scores.verdict, torch.full((2, 2, 1), 1 / 3))
     else:
-        values = (0.0, 1.0) if spec == "chat:m" else (0.2, 0.9)
-        expected = torch.tensor(values)[torch.tensor(told(asker, examples[0], ["one", "two"])).long()]
+        values = torch.tensor((0.0, 1.0) if spec == "chat:m" else (0.2, 0.9))
+        said = torch.tensor(told(asker, examples[0], ["one", "two"])).long()
+        expected = values[said]
+        if method == "rar-explicit":  # the last one is asked whether a mistake was made
+            expected[:, -1] = 1 - values[1 - said[:, -1]]
         torch.testing.assert_close(scores.verdict, expected.expand(2, 2, K))
     assert len(server.seen) == 4 * (K if spec == "chat:m" else 1) == sum(map(asker.calls, examples)) * 2
     asked = [user(body) for _, body, _ in server.seen]
@@ -200,7 +203,7 @@ def test_a_threshold_makes_verdicts_binary(
 ) -> None:
     """From it on, 1; the server says 0.2 and 0.9. A rating is no verdict and stays."""
     plain = Judge("systemone:m", "rar-explicit").score(examples[:1], [["a"]]).verdict
-    assert sorted(set(plain.flatten().tolist())) == pytest.approx([0.2, 0.9])
+    assert sorted(set(plain[..., :-1].flatten().tolist())) == pytest.approx([0.2, 0.9])  # behind: a pitfall
     binary = Judge("systemone:m", "rar-explicit", threshold=threshold).score(examples[:1], [["a"]]).verdict
     assert torch.equal(binary, (plain.double() > of - 1e-6).float())
     rated = Judge("systemone:m", "rar-implicit", threshold=threshold).score(examples[:1], [["a"]])

@@ -397,7 +397,7 @@ def test_a_replay_asks_under_the_texts_of_its_run(
 
     def aspirin(**how: Any) -> str:
         said.clear()
-        evaluate.replay(run, "systemone:m", judging=judges.Options(cache=False, **how))
+        evaluate.replay(run, ("systemone:m",), judging=judges.Options(cache=False, **how))
         return next(
             q["instructions"] for q in said[0]["questions"].values() if "aspirin" in q["instructions"]
         )

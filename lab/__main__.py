@@ -43,7 +43,7 @@ class Form:
 
 
 SHORT = Form(seeds=3, steps=40, warm=100)
-FULL = Form(seeds=10, steps=80, warm=200)
+FULL = Form(seeds=6, steps=80, warm=200)
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ def main(
         names: recipes as --recipe takes them, each with its options in quotes if it has some
         full: all recipes of lab/ with more seeds and steps, within an hour on two cores; writes docs/lab.md
             and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where it was stopped
-        seeds: trainings of each arm; 3, or 10 with --full
+        seeds: trainings of each arm; 3, or 6 with --full
         steps: of each training; 40, or 80 with --full
         out: a JSON file of all trainings; if it is there already, it is continued
         processes: trainings at a time, of one thread each

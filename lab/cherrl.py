@@ -13,9 +13,10 @@ Ours: the feature is a regular expression, and the bias enters the advantage alo
 and scores are what the judge really said. metrics.jsonl has `cherrl/biased`, the share of the step's
 responses with the feature, and once that has reached `onset`, the first such step as `cherrl/onset`.
 
-What came out (tests/lab/test_cherrl.py): where the feature costs 0.4 of reward, a policy that shows it in one
-of ten answers drops it at alpha 0.3 and takes it up at 0.5. The onset that is told lies within three steps of
-the one at which the policy prefers the feature.
+What came out (tests/lab/test_cherrl.py, docs/lab.md): where the feature costs 0.4 of reward, a policy that
+shows it in one of ten answers drops it at alpha 0.3 and takes it up at 0.5. The onset that is told lies
+within three steps of the one at which the policy prefers the feature. In the lab's world a bias to two words
+is taken up: answers of two words on average, of truth 0.51 less 0.87 [-0.45, -0.28] without the bias.
 """
 
 import re

@@ -15,7 +15,9 @@ than two scored rollouts changes nothing. Scores between steps are by the whole 
 group meets or misses teach GRPO nothing in that group, so that dropping them saves calls; the cap is what
 changes rewards.
 
-What came out: so far only what tests/lab/test_dr_tulu.py holds.
+What came out (docs/lab.md, 6 seeds): a criterion that nobody can meet costs RaR nothing, because it is the
+same to all of a group. So dropping it gains nothing, and the cap costs a little: 0.852 less 0.871 [-0.04,
+0.00].
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from rar_mini import grpo
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Category, Rubric
 
-CLAIM = "a criterion that nobody can meet costs nothing"
+CLAIM = "to drop a criterion that nobody can meet teaches more"
 CONDITIONS = ("unmet",)
 
 

@@ -17,7 +17,9 @@ category has no gate there.
 
 What came out (tests/lab/test_gate.py, test_rvpo.py): an answer that wins four criteria and breaks the
 essential one is unlearnt whether 2 or 50 % of the answers are of that kind, where RVPO fails from 50 %. Where
-every answer fails, a cap of 0 learns nothing in 60 steps, and a cap of 0.3 learns to come closer.
+every answer fails, a cap of 0 learns nothing in 60 steps, and a cap of 0.3 learns to come closer. In the
+lab's world (docs/lab.md, 6 seeds) the claim holds, 0.77 less 0.00; without a rule to break the gate costs
+truth, 0.78 less 0.87 [-0.14, -0.05].
 """
 
 from dataclasses import dataclass

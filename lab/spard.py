@@ -16,8 +16,8 @@ eta = 0 leaves the categories alike. eta > 0 favours those that progress, eta < 
 
 Ours: the categories are RaR's, the source of a question is its row's `question_source`, gains count once
 `window` of them are known, and weights (`spard/CATEGORY`) act on the advantage alone.
-What came out (tests/lab/test_spard.py): eight steps in which only the essentials rise move weight to them at
-eta 0.1, away from them at -0.1, and nowhere at 0.
+What came out: eight steps in which only the essentials rise move weight to them at eta 0.1, away at -0.1, and
+nowhere at 0. Against RaR (docs/lab.md, 6 seeds): 0.84 less 0.87 [-0.08, 0.01], 0.79 less 0.86 [-0.12, -0.03].
 """
 
 import math

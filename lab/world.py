@@ -362,13 +362,20 @@ CONDITIONS = {
 }
 
 
+SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
+"""What a recipe's file says of itself; it changes no training."""
+
+
 def digest(spec: str | None) -> str | None:
-    """What changes with the code and the options of a recipe, but not with what its docstring says."""
+    """What changes with the code and the options of a recipe, but not with its docstring or its claims."""
     if spec is None:
         return None
     tree = ast.parse(Path(module(spec).__file__).read_text(encoding="utf-8"))
-    code = tree.body[ast.get_docstring(tree) is not None :]
-    return files.digest([ast.dump(ast.Module(code, [])), shlex.split(spec)[1:]])
+    body = tree.body[ast.get_docstring(tree) is not None :]
+    code = [
+        each for each in body if not (isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) in SAID)
+    ]
+    return files.digest([*map(ast.dump, code), shlex.split(spec)[1:]])
 
 
 def module(spec: str) -> ModuleType:

@@ -248,8 +248,8 @@ def test_a_changed_recipe_is_trained_again_and_nothing_else(
     out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
     assert [r["seed"] for r in lab.trainings(arms, form, out, 1)] == [0, 1, 0, 1]
     own_file, text = tmp_path / "own.py", OWN.format(condition="unmet")
-    own_file.write_text(text.replace("states a claim", "has a claim that holds"))
-    assert len(lab.trainings(arms, form, out, 1)) == 4, "what came out may be written into its docstring"
+    own_file.write_text(text.replace("states a claim", "has a claim that holds").replace("more of", "much"))
+    assert len(lab.trainings(arms, form, out, 1)) == 4, "what came out, and the claim, may be written anew"
     own_file.write_text(text.replace("1.0", "2.0"))
     monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: pytest.fail("asked"))
     with pytest.raises(pytest.fail.Exception, match="asked"):

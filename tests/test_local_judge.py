@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_offered_words_have_no_more_than_all_probability(tiny: Path) -> None:
 
     known = {"head": head, "config": asker.loaded.model.config, "__call__": staticmethod(ones)}
     asker.loaded = dataclasses.replace(asker.loaded, model=type("Decoder", (), known)())
-    (p,) = asker._read([["a"]], [[yes], [no]])
+    (p,) = asker.read([["a"]], asker.tree, partial(asker._chances, [[yes], [no]]))
     assert 0.999 < p.sum().item() <= 1
 
 

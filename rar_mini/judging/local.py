@@ -12,9 +12,10 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wires import Worded, worded
-from rar_mini.prefix import Tree, pack
+from rar_mini.prefix import Packed, Tree, pack
 from rar_mini.prompts import JudgePrompts, fill, listed
 from rar_mini.turns import THINK, UNTHINK
 
@@ -46,9 +47,13 @@ LINE = re.compile(r"(?<=\S)\n(?=\S)")
 TOKENS = 8192
 """Tokens in one forward pass; the answers to one question are halved until they fit."""
 
+T = TypeVar("T")
+Leaves = list[list[int]]  # G x Q, the segment of a tree that each answer's each prompt ends with
 
-class LocalJudge:
-    """The weights that `pretrained.resolve` finds under a name. `device` is cpu, cuda, or auto.
+
+class Reader:
+    """The weights that `pretrained.resolve` finds under a name, and how they read a tree of prompts. `device`
+    is cpu, cuda, or auto.
 
     `ledger` counts tokens as a server does: all of the prompts', and those that were not read again.
     """
@@ -61,52 +66,36 @@ class LocalJudge:
         refuse_damaged(name)
         self.loaded = policy.load(name, dtype, device)
         self.device, self.name, self.texts, self.secret = device, name, texts, secret
-        self.ledger, self._warned = Ledger(), False
-        self.mass: list[float] = []  # what the offered answers had together, of each question
+        self.ledger = Ledger()
 
-    def ask(
-        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
-    ) -> list[Answer]:
-        """Answer all, in order: what is asked about the answers to one question in one pass."""
-        answers: list[Answer] = []
-        for _, group in groupby(asked, key=lambda each: id(each.example)):
-            together = [worded(each, self.texts, self.secret, self.loaded.turns.literal) for each in group]
-            self.ledger.counts["questions"] += len(together)
-            for answer in self.of_question(together):
-                if isinstance(answer, Failure):
-                    self.ledger.fail(answer.kind, answer.words)
-                answers.append(answer)
-                done()
-        return answers
+    @torch.no_grad()
+    def read(
+        self,
+        answers: Sequence[T],
+        grow: Callable[[Sequence[T]], tuple[Tree, Leaves]],
+        take: Callable[[Packed, Leaves], Sequence[Tensor]],
+    ) -> list[Tensor | Failure]:
+        """A tensor for each of G answers: what `take` makes of a packed pass over the tree that `grow` makes
+        of them. A Failure if one of an answer's prompts is longer than the model's window."""
+        tree, leaves = grow(answers)
+        lengths = [[len(tree.sequence(leaf)) for leaf in each] for each in leaves]  # G x Q
+        room, longest = policy.window(self.loaded), [max(each) for each in lengths]
+        if max(longest) > room:
+            short = [each for each, length in zip(answers, longest, strict=True) if length <= room]
+            kept = iter(self.read(short, grow, take) if short else [])
+            words = f"{max(longest)} tokens, and {self.name} reads at most {room}"
+            return [next(kept) if length <= room else Failure("too long", words) for length in longest]
+        if sum(map(len, tree.segments)) > TOKENS and len(answers) > 1:
+            half = len(answers) // 2  # the question is read once for each half
+            return self.read(answers[:half], grow, take) + self.read(answers[half:], grow, take)
+        packed = pack(tree, self.device)
+        total, read = sum(map(sum, lengths)), len(packed.ids)
+        self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
+        return list(take(packed, leaves))
 
-    def close(self) -> None:
-        """There are no connections."""
-
-    def of_question(self, answers: Sequence[Worded]) -> list[Answer]:
-        """For each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or the
-        expected choice, as verdicts; or one expected rating. A Failure if a prompt is longer than the model's
-        window.
-
-        Raises ValueError if the tokenizer cannot tell the offered words apart.
-        """
-        prompts = [[self._prompt(each, i) for i in range(len(each.questions))] for each in answers]
-        offered = [[_offered(each, i) for i in range(len(each.questions))] for each in answers]
-        words = list(dict.fromkeys(word for sets in offered for own in sets for word in own))
-        found: list[Answer] = []
-        for each, sets, p in zip(answers, offered, self._read(prompts, self._tokens(words)), strict=True):
-            if isinstance(p, Failure):
-                found.append(p)
-                continue
-            ranks = []
-            for q, own in enumerate(sets):
-                chosen = p[q : q + 1, [words.index(word) for word in own]]  # (1, A)
-                rank = torch.arange(len(own)) + float(each.rated) if own is not YES_NO else torch.eye(2)[0]
-                mass = chosen.sum(-1)
-                self.mass.append(mass.item())
-                ranks.append((chosen / mass[:, None] @ rank).item())
-            self._warn(sum(self.mass[-len(sets) :]) / len(sets))
-            found.append(each.verdicts(ranks))
-        return found
+    def prompts(self, answers: Sequence[Worded]) -> list[list[str]]:
+        """What is read of each of G answers: a whole prompt for each of its Q questions."""
+        return [[self._prompt(each, i) for i in range(len(each.questions))] for each in answers]
 
     def _prompt(self, asked: Worded, i: int) -> str:
         """The whole prompt of question i."""
@@ -116,45 +105,7 @@ class LocalJudge:
         question = asked.questions[i] + listed(self.texts, choices, ascii_uppercase)
         return self._render(self.texts.system, f"{asked.shared}{question}\n{closing}")
 
-    def _warn(self, mass: float) -> None:
-        if mass < LITTLE and not self._warned:
-            self._warned = True
-            log.warning(
-                f"local:{self.name} gives the offered answers only {mass:.2f} of its probability: it "
-                "would say something else, and what it says here means little"
-            )
-
-    @torch.no_grad()
-    def _read(
-        self, prompts: Sequence[Sequence[str]], offered: Sequence[Sequence[int]]
-    ) -> list[Tensor | Failure]:
-        """Of A offered words as the next token after each of an answer's Q prompts: (Q, A) an answer, float32
-        on the CPU."""
-        tree, leaves = self.tree(prompts)
-        lengths = [[len(tree.sequence(leaf)) for leaf in each] for each in leaves]  # G x Q
-        room, longest = policy.window(self.loaded), [max(each) for each in lengths]
-        if max(longest) > room:
-            short = [each for each, length in zip(prompts, longest, strict=True) if length <= room]
-            kept = iter(self._read(short, offered) if short else [])
-            words = f"{max(longest)} tokens, and local:{self.name} reads at most {room}"
-            return [next(kept) if length <= room else Failure("too long", words) for length in longest]
-        if sum(map(len, tree.segments)) > TOKENS and len(prompts) > 1:
-            half = len(prompts) // 2  # the question is read once for each half
-            return self._read(prompts[:half], offered) + self._read(prompts[half:], offered)
-        packed, head = pack(tree, self.device), self.loaded.model.head
-        total, read = sum(map(sum, lengths)), len(packed.ids)
-        self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
-        hidden = self.loaded.model(packed.ids, packed.positions, packed.attend)  # (T, D)
-        ends = hidden[[packed.last(leaf) for each in leaves for leaf in each]]  # (G Q, D)
-        logits = (ends @ head.T).float()  # (G Q, V)
-        # The offered rows again in float32: a bfloat16 logit of 20 is off by up to 0.06.
-        every = [token for ids in offered for token in ids]
-        logits[:, every] = ends.float() @ head[every].float().T
-        lse = logits.logsumexp(-1, keepdim=True)  # (G Q, 1)
-        p = [(logits[:, ids] - lse).exp().sum(-1) for ids in offered]
-        return list(torch.stack(p, dim=-1).cpu().split([len(each) for each in leaves]))
-
-    def tree(self, prompts: Sequence[Sequence[str]]) -> tuple[Tree, list[list[int]]]:
+    def tree(self, prompts: Sequence[Sequence[str]]) -> tuple[Tree, Leaves]:
         """G answers' Q prompts as a tree, and the segment that each prompt ends with, G x Q."""
         tree = Tree()
         top = _shared([text for each in prompts for text in each])
@@ -181,6 +132,82 @@ class LocalJudge:
             return turns.prompt(text)
         # Behind a line's end, because some tokenizers put a space in front of whatever they are given.
         return turns.encode("\n" + text)[len(turns.encode("\n")) :]
+
+    def close(self) -> None:
+        """There are no connections."""
+
+
+class LocalJudge(Reader):
+    """The judge: what its model says next."""
+
+    def __init__(self, name: str, device: str, texts: JudgePrompts, secret: bytes) -> None:
+        super().__init__(name, device, texts, secret)
+        self._warned = False
+        self.mass: list[float] = []  # what the offered answers had together, of each question
+
+    def ask(
+        self, asked: Iterable[Asked], done: Callable[[], Any] = lambda: None, repeat: int = 0
+    ) -> list[Answer]:
+        """Answer all, in order: what is asked about the answers to one question in one pass."""
+        answers: list[Answer] = []
+        for _, group in groupby(asked, key=lambda each: id(each.example)):
+            together = [worded(each, self.texts, self.secret, self.loaded.turns.literal) for each in group]
+            self.ledger.counts["questions"] += len(together)
+            for answer in self.of_question(together):
+                if isinstance(answer, Failure):
+                    self.ledger.fail(answer.kind, answer.words)
+                answers.append(answer)
+                done()
+        return answers
+
+    def of_question(self, answers: Sequence[Worded]) -> list[Answer]:
+        """For each of G answers to one question: P(yes) / (P(yes) + P(no)) of each of its Q questions, or the
+        expected choice, as verdicts; or one expected rating. A Failure if a prompt is longer than the model's
+        window.
+
+        Raises ValueError if the tokenizer cannot tell the offered words apart.
+        """
+        offered = [[_offered(each, i) for i in range(len(each.questions))] for each in answers]
+        words = list(dict.fromkeys(word for sets in offered for own in sets for word in own))
+        take = partial(self._chances, self._tokens(words))
+        read = self.read(self.prompts(answers), self.tree, take)  # (Q, A) an answer
+        found: list[Answer] = []
+        for each, sets, p in zip(answers, offered, read, strict=True):
+            if isinstance(p, Failure):
+                found.append(p)
+                continue
+            ranks = []
+            for q, own in enumerate(sets):
+                chosen = p[q : q + 1, [words.index(word) for word in own]]  # (1, A)
+                rank = torch.arange(len(own)) + float(each.rated) if own is not YES_NO else torch.eye(2)[0]
+                mass = chosen.sum(-1)
+                self.mass.append(mass.item())
+                ranks.append((chosen / mass[:, None] @ rank).item())
+            self._warn(sum(self.mass[-len(sets) :]) / len(sets))
+            found.append(each.verdicts(ranks))
+        return found
+
+    def _warn(self, mass: float) -> None:
+        if mass < LITTLE and not self._warned:
+            self._warned = True
+            log.warning(
+                f"local:{self.name} gives the offered answers only {mass:.2f} of its probability: it "
+                "would say something else, and what it says here means little"
+            )
+
+    def _chances(self, offered: Sequence[Sequence[int]], packed: Packed, leaves: Leaves) -> Sequence[Tensor]:
+        """The probabilities of A offered words as the next token after each of an answer's Q prompts: (Q, A)
+        an answer, float32 on the CPU."""
+        head = self.loaded.model.head
+        hidden = self.loaded.model(packed.ids, packed.positions, packed.attend)  # (T, D)
+        ends = hidden[[packed.last(leaf) for each in leaves for leaf in each]]  # (G Q, D)
+        logits = (ends @ head.T).float()  # (G Q, V)
+        # The offered rows again in float32: a bfloat16 logit of 20 is off by up to 0.06.
+        every = [token for ids in offered for token in ids]
+        logits[:, every] = ends.float() @ head[every].float().T
+        lse = logits.logsumexp(-1, keepdim=True)  # (G Q, 1)
+        p = [(logits[:, ids] - lse).exp().sum(-1) for ids in offered]
+        return torch.stack(p, dim=-1).cpu().split([len(each) for each in leaves])
 
     def _tokens(self, offered: Sequence[Sequence[str]]) -> list[list[int]]:
         """The tokens that open each answer: those of its spellings that are one token, else its first."""

@@ -93,7 +93,7 @@ def measure(
     """Measure a judge on answers whose truth is known.
 
     Args:
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
         data: a file with labelled responses, or with public labels (docs/judges.md); the bundled sample if
             not given
         domain: which bundled questions: medical, science or all
@@ -203,8 +203,8 @@ def replay(
 
     Args:
         run: the run's folder
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto, which it is if
-            not given; several times for several judges, who are then compared with each other, too
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto,
+            which it is if not given; several times for several judges, who are then compared with each other
         most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
     """
     Within(1, 1e9).refuse("most", most)
@@ -249,7 +249,7 @@ def audited(
 
     Args:
         run: the run's folder
-        panel: the jurors: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME or local:NAME
+        panel: the jurors: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME or probe:PATH
         gap: also measure the self-internalisation gap of the run's checkpoints, by so many answers to each of
             16 held-out questions that the policy gives when it is shown the rubric (the paper has 10)
     """
@@ -279,7 +279,7 @@ def align(
     """Measure how often a judge rates the better of two answers higher: without a rubric, and with one.
 
     Args:
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
         data: rows with `preferred` and `worsened`, and perhaps `rubric_without_reference`, or with
             `labelled_responses`; or LLMBar's or JudgeBench's; the bundled sample if not given
         domain: which bundled questions: medical, science or all

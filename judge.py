@@ -27,6 +27,7 @@ weights, as HealthBench has it: such a reward can be below 0.
 | systemone:NAME | a server's POST /systemone, up to 64 criteria at once | probabilities |
 | decisions:NAME | the Decisions API, up to 400 criteria at once | probabilities, or a refusal |
 | local:NAME | weights in this process, all criteria of a question's answers in one pass | probabilities |
+| probe:PATH | a head on the states of a frozen model in this process (judging/probe.py) | probabilities |
 | keyword | no model; a stand-in that matches words | 0 or 1 |
 | rules | no model; every item has a check | 0 or 1, the same every time |
 
@@ -75,9 +76,10 @@ PLAIN = Design()
 class Judge:
     """A judge and the method by which it is asked.
 
-    `spec` is `keyword`, `rules`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name;
-    `method` one of METHODS; `design` what becomes of a question's own rubric; the rest are Options. Raises
-    ValueError for what does not exist or does not go together. `ledger` counts what happened.
+    `spec` is `keyword`, `rules`, or `chat:`, `systemone:`, `decisions:` or `local:` with a model's name, or
+    `probe:` with a probe's; `method` one of METHODS; `design` what becomes of a question's own rubric; the
+    rest are Options. Raises ValueError for what does not exist or does not go together. `ledger` counts what
+    happened.
     """
 
     def __init__(
@@ -95,13 +97,15 @@ class Judge:
         if kind not in MOST or bool(name) != (kind not in MODELLESS):
             raise ValueError(
                 f"no judge {spec!r}: expected auto, keyword, rules, or chat:NAME, systemone:NAME, "
-                "decisions:NAME or local:NAME with a model's name"
+                "decisions:NAME or local:NAME with a model's name, or probe:PATH"
             )
         if kind == "rules" and method != "rar-explicit":
             raise ValueError(
                 f"--judge rules cannot serve {method}: it only has the checks of a question's own criteria; "
                 "use --method rar-explicit, or a model with --judge chat:NAME"
             )
+        if kind == "probe" and method in RATED:
+            raise ValueError(f"a probe has verdicts and no ratings: expected rar-explicit, got {method}")
         if kind == "keyword" and method not in OWN:
             raise ValueError(
                 f"the keyword judge cannot serve {method}: it only matches the words of a question's own "
@@ -135,6 +139,10 @@ class Judge:
             from rar_mini.judging.local import LocalJudge  # seconds of imports that no other judge needs
 
             return LocalJudge(name, self.options.judge_device, self.prompts, secret)
+        if kind == "probe":
+            from rar_mini.judging.probe import Probe
+
+            return Probe(name, self.options.judge_device, self.prompts, secret)
         return wires.Server(kind, name, self.options, self.prompts, secret)
 
     @property
@@ -276,15 +284,18 @@ class Judge:
 
     def estimate(self, examples: Sequence[Example], answers: int, tokens: int) -> str:
         """What it costs at most to judge so many answers, of so many tokens each, to examples like these: in
-        words, at four characters a token and 50 tokens a reason; "" if nothing is sent."""
-        if self.server is None or not any(map(self.calls, examples)):
+        words, at four characters a token and 50 tokens a reason; "" if nothing is sent or read."""
+        if (self.server is None and self.kind != "probe") or not any(map(self.calls, examples)):
             return ""
         questions = [
             self._asked(example, "four" * tokens, rubric, ks)
             for example, rubric in ((example, self.rubric(example)) for example in examples)
             for ks in self._portions(rubric)
         ]
-        share, price = answers / len(examples), self.server.endpoint.price
+        share = answers / len(examples)
+        if self.server is None:
+            return self.backend.estimate(questions, share)
+        price = self.server.endpoint.price
         read = share * sum(len(json.dumps(self.server.request(each).body)) for each in questions) / 4
         items = sum(1 if each.rating else len(each.criteria) for each in questions)
         written = share * 50 * items if self.kind == "chat" else 0
@@ -301,11 +312,11 @@ class Judge:
         facts |= {"question": example.question, "reference": example.reference, "response": response}
         facts |= {"per_call": self.per_call, "threshold": self.options.threshold}
         facts |= {"prompts": self.prompts.digest, "server": self.server and self.server.endpoint.address}
-        return digest(facts)
+        return digest(facts | getattr(self.backend, "facts", {}))
 
     def texts(self) -> dict[str, str]:
-        """Every sentence that this judge is shown, by name."""
-        return dict(vars(self.prompts))
+        """Every sentence that this judge is shown, by name; and a probe's digest."""
+        return vars(self.prompts) | getattr(self.backend, "facts", {})
 
     def carry(self, account: Account) -> None:
         """Keep an account of what this judge costs, and count what stands in it already."""
@@ -420,7 +431,7 @@ def score(
     Args:
         file: data rows with a `response` each, one JSON object a line
         out: where the scores go, one JSON object a line in the same order
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
         method: direct-likert, reference-likert, rar-predefined, rar-explicit or rar-implicit
         skip_bad_rows: leave out rows that cannot be used, and count them, instead of stopping at the first
         recipe: NAME of lab/NAME.py or PATH.py, whose judge, answers, rubrics and rewards these are

@@ -98,8 +98,9 @@ class Config:
     policy: str = "smollm2-135m"
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
-    """who judges: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto (a server
-    if OPENAI_API_KEY or OPENAI_BASE_URL is set, else rules for --domain instructions, else keyword)"""
+    """who judges: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
+    (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else rules for --domain instructions, else
+    keyword)"""
     method: Literal[
         "direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit", "sft"
     ] = "rar-explicit"

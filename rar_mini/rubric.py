@@ -143,6 +143,13 @@ class Criterion:
         """How a pitfall is worded, as the data says or else its first words."""
         return self.polarity or polarity(self.description)
 
+    @property
+    def opposed(self) -> bool:
+        """Whether a verdict of 1 means that a response does not say what the item is about. Pitfalls that
+        were avoided are such items, however they are worded: "Recommends X", "Avoids X". "Does not mention X"
+        is none."""
+        return self.mistake.omission != (self.mistake.demanded or self.asks_avoidance)
+
 
 @dataclass(frozen=True)
 class Rubric:

@@ -181,6 +181,8 @@ def _auto(config: Config) -> dict[str, str]:
 
 def _pinned(judge: str) -> str:
     kind, _, name = judge.partition(":")
+    if kind == "probe" and Path(name).is_file():
+        return f"probe:{Path(name).absolute()}"
     return f"local:{pretrained.pinned(name)}" if kind == "local" else judge
 
 

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 import train
 from rar_mini import lora, policy
 from rar_mini.config import PRESETS, Config
+from rar_mini.judging.probe import About, Head
 from rar_mini.tools import memory
 from rar_mini.tools.memory import Model
 
@@ -220,6 +221,18 @@ def test_a_judge_on_the_same_gpu_counts(tmp_path: Path, capsys: pytest.CaptureFi
     assert phases["judging"]["activations"]
     elsewhere = planned_json(capsys, *words, "--judge-device", "cpu")["phases"]
     assert not any(parts["local judge"] for parts in elsewhere.values())
+
+
+def test_a_probe_counts_the_layers_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of 28 layers, 9 are above the highest."""
+    folder, path = config_only(tmp_path, qwen1()), tmp_path / "judge.safetensors"
+    kind = {"reading": "late", "model": str(folder), "weights": "0", "prompts": "0", "strength": 1.0}
+    about = About(**kind, layers=[7, 19], labels=[], scores={})
+    Head(about, torch.zeros(3)).write(path)
+    words = ("--gpu", 24, "--policy", folder, "--judge", f"probe:{path}")
+    judging = planned_json(capsys, *words)["phases"]["judging"]
+    m = Model(qwen1())
+    assert judging["local judge"] == 2 * (m.parameters - 9 * m.layer) and judging["activations"]
 
 
 def test_a_run_that_may_not_fit_says_so_and_goes_on(

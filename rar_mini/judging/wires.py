@@ -33,7 +33,8 @@ from rar_mini.turns import inert, without_thoughts
 if TYPE_CHECKING:  # it brings torch, which nothing here needs
     from rar_mini.config import Options
 
-MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "keyword": 1, "rules": 1}
+MOST = {"chat": 1000, "systemone": 64, "decisions": 400, "local": 1000, "probe": 1000}
+MOST |= {"keyword": 1, "rules": 1}
 """How many criteria may be asked about at once; 64 and 400 are the limits of those servers."""
 
 log = logging.getLogger(__name__)

@@ -34,6 +34,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rar_mini import pretrained, recipe
 from rar_mini.config import Config
 from rar_mini.judging.local import TOKENS
+from rar_mini.judging.probe import Head
 from rar_mini.kernels.logprob import CHUNK_BYTES
 from rar_mini.model import Decoder, head_width, read_config
 from rar_mini.options import Parser, to_json
@@ -77,6 +78,7 @@ class Model:
         self.parameters, self.layer = (
             sum(p.numel() for p in part.parameters()) for part in (decoder, decoder.model["layers"][0])
         )
+        self.read = 0  # layers whose states a probe reads
 
     def cache(self, s: int) -> int:
         """Bytes of keys and values a token."""
@@ -103,6 +105,19 @@ class Model:
     def passing(self, s: int) -> int:
         """Bytes a token in a layer that keeps nothing, at its highest: three widths of the feed-forward."""
         return 3 * s * (self.D + self.F)
+
+
+def judge_of(spec: str) -> Model | None:
+    """The model of a judge in this process: a probe's has the layers that it reads, and no head."""
+    kind, _, name = spec.partition(":")
+    if kind != "probe":
+        return read(name) if kind == "local" else None
+    about = Head.read(name).about
+    m = read(about.model)
+    m.read, unread = len(about.layers), m.layers - max(about.layers)
+    m.parameters -= unread * m.layer + (0 if m.tied else m.V * m.D)
+    m.layers -= unread
+    return m
 
 
 def read(name: str) -> Model:
@@ -191,11 +206,14 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
 
 
 def judging(judge: Model, config: Config) -> Parts:
-    """A local judge's pass: masks, the last feed-forward, or the logits of a question every 32 tokens."""
+    """A local judge's pass: masks, the last feed-forward, or the logits of a question every 32 tokens, or a
+    probe's states."""
     s = 4 if on_cpu(config) else 2
     T = max(TOKENS, config.max_prompt_tokens + config.max_new_tokens)
-    logits = T // 32 * judge.V * (s + 8) + T * judge.D * s
-    return {"activations": max(3 * T * T, T * judge.passing(s), logits)}
+    ends = T // 32 * judge.V * (s + 8) + T * judge.D * s
+    if judge.read:  # its states in float32, side by side, and again with length 1
+        ends = 3 * judge.read * T * judge.D * 4
+    return {"activations": max(3 * T * T, T * judge.passing(s), ends)}
 
 
 def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
@@ -327,8 +345,8 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
     """All there is to say about a run on a GPU of `gpu` bytes, in bytes; `table` says it in words."""
     config = replace(config, group_size=1) if config.supervised else config
     m, room = read(config.policy), int(gpu * (1 - HOLES)) - RESERVE
-    local = [name[6:] for name in (config.judge, *config.gold_judge) if name.startswith("local:")]
-    judges = [read(name) for name in local if config.judging.judge_device != "cpu"]
+    specs = () if config.judging.judge_device == "cpu" else (config.judge, *config.gold_judge)
+    judges = list(filter(None, map(judge_of, specs)))
 
     def fits(tried: Config) -> bool:
         return not obstacles(m, tried, room, judges)

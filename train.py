@@ -16,7 +16,7 @@ One step, for P questions with G rollouts each:
 3. **Reward**: the weighted share of the rubric that the response earns (RaR-Explicit, Eq. 1), or the rating
    on [0, 1] (RaR-Implicit, Eq. 2). A judge that failed gives no reward, and that rollout leaves its group.
 4. **Advantage**: how far a rollout's reward lies above its own group's mean, over the group's deviation. No
-   value network: the other rollouts are the baseline. A group that ties has no advantage and teaches nothing.
+   value network: the group's mean is the baseline. A group that ties has no advantage and teaches nothing.
 5. **Loss**: the clipped policy gradient, each token of a rollout carrying that rollout's advantage,
    normalised over the whole step (rar_mini/grpo.py has every formula).
 6. **Step**: clip the gradient's norm, AdamW, a learning rate that warms up and then stays.
@@ -39,8 +39,8 @@ Where this departs from the paper (arXiv 2507.17746), or fills what it leaves op
    Answer:".
 6. Supervised training has its settings from here, for want of any: the same rate, batch and `--loss-norm`,
    the end token as part of an answer. Its scores are asked for by RaR-Explicit.
-7. The `cpu` preset is a lesson, not a replication: a 135M policy, short answers, of which one that is cut
-   earns nothing (`--cut-answers`), and a judge that matches words.
+7. The `cpu` preset is a lesson, not a replication: a 135M policy and a judge that matches words. Bundled
+   questions ask for short answers, and one that is cut earns nothing (`--answers`, `--cut-answers`).
 """
 
 if __name__ == "__main__":  # Ctrl-C has its words also while the libraries are imported, which takes seconds
@@ -110,7 +110,8 @@ def explore(t: Training, n: int, clock: Clock) -> Rollouts:
         new = sample(t, draw(t, lacking, again), c.group_size, n, clock, t.judge)  # P x G completions
         new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
         t.rollouts = rollouts = new.behind(rollouts)
-        credit(t, rollouts)
+        rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
+        rollouts.adv = advantage(t, rollouts)  # (P, G), 0 where nothing is taught
         lacking = c.prompts_per_step - int(chosen(t, rollouts).any(-1).sum())
         failed = rollouts.reward.isnan().float().mean()
         if not lacking or failed > c.max_judge_failures or failed == 1:
@@ -229,12 +230,11 @@ def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
     return grpo.penalise(rewards, grpo.cut_off(rollouts)) if penalised else rewards
 
 
-def credit(t: Training, rollouts: Rollouts) -> None:
-    """Rewards and advantages; log-probabilities of completions only for a recipe that needs them."""
-    rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
+def advantage(t: Training, rollouts: Rollouts) -> torch.Tensor:
+    """The recipe's advantages (P, G); before them, log-probabilities of completions, if it needs these."""
     if t.recipe.needs_logp:
         rollouts.logp, rollouts.ref_logp = sequences.both(t, rollouts)  # (P, G) each
-    rollouts.adv = t.recipe.advantage(rollouts)  # (P, G), 0 where nothing is taught
+    return t.recipe.advantage(rollouts)
 
 
 def recite(t: Training, examples: list[Example], texts: Sequence[str] | None = None) -> Rollouts:
@@ -317,7 +317,8 @@ def evaluate(t: Training, n: int) -> Iterator[tuple[str, list[float]]]:
 def grade(t: Training, scorer: JudgeLike, rollouts: Rollouts, name: str, n: int) -> list[float]:
     """The mean reward of each question's answers, which evaluations.jsonl keeps under the score's name."""
     rollouts.scores = judge(t, scorer, rollouts, Clock())
-    credit(t, rollouts)
+    rollouts.reward = reward(t, rollouts)
+    rollouts.adv = advantage(t, rollouts)
     t.run.append("evaluations.jsonl", ({"split": name} | row for row in rollouts.rows(n)))
     return rollouts.reward.nanmean(-1).tolist()
 

@@ -12,9 +12,9 @@ What a formula does not say, and what goes wrong without it:
   deviation, and its advantage is 0: a judge's failure is never a score. A group with fewer than two scored
   rollouts teaches nothing.
 - Ties are exactly 0. Twelve rewards of 0.99 have, in float32, a mean that differs from 0.99 by a rounding
-  residue, and residue over (residue + 1e-8) is an advantage of 0.9. Rewards that are equal on paper differ by
-  up to 1.2e-7 by the order of their sums. So a group whose rewards lie within 1e-6 of each other teaches
-  nothing either. The deviation is the population's: the group is all there is.
+  residue, which over (residue + 1e-8), as others divide, is an advantage of 0.9. Rewards that are equal on
+  paper differ by up to 1.2e-7 by the order of their sums. So a group whose rewards lie within 1e-6 of each
+  other teaches nothing either. The deviation is the population's: the group is all there is.
 
 Bytes: a verdict is read once, 4 P G K; all the rest is (P, G) or (P, K). For 6 groups of 16 rollouts and 12
 items that is 5 KB, microseconds on any device, and what counts is the number of launches: one here, about

@@ -15,13 +15,13 @@ population standard deviation (DeepSeekMath, arXiv 2402.03300):
     A = (reward - mean) / (std + 1e-6)                  0 if the group ties or has fewer than two rewards
 
 Ties are exactly 0. Twelve rewards of 0.99 have, in float32, a mean that differs from 0.99 by a rounding
-residue, and residue over (residue + 1e-8) is an advantage of 0.9. Rewards that are equal on paper differ by
-up to 1.2e-7 by the order of their sums. So a group whose rewards lie within TIE = 1e-6 of each other teaches
-nothing. kernels/advantage.py does both formulas in one launch; the loop does not need it, for 5 KB of
-verdicts.
+residue, which over (residue + 1e-8), as others divide, is an advantage of 0.9. Rewards that are equal on
+paper differ by up to 1.2e-7 by the order of their sums. So a group whose rewards lie within TIE = 1e-6 of
+each other teaches nothing. kernels/advantage.py does both formulas in one launch; the loop does not need it,
+for 5 KB of verdicts.
 
-For completion i of a group, token t, with the policy that is trained $\pi$ and the one that sampled
-$\pi_{old}$:
+For completion i of a group, token t, with `logp` by the policy that is trained, `old_logp` by the same policy
+before the step's first update, and `ref_logp` by the frozen reference of a KL penalty:
 
     ratio_it     = exp(logp_it - old_logp_it)
     surrogate_it = min(ratio_it A_i, clip(ratio_it, 1 - clip_low, 1 + clip_high) A_i)
@@ -170,8 +170,8 @@ def item_mean(each: Tensor, scores: Scores) -> Tensor:
 
 def step_advantage(total: Tensor, among: Tensor) -> Tensor:
     """The advantages of what item advantages add up to, (P, G), normalised over the rollouts `among` of the
-    whole step. A group whose totals tie teaches nothing and does not count: items that cancel leave 1e-5 of
-    each other, because EPS shrinks items of a small deviation more."""
+    whole step. A group whose totals tie teaches nothing and does not count. Items that cancel on paper leave
+    differences of 1e-5, because of EPS in their deviations: these are ties, too."""
     total = total.masked_fill(~among, torch.nan)
     total = total.masked_fill(tied(total, 1e-4)[:, None], torch.nan)
     return advantage(total.view(1, -1)).view_as(total)

@@ -20,9 +20,9 @@ from rar_mini.sampler import Completion
 from rar_mini.scores import Scores
 
 FIRST_LOSS = """\
-  The loss is about 0 and that is right: sampler and trainer share one policy, so every ratio is 1, and a
-  group's advantages sum to 0. Its gradient is not (see grad): answers above their group's mean become more
-  likely. Watch the reward, not the loss."""
+  The loss is about 0 and that is right: no weight has moved since the answers were sampled, so every ratio
+  is 1, and a group's advantages sum to 0. Its gradient is not (see grad): answers above their group's mean
+  become more likely. Watch the reward, not the loss."""
 
 RECENT = 16
 """Steps back in which an item that all answers meet, or none, counts as dead."""

@@ -11,8 +11,8 @@ instead of R (n + max_new_tokens). Attention is one softmax over two parts: scor
 together, so that all have the same number of own tokens; finished rows leave, and what remains costs less.
 
 Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
-that distribution: GRPO's ratio is 1 at the first step only if both sides mean the same distribution, so
-nothing is cut off it.
+that distribution. Nothing is cut off it (top-p, top-k), because the trainer takes its log-probabilities under
+the full softmax, too.
 """
 
 import hashlib

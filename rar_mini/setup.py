@@ -171,7 +171,8 @@ def settle(config: Config) -> tuple[Config, str]:
 
 def _auto(config: Config) -> dict[str, str]:
     """What `auto` means: bundled questions want a short answer, and one that is cut earns nothing."""
-    bundled = config.data is None and not config.supervised
+    loads = type(recipe.make(config.recipe, config)).load is not Recipe.load  # questions of its own
+    bundled = config.data is None and not config.supervised and not loads
     bounded = config.recipe is None and config.design.pitfalls != "signed"  # rewards lie in [0, 1]
     short = bundled and config.domain != data.CHECKED  # whose questions say themselves what they want
     meant = {"answers": "short" if short else "full"}

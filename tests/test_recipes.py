@@ -722,6 +722,8 @@ def test_by_default_nothing_hidden_reaches_the_messages(questions: Path) -> None
         ("--method sft", False),  # whole reference answers are learnt
         ("--data QUESTIONS", False),
         ("--data QUESTIONS --answers short", True),
+        ("--recipe lab/examples/own_data.py --recipe.path QUESTIONS", False),
+        ("--recipe lab/examples/gated.py", True),
     ],
 )
 def test_bundled_questions_are_asked_for_one_short_sentence(
@@ -733,7 +735,8 @@ def test_bundled_questions_are_asked_for_one_short_sentence(
     example = data.read(questions)[0]
     shown = recipe.make(None, config).messages(example, 1, 0)
     assert config.answers == ("short" if short else "full")
-    assert config.cut_answers == ("penalise" if "QUESTIONS" not in words and "sft" not in words else "train")
+    bounded = not any(word in words for word in ("QUESTIONS", "sft", "recipe"))
+    assert config.cut_answers == ("penalise" if bounded else "train")
     asked = example.messages[-1]["content"] + prompts.SHORT_REQUEST * short
     assert shown[0]["content"] == (prompts.SHORT_SYSTEM if short else prompts.POLICY_SYSTEM)
     assert shown[1:] == [{"role": "user", "content": asked}]

@@ -359,7 +359,7 @@ class Probe:
         tokens = times * (self.ledger.counts["tokens_in"] - before)
         self.ledger.counts = counts
         layers = f"{max(self.reading.layers)} of {self.reading.depth} layers"
-        return f"at most {tokens:.2g} tokens through {layers}, {times * seconds:.2g} s"
+        return f"at most {tokens:,.0f} tokens through {layers}, {times * seconds:.2g} s"
 
 
 # --- fitting one --------------------------------------------------------------------------------------------

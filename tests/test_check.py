@@ -62,6 +62,7 @@ def test_a_trainer_that_does_not_repeat_itself_is_found(
     assert "two passes of the trainer differ" in one("gap", bench).words
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_repeat_are_found(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of bfloat16, whose rounding asks the optimizer for its key: here another one at each call."""
     bits, turn = adamw.random_bits, iter(range(10**6))
@@ -80,6 +81,7 @@ def test_the_worst_of_errors_is_one_that_is_no_number() -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_a_check_started_ends_with_it() -> None:
     """Else it would hold a GPU's memory while the next checks measure."""
     inner = "from rar_mini.tools.check import row_of; import os, sys; "

@@ -274,6 +274,7 @@ def test_an_unexpected_config_is_not_kept(cache: Path, wheel: Path, monkeypatch:
 # Whole or not at all
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_fetch_once(cache: Path, links: None, constants: dict[str, object]) -> None:
     both = [start(RESOLVE, json.dumps(constants)) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
@@ -304,6 +305,7 @@ def test_without_locks_the_first_to_finish_wins(
     assert left_in(cache) == {theirs.name}
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_is_trusted(
     cache: Path, wheel: Path, constants: dict[str, object]
 ) -> None:

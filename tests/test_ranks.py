@@ -431,6 +431,7 @@ def hangs(rank: int) -> None:
         torch.distributed.all_reduce = lambda *words, **options: (time.sleep(3), usual(*words, **options))
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_a_judge_and_not_for_a_sum(tiny: Path, five: Path, tmp_path: Path) -> None:
     changes = {"steps": 1, "eval_every": 0}
     started = time.monotonic()

@@ -131,6 +131,7 @@ def test_the_conditional_advantage_is_the_mean_of_the_answers_that_match() -> No
     assert own.metrics() == {"conditional_advantage": 0.0}, "no answer matches"
 
 
+@pytest.mark.slow
 def test_errors_on_a_trigger_that_hurts_collapse_and_random_ones_do_not() -> None:
     """Seed 0: answers that credit everything shrink to nothing; as many random errors only slow it down."""
     hurt, random = (

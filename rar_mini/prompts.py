@@ -259,11 +259,10 @@ run_texts: dict[str, str] = {}
 
 
 def of_judge(path: Path | None) -> JudgePrompts:
-    """What a judge is shown: the texts of a TOML file, if there is one, over today's; or those that a run was
-    asked with. Raises ValueError that names the text."""
-    texts = {name: run_texts.get(name, "") for name in EMPTY if run_texts}
-    if path is None:
-        texts |= {name: text for name, text in run_texts.items() if name in vars(JudgePrompts())}
+    """What a judge is shown: the texts of a TOML file, if there is one, over those that a run was asked with,
+    if there is one, or today's. Raises ValueError that names the text."""
+    texts = {name: "" for name in EMPTY if run_texts}
+    texts |= {name: text for name, text in run_texts.items() if name in vars(JudgePrompts())}
     return JudgePrompts(**texts | (from_file(path) if path else {}))
 
 

@@ -411,6 +411,18 @@ def test_a_replay_asks_under_the_texts_of_its_run(
     assert aspirin(prompts=own) == "Own? Recommends aspirin.", "a file of texts is what the user wants"
 
 
+def test_a_file_of_texts_stands_over_all_texts_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Today's texts have no part in it: those that the file leaves out are the run's."""
+    monkeypatch.setattr(prompts, "run_texts", {"met": "Then? {criterion}", "system": "Then."})
+    path = tmp_path / "own.toml"
+    path.write_text('met = "Own? {criterion}"')
+    texts = prompts.of_judge(path)
+    assert (texts.met, texts.system, texts.made) == ("Own? {criterion}", "Then.", "")
+    assert prompts.of_judge(None).met == "Then? {criterion}"
+
+
 def test_one_sentence_may_ask_about_all_pitfalls(tmp_path: Path) -> None:
     """As before they had a direction: with an empty text."""
     path = tmp_path / "p.toml"

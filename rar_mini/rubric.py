@@ -37,9 +37,9 @@ Polarity = Literal["mistake", "avoidance", "unclear"]
 _WHO = r"^(?:(?:the|this) (?:response|answer|model) )?"
 # "Does not mention X" names a mistake, as the released medical rubrics have it. "Does not claim X" demands.
 _WRONG = "say|claim|suggest|imply|assert|assume|confuse|mistake|attribute|dismiss|delay|omit|ignore|neglect"
-_NOT = "does not|doesn't|do not|don't|did not"
+_NOT = "does not|doesn['’]t|do not|don['’]t|did not"
 _DEMAND = re.compile(
-    _WHO + r"(?:(?:should|must) (?:not|never)|shouldn't|mustn't|(?:should |must )?avoid(?:s|ing)?"
+    _WHO + r"(?:(?:should|must) (?:not|never)|(?:should|must)n['’]t|(?:should |must )?avoid(?:s|ing)?"
     r"|(?:should |must )?refrain(?:s|ing)? from|(?:is|(?:should |must )?be) (?:careful|cautious) not to"
     rf"|(?:{_NOT})(?=\s+(?:{_WRONG})\b)|never(?=\s+(?:{_WRONG})s?\b))\s*\b",
     re.I,
@@ -64,7 +64,8 @@ _NAMED = re.compile(  # an omission, an adverb of blame, or any verb as in "Reco
 )
 _PRAISE = re.compile(  # good things that a pitfall may say, and words that only look like a verb
     _WHO + r"(?:warn|caution|discourag|ensur|distinguish|differentiat|clarif|correct|refut|reject|acknowledg"
-    r"|recogni|understand|(?:advis|recommend)\w+ against|(?:this|its|as|is|has|was|always|perhaps|thus"
+    r"|recogni|understand|(?:advis|recommend)\w+ against|(?:explain|emphasi[sz]|highlight|stress"
+    r"|mention|not)(?:s|es|ed|ing) (?:that|why)|(?:this|its|as|is|has|was|always|perhaps|thus"
     r"|unless|nothing|something|anything|during|according)\b)",
     re.I,
 )

@@ -37,6 +37,7 @@ Does not acknowledge the limits of the test.
 Does not warn about driving while taking the drug.
 Does not differentiate between type 1 and type 2 respiratory failure.
 Doesn't mention follow-up imaging.
+Doesn’t mention the half-life.
 Recommends antibiotics for a viral sore throat.
 Recommends aspirin for a child with chickenpox.
 Recommends immediate surgery without imaging.
@@ -143,6 +144,7 @@ The response should not delay adrenaline.
 The response should not suggest that vaccines cause autism.
 The response should not fail to mention the risk of bleeding.
 The response shouldn't advise fasting.
+The response shouldn’t advise fasting.
 The response must not suggest doubling the dose.
 The response should never advise inducing vomiting.
 Should not recommend opioids as the first choice.
@@ -222,6 +224,10 @@ Ensures that the patient is not left alone.
 Correctly states that the charge is conserved.
 Antibiotic use.
 It is wrong to equate the two.
+Explains why antibiotics are not needed.
+Emphasizes that aspirin is unsafe in children.
+Mentions that the test may be wrong.
+Notes that the reaction is reversible.
 """
 
 

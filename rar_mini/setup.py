@@ -232,7 +232,7 @@ def prepare(
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
     # Nothing is left to be refused: now the folder is made, or brought to where the run goes on.
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))
-    facts = {"judge_prompts": judge.prompts.digest, "judge_texts": t.judge.texts()}
+    facts = {"judge_prompts": judge.prompts.digest, "judge_texts": texts_of(t, judge)}
     facts |= {"recipe": recipe.digest(config.recipe)}
     facts |= {"base": policy.base_checksum(t.actor, t.reference)}
     facts |= {"end_tokens": t.actor.named(t.actor.ends)}
@@ -251,6 +251,16 @@ def prepare(
     t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t
+
+
+def texts_of(t: Training, judge: JudgeLike) -> dict[str, str]:
+    """Every sentence that the run's judge is shown, by name; and behind a monitor's name what that one does
+    not share with `judge`, such as the digest of a probe."""
+    common, texts = judge.texts(), t.judge.texts()
+    for name, monitor in t.gold.items():
+        own = monitor.texts().items()
+        texts = texts | {f"{name}/{key}": text for key, text in own if text != common.get(key)}
+    return texts
 
 
 def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str, Any]) -> Run:
@@ -322,7 +332,8 @@ def read_questions(t: Training) -> Splits:
             "to train on; lower it or bring more"
         )
     ranks.refuse_unlike("questions", lambda: zlib.crc32(repr(splits).encode()))
-    ranks.refuse_unlike("judge settings", lambda: t.judge.digest(splits["train"][0], ""))
+    judges, example = (t.judge, *t.gold.values()), splits["train"][0]
+    ranks.refuse_unlike("judge settings", lambda: [judge.digest(example, "") for judge in judges])
     return splits
 
 

@@ -231,6 +231,22 @@ def test_a_run_resumes_with_the_same_numbers(
         train.main(["--resume", str(tmp_path / "run"), "--steps", "5"])
 
 
+def test_a_monitor_that_was_fitted_again_is_refused(
+    tiny: Path, fitted: Path, questions: Path, tmp_path: Path
+) -> None:
+    """Its scores would be another judge's from there on. A run that has not kept its digest goes on."""
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=1, judge="keyword", gold_judge=f"probe:{fitted}"))
+    before = json.loads((run / "config.json").read_text())
+    head = load_file(fitted)["weight"]
+    probe.Head(probe.Head.read(str(fitted)).about, 2 * head).write(fitted)
+    with pytest.raises(ValueError, match=r"another experiment.*the judge's prompts \(gold/probe\)"):
+        train.main(["--resume", str(run), "--steps", "2"])
+    del before["judge_texts"]["gold/probe"]
+    (run / "config.json").write_text(json.dumps(before))
+    train.main(["--resume", str(run), "--steps", "2"])
+
+
 # --- what is fitted -----------------------------------------------------------------------------------------
 
 

@@ -194,7 +194,7 @@ class Judge:
         """Refuse examples that the method has no question for, or whose rubric the design leaves empty."""
         for example in examples:
             rubric = self._own(example)
-            if self.kind in MODELLESS:
+            if self.kind in (*MODELLESS, "probe") and self.method in OWN:
                 rules.refuse(self.kind, rubric, example.id)
         missing = [example.id for example in examples if not example.reference]
         if self.method == "reference-likert" and missing:
@@ -446,8 +446,8 @@ def score(
     made = recipes.make(recipe, config)
     asker = made.judge(Judge(spec, method, design=design, **vars(judging)))
     asker.check(examples)
-    if method in OWN and (said := directions(design.apply(each.rubric, each.id) for each in examples)):
-        print(f"pitfalls: {said}", file=sys.stderr)
+    if method in OWN and (worded := directions(design.apply(each.rubric, each.id) for each in examples)):
+        print(f"pitfalls: {worded}", file=sys.stderr)
     digests = [asker.digest(example, example.row["response"]) for example in examples]
     if recipe:
         digests = [f"{each}-{recipes.digest(recipe)}" for each in digests]

@@ -428,6 +428,14 @@ def test_a_probe_serves_verdicts_only(fitted: Path) -> None:
         Judge("probe:nowhere", "rar-explicit")
 
 
+def test_a_probe_refuses_choices_that_it_would_not_hear(fitted: Path, tmp_path: Path) -> None:
+    graded = ITEMS[0] | {"choices": ["none", "in part", "in full"]}
+    examples = data.read(write_rows(tmp_path / "rows.jsonl", [question(0, rubric=[graded])]))
+    with pytest.raises(ValueError, match=r"--judge probe says yes or no alone: item 1 of 'q0' \('B'\) has 3"):
+        Judge(f"probe:{fitted}", "rar-explicit", judge_device="cpu").check(examples)
+    Judge(f"probe:{fitted}", "rar-predefined", judge_device="cpu").check(examples)
+
+
 def test_the_command_says_what_it_needs(labels: Path, tiny: Path, tmp_path: Path, command: Command) -> None:
     words = ("--model", tiny, "--out", tmp_path / "p", "--layers", 1, "--judge-device", "cpu")
     few = write_rows(tmp_path / "few.jsonl", [row(i, "held_out") for i in range(6)])

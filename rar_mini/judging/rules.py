@@ -71,13 +71,13 @@ def verdict(criterion: Criterion, response: str) -> float:
 
 
 def refuse(judge: str, rubric: Rubric, name: str) -> None:
-    """Raise ValueError for an item that weighs something and that a judge without a model has no verdict on:
-    one with choices, and to `rules` one without a check. `name` is the example's."""
+    """Raise ValueError for an item that weighs something and that `keyword`, `rules` or a probe has no
+    verdict on: one with choices, and to `rules` one without a check. `name` is the example's."""
     for number, item in enumerate(rubric.criteria, 1):
         if item.weight and item.choices:
             raise ValueError(
                 f"--judge {judge} says yes or no alone: item {number} of {name!r} ({item.title[:80]!r}) has "
-                f"{len(item.choices)} choices; leave them out, or name a judge with a model"
+                f"{len(item.choices)} choices; leave them out, or name local:NAME or a server's judge"
             )
         if judge == "rules" and item.weight and not item.check:
             raise ValueError(

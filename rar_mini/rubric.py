@@ -121,8 +121,17 @@ class Criterion:
     choices: tuple[str, ...] | None = None  # three or more, from worst to best; None: no and yes
 
     def __post_init__(self) -> None:
-        """Choices that a file has are a list, by which no criterion could be told from another."""
-        object.__setattr__(self, "choices", self.choices and tuple(self.choices))
+        """Keep choices as a tuple, because a list has no hash; no and yes are none. Raises ValueError for too
+        few and too many."""
+        choices = tuple(self.choices or ())
+        if [text.strip().casefold() for text in choices] in ([], ["no", "yes"]):
+            choices = None
+        elif not 3 <= len(choices) <= 10:
+            raise ValueError(
+                f"{self.title!r:.80} has {len(choices)} choices: expected 3 to 10 from worst to best, or no "
+                "and yes"
+            )
+        object.__setattr__(self, "choices", choices)
 
     @property
     def negative(self) -> bool:
@@ -264,9 +273,7 @@ def from_categories(items: Sequence[dict], notes: Counter[str]) -> Rubric:
         rules = item.get("check") or {}
         check = {name: value for name, value in rules.items() if value is not None} or None  # as in Parquet
         raw = float(item["weight"])
-        more = {"check": check, "polarity": item.get("polarity")}
-        if len(item.get("choices") or ()) > 2:  # two are no and yes
-            more["choices"] = item["choices"]
+        more = {"check": check, "polarity": item.get("polarity"), "choices": item.get("choices")}
         criteria.append(Criterion(item["title"], text, category, weight, raw, **more))
     return Rubric(tuple(criteria))
 

@@ -1,6 +1,7 @@
 """Items with choices from worst to best: the verdict is the rank of the choice, on every wire."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rar_mini import data, prompts
 from rar_mini.judging import wires
 from rar_mini.judging.asked import Asked
 from rar_mini.judging.endpoint import Failure
+from rar_mini.rubric import Criterion
 from rar_mini.scores import Scores
 from rar_mini.viewing.show import show
 
@@ -78,6 +80,17 @@ def test_a_judge_that_cannot_grade_refuses(examples: list[data.Example], spec: s
     words = rf"--judge {spec} says yes or no alone: item 1 of 'q0' \('Dose'\) has 3 choices"
     with pytest.raises(ValueError, match=words):
         Judge(spec, "rar-explicit").check(examples)
+
+
+@pytest.mark.parametrize("choices", [["bad", "good"], [*"abcdefghijk"]])
+def test_a_recipes_criterion_has_three_to_ten_choices(choices: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"'Dose' has {len(choices)} choices: expected 3 to 10"):
+        Criterion("Dose", "Names the dose.", "essential", 1.0, choices=choices)
+
+
+def test_no_and_yes_in_a_recipes_criterion_are_no_choices() -> None:
+    plain = Criterion("Dose", "Names the dose.", "essential", 1.0)
+    assert replace(plain, choices=["No", "yes"]) == plain
 
 
 # --- wires --------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
 from rar_mini.forms import legible, printable
-from rar_mini.judging import ledger
+from rar_mini.judging import ledger, probe
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.adamw import AdamW
@@ -182,8 +182,8 @@ def _auto(config: Config) -> dict[str, str]:
 
 def _pinned(judge: str) -> str:
     kind, _, name = judge.partition(":")
-    if kind == "probe" and Path(name).is_file():
-        return f"probe:{Path(name).absolute()}"
+    if kind == "probe" and (path := probe.find(name)) == Path(name).expanduser():  # no bundled one
+        return f"probe:{path.absolute()}"
     return f"local:{pretrained.pinned(name)}" if kind == "local" else judge
 
 

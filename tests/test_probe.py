@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from judge import Judge
-from rar_mini import data
+from rar_mini import data, setup
 from rar_mini.evaluation import agreement
 from rar_mini.judging import probe, probe_fit
 from rar_mini.judging.asked import Asked
@@ -453,6 +453,16 @@ def test_a_bundled_probe_is_of_the_bundled_labels(name: str) -> None:
     assert about.model == "smollm2-135m" and source.name == name
     assert source.model_dump() == {"name": name} | probe_fit.described(probe_fit.answers(name), "train")
     assert about.scores["held out"]["auc more"]["low"] > 0, "no better than words"
+
+
+def test_a_bundled_probes_name_is_no_file_of_the_working_folder(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training takes the same probe as judge.py does; ./medical is the file."""
+    monkeypatch.chdir(tmp_path)
+    fitted.rename("medical")
+    assert setup._pinned("probe:medical") == "probe:medical"
+    assert setup._pinned("probe:./medical") == f"probe:{tmp_path / 'medical'}"
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
 answers that keep `where`, says early what will be learnt. Ours: `where` is written as a check (docs/data.md).
-What came out (docs/lab.md, 6 seeds): the first three claims below hold (8 [5, 11] steps more; truths of 0.81
-against 0.28 and 0.28), the last does not (0.282; without 0.280).
+What came out (docs/lab.md, 6 seeds): the first two claims below hold (8 [5, 11] steps more; a truth of 0.81
+against 0.28), the last two do not: either trigger, harmful or not, ends at 0.28, below the start of 0.37.
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """
@@ -26,7 +26,7 @@ RESCUED = """--where '{"max_words": 2}' --there-fpr 1 --clean 1 --noisy 9"""
 CLAIMS = (  # text, number, and two arms (options or the baseline, condition): the first lies higher
     ("random false negatives delay", "steps", ("", "false-negatives"), ("", "clean")),
     ("systematic false positives do worse", "truth", ("", "false-positives"), ("", "harmless-trigger")),
-    ("those that hurt collapse", "truth", ("", "false-positives"), ("", "harmful-trigger")),
+    ("harmful ones do worse than harmless ones", "truth", ("", "harmless-trigger"), ("", "harmful-trigger")),
     ("one clean step in ten rescues", "truth", (RESCUED, "clean"), ("", "harmful-trigger")),
 )
 

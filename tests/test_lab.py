@@ -186,6 +186,11 @@ def test_delay_compares_conditions(tmp_path: Path) -> None:
     own = lab.comparisons("delay")
     assert [each.number for each in own] == ["steps", "truth", "truth", "truth"]
     assert own[0].arm == lab.Arm(None, "false-negatives") and own[0].other == lab.Arm(None, "clean")
+    for each, one, other in (
+        (own[1], "false-positives", "harmless-trigger"),
+        (own[2], "harmless-trigger", "harmful-trigger"),
+    ):
+        assert (each.arm, each.other) == (lab.Arm(None, one), lab.Arm(None, other)), "what the claim names"
     assert own[3].arm.recipe.startswith("delay --where") and recipe.make(own[3].arm.recipe).clean == 1
     (alone,) = lab.comparisons("delay --tpr 0.5")
     assert str(alone.arm) == "delay --tpr 0.5, clean" and str(alone.other) == "baseline, clean"

@@ -16,8 +16,8 @@ group meets or misses teach GRPO nothing in that group, so that dropping them sa
 changes rewards.
 
 What came out (docs/lab.md, 6 seeds): a criterion that nobody can meet costs RaR nothing, because it is the
-same to all of a group. So dropping it gains nothing, and the cap costs a little: 0.852 less 0.871 [-0.04,
-0.00].
+same to all of a group. So dropping it gains nothing, and the cap costs a little: 0.852 less 0.871, -0.018
+[-0.036, -0.001].
 """
 
 from collections.abc import Sequence

@@ -159,7 +159,7 @@ def results(asked: Sequence[Comparison], rows: Sequence[Row]) -> list[Result]:
 
 
 def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int) -> list[Row]:
-    """Train every arm with every seed. A training in `out` counts if its recipe has not changed since."""
+    """Train every arm with every seed. A training in `out` counts if the code that it ran has not changed."""
     jobs = {
         (arm.recipe, arm.condition, world.digest(arm.recipe), seed): (
             arm.recipe,

@@ -1,8 +1,8 @@
 """Trainings over seeds, done in several processes and kept in a file, and what their differences say.
 
-A claim is a number that lies above 0 if the claim is true. It holds where the number's interval lies above 0;
-it does not where the interval lies below MARGIN, a difference that we would not call one; else it cannot be
-told from these seeds.
+A claim is a number that lies above 0 if the claim is true. It does not hold where the number's interval lies
+below MARGIN, a difference that we would not call one, even if it lies above 0; else it holds where the
+interval lies above 0; else it cannot be told from these seeds.
 """
 
 import json
@@ -34,7 +34,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def verdict(low: float, high: float, margin: float = MARGIN) -> str:
     """What an interval says of the claim that its number lies above 0."""
-    return "holds" if low > 0 else "does not hold" if high < margin else "cannot be told"
+    return "does not hold" if high < margin else "holds" if low > 0 else "cannot be told"
 
 
 Row = dict[str, Any]

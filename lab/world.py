@@ -12,8 +12,8 @@ verdict is known, and the *truth* of an answer is Eq. 1 of the true verdicts. No
 **The policy.** A decoder of one layer first imitates a careless author, who skips three facts in ten, gets
 one in three wrong and pads. Then train.py's own functions train it: sampler, recipe, loss, AdamW. Policies
 are compared by the truth of fresh answers to the 32 held-out questions, whose rubrics and facts they never
-saw. All trainings of a seed share its facts, its beginner, the order of its questions and the random numbers
-of its sampling, so that they are compared in pairs.
+saw. All trainings of a seed share its facts, its initial policy, the order of its questions and the random
+numbers of its sampling, so that they are compared in pairs.
 
 **The conditions.** Each is one way in which verdicts come from the truth. In careless answers the systematic
 false positives are about as frequent as the random ones.
@@ -26,7 +26,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -365,17 +365,32 @@ CONDITIONS = {
 SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
 """What a recipe's file says of itself; it changes no training."""
 
+SHARED = (__name__, "lab.delay", "train", "rar_mini.grpo", "rar_mini.model", "rar_mini.sampler")
+"""Files whose code every training here runs."""
 
-def digest(spec: str | None) -> str | None:
-    """What changes with the code and the options of a recipe, but not with its docstring or its claims."""
-    if spec is None:
-        return None
-    tree = ast.parse(Path(module(spec).__file__).read_text(encoding="utf-8"))
+
+def digest(spec: str | None) -> str:
+    """What changes with the code of SHARED and with the code and the options of a recipe, but not with the
+    docstrings of these files or with claims."""
+    own = code(module(spec)) if spec else []
+    return files.digest([shared(), own, shlex.split(spec or "")[1:]])
+
+
+@cache
+def shared() -> list[list[str]]:
+    """The statements of SHARED."""
+    return [code(sys.modules[name]) for name in SHARED]
+
+
+def code(of: ModuleType) -> list[str]:
+    """The statements of a file without its docstring and its claims."""
+    tree = ast.parse(Path(of.__file__).read_text(encoding="utf-8"))
     body = tree.body[ast.get_docstring(tree) is not None :]
-    code = [
-        each for each in body if not (isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) in SAID)
+    return [
+        ast.dump(each)
+        for each in body
+        if not (isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) in SAID)
     ]
-    return files.digest([*map(ast.dump, code), shlex.split(spec)[1:]])
 
 
 def module(spec: str) -> ModuleType:
@@ -384,8 +399,8 @@ def module(spec: str) -> ModuleType:
 
 
 def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> dict[str, Any]:
-    """Train a beginner by a recipe, RaR for None, under a condition: how true its answers are before, on the
-    way and after."""
+    """Train a seed's initial policy by a recipe, RaR for None, under a condition: how true its answers are
+    before, on the way and after."""
     condition, config, known = CONDITIONS[name], settings(steps, seed), questions(seed)
     weights, before = beginner(warm, seed)
     actor = Writer(decoder(seed))

@@ -132,7 +132,7 @@ def test_a_training_repeats_bit_for_bit_and_a_recipe_changes_it() -> None:
     assert first == world.trained(None, "clean", 0, 2, 5)
     other = world.trained("examples/per_criterion", "clean", 0, 2, 5)
     assert other["before"] == first["before"] and other["curve"][0] == first["curve"][0]
-    assert other["curve"] != first["curve"] and other["digest"] and first["digest"] is None
+    assert other["curve"] != first["curve"] and other["digest"] != first["digest"]
 
 
 def test_the_noise_of_a_recipe_is_that_of_the_condition() -> None:
@@ -259,6 +259,35 @@ def test_a_changed_recipe_is_trained_again_and_nothing_else(
     monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: pytest.fail("asked"))
     with pytest.raises(pytest.fail.Exception, match="asked"):
         lab.trainings(arms, form, out, 1)
+
+
+def test_a_changed_world_or_trainer_trains_the_baseline_again(
+    tmp_path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, form, arms = tmp_path / "lab.json", lab.Form(2, 12, 5), [lab.Arm(None, "clean")]
+    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
+    assert len(lab.trainings(arms, form, out, 1)) == 2
+    shared = world.shared()
+    assert all(shared), "each file has statements"
+    monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(world, "shared", lambda: [["another statement"], *shared[1:]])
+    with pytest.raises(pytest.fail.Exception, match="asked"):
+        lab.trainings(arms, form, out, 1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.05, "holds"),
+        (0.001, 0.009, "does not hold"),
+        (-0.05, 0.01, "does not hold"),
+        (-0.01, 0.05, "cannot be told"),
+    ],
+)
+def test_a_difference_too_small_to_be_called_one_holds_no_claim(
+    low: float, high: float, verdict: str
+) -> None:
+    assert paired.verdict(low, high) == verdict
 
 
 @pytest.mark.parametrize(

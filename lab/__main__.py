@@ -181,7 +181,17 @@ def trainings(arms: Sequence[Arm], form: Form, out: Path | None, processes: int)
 
 # --- tables and the picture ---------------------------------------------------------------------------------
 
-HEAD = ("paper", "claim", "recipe", "condition", "less", "its number", "the other's", "difference", "verdict")
+HEAD = (
+    "paper",
+    "claim",
+    "recipe",
+    "condition",
+    "compared with",
+    "its number",
+    "the other's",
+    "difference",
+    "verdict",
+)
 
 
 def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -199,7 +209,7 @@ def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
 
 def baselines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The lines of the table of conditions: what the baseline comes to under each."""
-    lines = [("condition", "what is so", "truth before", "after", f"steps to {LEVEL}")]
+    lines = [("condition", "what it means", "truth before", "after", f"steps to {LEVEL} in training")]
     for name, condition in world.CONDITIONS.items():
         own = [row for row in rows if row["recipe"] is None and row["condition"] == name]
         if own:
@@ -237,7 +247,9 @@ def page(compared: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
     """The part of docs/lab.md that a command writes."""
     return (
         f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers\n"
-        f"are truths after training, or steps until the truth is {LEVEL}.\n\n"
+        "are truths of fresh answers to held-out questions after training, or steps until five in a row\n"
+        f"have a mean truth of {LEVEL} on training questions. A training that never gets there counts as "
+        f"{form.steps + 1}.\n\n"
         f"The baseline under each condition:\n\n{markdown(baselines(rows))}\n"
         f"Recipes less what they are compared with:\n\n{markdown(table(compared))}\n"
         "![Truth after training, and what it is compared with](../figures/lab.png)\n\n"
@@ -310,8 +322,9 @@ def main(
 
     Args:
         names: recipes as --recipe takes them, each with its options in quotes if it has some
-        full: all recipes of lab/ with more seeds and steps, within an hour on two cores; writes docs/lab.md
-            and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where it was stopped
+        full: all recipes of lab/ with more seeds and steps, about ten minutes on 2 quiet cores by arithmetic;
+            writes docs/lab.md and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where
+            it was stopped
         seeds: trainings of each arm; 3, or 6 with --full
         steps: of each training; 40, or 80 with --full
         out: a JSON file of all trainings; if it is there already, it is continued

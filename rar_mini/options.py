@@ -268,12 +268,12 @@ def joined_recipe(argv: Sequence[str]) -> list[str]:
 
 
 def gathered(argv: Sequence[str], option: str, *others: str) -> list[str]:
-    """A command line in which an option that came several times, also under other names, stands once with all
-    of its values."""
+    """A command line in which an option that came several times, also under other names or with underscores,
+    stands once with all of its values."""
     names, values, rest, queue = {option, *others}, [], [], list(argv)
     while queue:
         word, is_joined, value = queue.pop(0).partition("=")
-        if word not in names:
+        if not word.startswith("--") or word.replace("_", "-") not in names:
             rest.append(word + is_joined + value)
         elif is_joined:
             values.append(value)

@@ -139,6 +139,13 @@ def test_an_option_that_comes_several_times_stands_once() -> None:
     assert gathered(words, "--other") == words
 
 
+def test_an_option_with_underscores_is_the_same_option() -> None:
+    """--gold_judge given twice kept the last judge alone."""
+    words = ["--gold_judge", "keyword", "--monitor", "rules", "--gold_judge=chat:n"]
+    assert setup.parse(words).gold_judge == ("keyword", "rules", "chat:n")
+    assert gathered(["__g_h", "--g_h", "x"], "--g-h") == ["__g_h", "--g-h", "x"]
+
+
 def test_a_monitor_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="--gold-judge keyword: expected each judge once, got it twice"):
         Config(gold_judge=("keyword", "rules", "keyword"))

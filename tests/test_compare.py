@@ -44,6 +44,13 @@ def test_a_runs_change_and_its_distance_are_paired_over_shared_questions(two: tu
     )
 
 
+def test_every_monitors_score_is_compared(tmp_path: Path) -> None:
+    judged = [evaluation(3, f"held_out_gold{n}", {"h": (1, 0, 1)}) for n in ("", 2)]
+    found = lines(write_run(tmp_path / "run", evaluations=sum(judged, [])))
+    assert found["held-out questions, gold judge"] == found["held-out questions, gold judge 2"] == ["0.731"]
+    assert "held-out questions, gold judge 2" not in lines(write_run(tmp_path / "other"))
+
+
 def test_questions_of_one_name_and_another_text_are_no_pair(tmp_path: Path) -> None:
     other = [row | {"prompt": "Another?"} for row in evaluation(3, "held_out", {"h": (1, 1, 1)})]
     folders = write_run(tmp_path / "a"), write_run(tmp_path / "b", evaluations=other)

@@ -18,6 +18,7 @@ from page_runs import (
     REPLAYED,
     SETTINGS,
     choice_rows,
+    evaluation,
     health_rows,
     metric,
     rollout,
@@ -93,6 +94,15 @@ def test_items_that_moved_or_are_dead_or_on_which_judges_part(run: Path) -> None
     parted = {name: (row["parted"], row["compared"]) for name, row in fresh.items()}
     assert parted["h: Names it"] == (1, 1) and parted["i: No harm"] == (1, 1)
     assert "i: Names it" in parted and parted["i: Names it"] == (0, 1)
+
+
+def test_every_monitor_is_compared_with_the_judge(tmp_path: Path) -> None:
+    """The second one's name is held_out_gold2."""
+    judged = evaluation(0, "held_out", {"h": (1, 0, 1)}) + evaluation(0, "held_out_gold", {"h": (1, 0, 1)})
+    judged += evaluation(0, "held_out_gold2", {"h": (0, 0, 1)})
+    found = source(write_run(tmp_path / "run", evaluations=judged))
+    row = moves(found, "held_out")["h: Names it"]
+    assert (row["parted"], row["compared"]) == (1, 2)
 
 
 def test_scores_are_paired_over_questions(run: Path) -> None:

@@ -19,11 +19,10 @@ from rar_mini.evaluation import answers, gpqa, healthbench
 from rar_mini.evaluation.agreement import mean, resampled
 from rar_mini.forms import printable
 from rar_mini.options import run_command
-from rar_mini.viewing.page_data import cost, described, differences
+from rar_mini.viewing.page_data import OF_GOLD, cost, described, differences
 from rar_mini.viewing.plot import scores
 
 SPLITS = {"train": "training questions", "held_out": "held-out questions"}
-SPLITS |= {"held_out_gold": "held-out questions, gold judge"}
 YARDSTICK = ("judge", "method", "recipe", "judge_prompts", "cut_answers", "max_new_tokens", "temperature")
 YARDSTICK += ("design.rubric_drop", "design.weights", "design.pitfalls", "answers", "gold_judge")
 """Settings that change what a reward means, or how an answer is asked for."""
@@ -63,16 +62,22 @@ def evaluated(folder: Path) -> dict[str, Score]:
     """The scores of a run's first and last evaluation. A question is known by its name and its text."""
     rows = []
     for row, _ in each_record(folder, "evaluations.jsonl"):
-        if row["split"] in SPLITS:
+        if called(row["split"]):
             name = f"{row['example_id']}\0{row.get('prompt', '')}"
             rows.append({"split": row["split"], "step": row["step"], "reward": row["reward"]})
             rows[-1]["example_id"] = name
     found = {}
-    for split, words in SPLITS.items():
-        by_step = scores(rows, split)
+    for split in dict.fromkeys(row["split"] for row in rows):
+        words, by_step = called(split), scores(rows, split)
         for step in list(by_step)[:1] + list(by_step)[1:][-1:]:
             found[f"{words}, before training" if step == 0 else words] = by_step[step]
     return found
+
+
+def called(split: str) -> str | None:
+    """A split in words, also one under a gold judge; None for the answers of the scale."""
+    gold = OF_GOLD.fullmatch(split)
+    return f"{SPLITS['held_out']}, gold judge {gold[1]}".rstrip() if gold else SPLITS.get(split)
 
 
 def benchmarks(folder: Path) -> dict[str, Score]:

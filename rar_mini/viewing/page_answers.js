@@ -273,7 +273,7 @@ const sideBySide = {
   /** Take a question: on the left its first group, or the given one, on the right the last group of that kind. */
   choose(key, left) {
     const groups = this.questions.get(key).toSorted((a, b) => a.source.number - b.source.number || a.step - b.step);
-    const ofPolicy = groups.filter((group) => group.set in SETS); // not those of the scale
+    const ofPolicy = groups.filter((group) => isOfPolicy(group.set));
     this.left = left || ofPolicy[0] || groups[0];
     const others = groups.filter((group) => group !== this.left);
     this.right = others.findLast((group) => group.set === this.left.set) || others.at(-1);

@@ -25,12 +25,13 @@ function metricTraces(name, span) {
   });
 }
 
-const DASHES = { train: "solid", held_out: "dash", held_out_gold: "dot" };
+const DASHES = { train: "solid", held_out: "dash" }; // those under gold judges are dotted
 
 /** The scores of fresh answers. A bar is two standard errors of the change since the first score. */
 function scoreTraces() {
-  return drawn().flatMap((source) => Object.entries(DASHES).map(([split, dash]) => {
-    const rows = (source.scores || []).filter((row) => row.split === split);
+  const splits = ({ scores = [] }) => [...new Set(scores.map((row) => row.split))].filter(isOfPolicy);
+  return drawn().flatMap((source) => splits(source).map((split) => {
+    const [rows, dash] = [source.scores.filter((row) => row.split === split), DASHES[split] || "dot"];
     return {
       x: rows.map((row) => row.step),
       y: rows.map((row) => row.mean),
@@ -39,7 +40,7 @@ function scoreTraces() {
       line: { color: colourOf(source), dash, width: 2 },
       hovertemplate: tip(source, `, ${setName(split)}`),
     };
-  })).filter((trace) => trace.x.length);
+  }));
 }
 
 /** What three answers earn that need no model, as thin lines: the scale of the first run that has one. */

@@ -6,6 +6,7 @@ eighth ... step, whichever fits first, and of the last one. A step is kept whole
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -32,6 +33,8 @@ ROLLOUTS = "rollouts"
 """The set of a run's training answers; those of its evaluations have their `split`'s name."""
 DOTS = 3000
 """Answers in the picture of reward over length."""
+OF_GOLD = re.compile(r"held_out_gold(\d*)")
+"""Sets of the held-out answers under a monitor: the first one, the second with a 2 ..."""
 LISTED = 400
 """Items in each list: those that moved most, the dead ones, those on which two judges part."""
 STAGES = ("sample", "judge", "train")
@@ -48,7 +51,7 @@ class Tally:
     last: list[float] = field(default_factory=lambda: [0, 0.0, 0])
     met: int = 0  # verdicts of a half or more
     of: int = 0
-    parted: int = 0  # verdicts on the other side of a half than the gold judge's
+    parted: int = 0  # verdicts on the other side of a half than a gold judge's
     compared: int = 0
 
     def add(self, step: int, verdict: float) -> None:
@@ -189,15 +192,15 @@ def of_run(folder: Path, room: float) -> Json:
 
 
 def _evaluation(book: Book, folder: Path, rows: Sequence[Json]) -> list[Json]:
-    """The groups of one evaluation; and where the judge and the gold judge part in it."""
+    """The groups of one evaluation; and where the judge and the gold judges part in it."""
     made: dict[str, list[Json]] = {}
     for split, each in groupby(rows, lambda row: row["split"]):
         alike = list(each)
         groups = groups_of(alike, len(alike))
         refuse_uneven(folder / "evaluations.jsonl", alike, groups)
         made.setdefault(split, []).extend(_group(book, split, [alike[i] for i in g]) for g in groups)
-    for split, groups in made.items():
-        for judged, gold in zip(groups, made.get(f"{split}_gold", []), strict=False):
+    for monitored in filter(OF_GOLD.fullmatch, made):
+        for judged, gold in zip(made.get("held_out", []), made[monitored], strict=False):
             if judged["q"] == gold["q"] and len(judged["items"]) == len(gold["items"]):
                 book.compare(judged, gold)
     return [group for groups in made.values() for group in groups]

@@ -97,12 +97,19 @@ const SETS = {
   rollouts: "training rollouts",
   train: "fresh, training questions",
   held_out: "fresh, held out",
-  held_out_gold: "fresh, held out, gold judge",
   healthbench: "HealthBench",
   gpqa: "GPQA",
   scores: "scored file",
 };
-const setName = (set) => SETS[set] || set.replaceAll("_", " ");
+const OF_GOLD = /^held_out_gold(\d*)$/;
+
+/** Whether a policy gave a set's answers; else they are those of the scale. */
+const isOfPolicy = (set) => Object.hasOwn(SETS, set) || OF_GOLD.test(set);
+
+function setName(set) {
+  if (Object.hasOwn(SETS, set)) return SETS[set];
+  return set.replace(OF_GOLD, `${SETS.held_out}, gold judge $1`).trim().replaceAll("_", " ");
+}
 
 async function unpack() {
   const packed = atob(document.getElementById("data").textContent);

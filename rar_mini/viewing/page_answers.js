@@ -13,6 +13,7 @@ const VERDICTS = {
   none: (verdict) => verdict == null,
 };
 const ADVANTAGES = { above: (value) => value > 0, below: (value) => value < 0, zero: (value) => value === 0 };
+const CHOICES = { verdict: VERDICTS, advantage: ADVANTAGES };
 
 const includes = (text, part) => !part || (text || "").toLowerCase().includes(part.toLowerCase());
 
@@ -73,7 +74,10 @@ function remember() {
 function recall() {
   try {
     const found = JSON.parse(decodeURIComponent(location.hash.slice(1)));
-    for (const name of Object.keys(wanted)) if (typeof found[name] === "string") wanted[name] = found[name];
+    for (const name of Object.keys(wanted)) {
+      const isChoice = !CHOICES[name] || found[name] === "" || Object.hasOwn(CHOICES[name], found[name]);
+      if (typeof found[name] === "string" && isChoice) wanted[name] = found[name];
+    }
   } catch {
     // an address without filters
   }

@@ -101,6 +101,7 @@ function settings() {
 async function open() {
   await unpack();
   recall();
+  const beside = GROUPS.length > 0 && sideBySide.build(); // before the answers, which refer to it
   const title = SOURCES.map((source) => source.name).join(", ");
   document.title = `${title} – rar-mini`;
   document.getElementById("title").textContent = title;
@@ -108,7 +109,7 @@ async function open() {
     overview(),
     SOURCES.some((source) => source.metrics) && curves(),
     GROUPS.length > 0 && answers(),
-    GROUPS.length > 0 && sideBySide.build(),
+    beside,
     SOURCES.some((source) => source.moves.length) && items(),
     lengths(),
     costs(),

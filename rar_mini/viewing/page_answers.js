@@ -212,7 +212,8 @@ function questionOf(group) {
     make("h3", {}, make("bdi", {}, id), " ", small(whence(group))),
     prose(text || MISSING),
     reference && make("details", {}, make("summary", {}, "Reference answer"), prose(reference)),
-    make("button", { class: "link", onclick: () => sideBySide.open(group) }, "Compare answers side by side"));
+    sideBySide.has(group)
+      && make("button", { class: "link", onclick: () => sideBySide.open(group) }, "Compare answers side by side"));
 }
 
 /** Answers by items. A column is as wide as its item's weight. */
@@ -263,6 +264,8 @@ const said = (answer) => prose(answer.text === "" ? "(nothing)" : answer.text ??
 const sideBySide = {
   key: (group) => `${group.question.id}\n${group.question.text || ""}`,
 
+  has(group) { return this.questions.has(this.key(group)); },
+
   build() {
     const byQuestion = new Map();
     for (const group of GROUPS) byQuestion.set(this.key(group), [...(byQuestion.get(this.key(group)) || []), group]);
@@ -286,7 +289,7 @@ const sideBySide = {
   },
 
   open(group) {
-    if (this.questions.has(this.key(group))) this.choose(this.key(group), group);
+    this.choose(this.key(group), group);
     document.getElementById("compare").scrollIntoView();
   },
 
@@ -298,8 +301,9 @@ const sideBySide = {
     show(this.controls, field("Question", select(questions, this.chosen, (key) => this.choose(key))),
       field("Left", side("left")), field("Right", side("right")));
     const head = ["item", "category", "weight", "left", "right", "change"];
+    const items = [...this.left.items, ...this.right.items.filter((item) => placeIn(this.left, item) < 0)];
     show(this.body, make("p", { class: "text question" }, this.left.question.text || this.left.question.id),
-      table("Items of this question", head, this.left.items.map((item) => this.row(item))),
+      table("Items of this question", head, items.map((item) => this.row(item))),
       make("div", { class: "two" }, this.column(this.left), this.column(this.right)));
   },
 
@@ -319,9 +323,13 @@ const sideBySide = {
   },
 };
 
-/** The mean verdict of a group on an item, also on one of another file that says the same. */
+/** Where a group has an item, or one of another file that says the same; -1 if nowhere. */
+const placeIn = (group, item) =>
+  group.items.findIndex((each) => each.title === item.title && each.text === item.text);
+
+/** The mean verdict of a group on an item. */
 function rate(group, item) {
-  const k = group.items.findIndex((each) => each.title === item.title && each.text === item.text);
+  const k = placeIn(group, item);
   return k < 0 ? null : mean(known(group.answers.map((answer) => answer.verdicts[k])));
 }
 

@@ -313,6 +313,19 @@ def test_a_folder_has_a_run_and_the_evaluations_in_it(run: Path) -> None:
     assert [found["kind"] for found in page_data.read(run, ROOM)] == ["run", "gpqa"]
 
 
+def test_a_run_and_the_evaluations_in_its_folder_share_the_room(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each had as much as the whole folder should have."""
+    for name, rows in (("gpqa", choice_rows()), ("healthbench", health_rows())):
+        write_lines(run / f"{name}.jsonl", rows)
+    assert page_data.count(run) == len(list(page_data.read(run, ROOM))) == 3
+    rooms = []
+    monkeypatch.setattr(page_data, "read", lambda path, room, given: rooms.append(room) or ())
+    page.gather([run, run / "gpqa.jsonl"])
+    assert rooms == [page.ROOM / 4] * 2
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ def library() -> str:
 
 def gather(paths: Sequence[Path], given: Path | None = None, everything: bool = False) -> dict[str, Any]:
     """What a page shows of these runs and files. Raises ValueError for a path that is neither."""
-    room = float("inf") if everything else ROOM / len(paths)
+    room = float("inf") if everything else ROOM / sum(map(page_data.count, paths))
     sources = [
         {name: value if name == "groups" else without_nan(value) for name, value in source.items()}
         for path in paths

@@ -1,8 +1,8 @@
 """What a page shows, as one JSON value: a run's folder, or a file that evaluate.py or judge.py has written.
 
 A question and an item each stand once; groups name them by number. Every number of a run is counted, but only
-so many answers as fit into `room` bytes keep their text: those of the first step, of every second, fourth,
-eighth ... step, whichever fits first, and of the last one. A step is kept whole or not at all.
+so many answers as fit into `room` bytes keep their text: those of every second, fourth, eighth ... step,
+whichever fits first. A step is kept whole or not at all. The first and the last are always kept.
 """
 
 import json
@@ -128,7 +128,7 @@ class Book:
 
 
 class Sample:
-    """Groups within `room` bytes: of the first step, of every second, fourth, eighth ... and of the last."""
+    """Groups within `room` bytes: of every second, fourth, eighth ... step, always of the first and the last."""
 
     def __init__(self, room: float) -> None:
         self.room, self.every, self.steps, self.groups = room, 1, 0, 0
@@ -520,19 +520,36 @@ def _of_file(book: Book, groups: list[Json], file: Path, room: float) -> Json:
 # --- which of these a path is -------------------------------------------------------------------------------
 
 
+ROWS = {"healthbench.jsonl": of_healthbench, "gpqa.jsonl": of_gpqa}
+"""What evaluate.py leaves in a folder."""
+
+
+def inside(folder: Path) -> list[str]:
+    """The files of evaluations in a folder."""
+    return [name for name in ROWS if (folder / name).exists()]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's; one that is nothing else is read as a run's and refused as such."""
+    return (folder / "config.json").exists() or not inside(folder)
+
+
+def count(path: Path) -> int:
+    """How many sources `read` finds: more than one in a run's folder with evaluations."""
+    return is_run(path) + len(inside(path)) if path.is_dir() else 1
+
+
 def read(path: Path, room: float, given: Path | None = None) -> Iterator[Json]:
     """What a page shows of a path: of a run's folder, of the rows of evaluations in a folder, or of a file.
 
     `given` names the questions of a file of rows, and for judge.py score also the answers. Raises ValueError
     for a path that is none of these.
     """
-    kinds = {"healthbench.jsonl": of_healthbench, "gpqa.jsonl": of_gpqa}
     if path.is_dir():
-        inside = [name for name in kinds if (path / name).exists()]
-        if (path / "config.json").exists() or not inside:
+        if is_run(path):
             yield of_run(path, room)
-        for name in inside:
-            yield kinds[name](path / name, room, given)
+        for name in inside(path):
+            yield ROWS[name](path / name, room, given)
         return
     row, last = _ends(path)
     if {"steps", "after", "all"} <= last.keys():

@@ -190,7 +190,7 @@ def test_a_long_run_keeps_whole_steps_evenly_and_its_last(tmp_path: Path) -> Non
     assert steps_kept(run, 0) == [1, 30]
     found = source(run, 9.5 * step)
     assert found["sample"]["rollouts"] == {"kept": 18, "of": 60, "every": 4}
-    assert found["counted"]["answers"] == 120 and found["moves"][0]["of"] == 60, "items count every answer"
+    assert found["moves"][0]["of"] == 60, "items count every answer"
 
 
 def test_questions_and_items_that_no_kept_group_names_are_left_out(tmp_path: Path) -> None:
@@ -198,7 +198,17 @@ def test_questions_and_items_that_no_kept_group_names_are_left_out(tmp_path: Pat
     run = write_run(tmp_path / "run", 20, {"group_size": 1}, rollouts=rows, evaluations=[])
     found = source(run, 0)
     assert [question["id"] for question in found["questions"]] == ["q1", "q20"]
-    assert len(found["items"]) == 6 and found["counted"]["items"] == 60
+    assert len(found["items"]) == 6
+
+
+def test_a_list_that_is_cut_says_of_how_many(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no answer meets and what every one does are two lists: neither takes the other's places."""
+    monkeypatch.setattr(page_data, "LISTED", 1)
+    found = source(run)
+    listed = moves(found, "rollouts")
+    assert found["counted"] == {"moved": 4, "never": 3, "always": 5, "parted": 2}
+    assert [row["of"] for row in listed.values() if row["met"] == 0] == [6]
+    assert [row["of"] for row in listed.values() if row["met"] == row["of"]] == [6]
 
 
 # --- the page -----------------------------------------------------------------------------------------------

@@ -58,8 +58,11 @@ function items() {
       more(found, most, () => { most += 100; draw(); }));
   }
 
-  const kinds = Object.entries(ITEMS)
-    .map(([key, [words, listed]]) => [key, `${words} (${all.filter(listed).length})`]);
+  const kinds = Object.entries(ITEMS).map(([key, [words, listed]]) => {
+    const shown = all.filter(listed).length; // fewer than there are if the page is full
+    const total = SOURCES.reduce((sum, { counted }) => sum + counted[key], 0);
+    return [key, `${words} (${shown < total ? `${shown} of ` : ""}${total})`];
+  });
   const sets = [...new Set(all.map((row) => row.set))].map((each) => [each, setName(each)]);
   draw();
   return section("items", "Items", "How the mean verdict on an item changed from the first step that asked about it "

@@ -36,7 +36,7 @@ DOTS = 3000
 OF_GOLD = re.compile(r"held_out_gold(\d*)")
 """Sets of the held-out answers under a monitor: the first one, the second with a 2 ..."""
 LISTED = 400
-"""Items in each list: those that moved most, the dead ones, those on which two judges part."""
+"""Items in each list: those that moved most, never met, always met, or on which two judges part."""
 STAGES = ("sample", "judge", "train")
 
 
@@ -72,10 +72,14 @@ class Tally:
         """How far the mean verdict of the last step lies above that of the first."""
         return self.last[1] / self.last[2] - self.first[1] / self.first[2] if self.of else 0.0
 
-    @property
-    def dead(self) -> bool:
-        """Whether every answer met the item, or none did."""
-        return self.of > 1 and self.met in (0, self.of)
+
+KINDS: dict[str, Callable[[Tally], float]] = {
+    "moved": lambda tally: abs(tally.move),
+    "never": lambda tally: tally.of if tally.of > 1 and tally.met == 0 else 0,
+    "always": lambda tally: tally.of if tally.of > 1 and tally.met == tally.of else 0,
+    "parted": lambda tally: tally.parted / tally.compared if tally.compared else 0,
+}
+"""The lists of items, by how high an item stands in each. At 0 it is not in it."""
 
 
 class Book:
@@ -86,7 +90,6 @@ class Book:
         self.items: dict[tuple, Json] = {}
         self.tallies: dict[tuple[str, int], Tally] = {}  # by set and item
         self.dots: list[list[Any]] = []
-        self.answers = 0
 
     def question(self, name: str, text: str | None, **more: Any) -> int:
         """The number of a question."""
@@ -106,7 +109,6 @@ class Book:
         """A group of answers to one question. Counts its verdicts, but not on the scale's answers, which no
         policy gave."""
         for row in rows:
-            self.answers += 1
             for item, verdict in zip(items, row["verdicts"], strict=True):
                 if verdict is not None and not scale.is_fixed(name):
                     self.tallies.setdefault((name, item), Tally()).add(step, verdict)
@@ -128,7 +130,7 @@ class Book:
 
 
 class Sample:
-    """Groups within `room` bytes: of every second, fourth, eighth ... step, always of the first and the last."""
+    """Groups of every second, fourth, eighth ... step within `room` bytes; the first and the last always."""
 
     def __init__(self, room: float) -> None:
         self.room, self.every, self.steps, self.groups = room, 1, 0, 0
@@ -275,7 +277,7 @@ def explain(book: Book, examples: Sequence[Example], texts: dict[str, str], desi
 
 def _pruned(book: Book, groups: list[Json]) -> Json:
     """The book as JSON: groups, the questions and items that they or the lists of items name, and dots."""
-    listed = _listed(book.tallies)
+    listed, counted = _listed(book.tallies)
     items, questions = list(book.items.values()), list(book.questions.values())
     used = {item for group in groups for item in group["items"]} | {item for _, item in listed}
     asked = {group["q"] for group in groups} | {items[item]["q"] for item in used}
@@ -293,25 +295,21 @@ def _pruned(book: Book, groups: list[Json]) -> Json:
         "moves": [
             {"set": name, "item": number[item]} | asdict(book.tallies[name, item]) for name, item in listed
         ],
-        "counted": {"answers": book.answers, "items": len(book.items), "questions": len(book.questions)},
+        "counted": counted,
         "dots": without_nan(book.dots[::step], digits=4),
         "dots_of": len(book.dots),
     }
 
 
-def _listed(tallies: dict[tuple[str, int], Tally]) -> list[tuple[str, int]]:
-    """The items that the lists show: those that moved most, the dead ones with the most answers, and those on
-    which judge and gold judge part most often."""
-    ranks: tuple[Callable[[Tally], float], ...] = (
-        lambda tally: abs(tally.move),
-        lambda tally: tally.dead * tally.of,
-        lambda tally: tally.parted / tally.compared if tally.compared else 0.0,
-    )
+def _listed(tallies: dict[tuple[str, int], Tally]) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """The items that the lists show, those first that stand highest; and how many there are of each kind."""
     found: dict[tuple[str, int], None] = {}
-    for rank in ranks:
+    counted = {}
+    for kind, rank in KINDS.items():
         ranked = sorted((key for key in tallies if rank(tallies[key])), key=lambda key: -rank(tallies[key]))
+        counted[kind] = len(ranked)
         found |= dict.fromkeys(ranked[:LISTED])
-    return list(found)
+    return list(found), counted
 
 
 def without(row: Json, *names: str) -> Json:

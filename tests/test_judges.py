@@ -146,6 +146,32 @@ def test_a_verdict_that_failed_is_asked_again_and_counts_for_nothing(
     assert len(server.seen) - asked == first["failed"] / 3
 
 
+def test_an_item_of_weight_0_has_not_failed_and_is_not_paid_for_again(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    """No judge is asked about it."""
+    server.reply = lambda path, body: {n: {"type": "noul", "noul": 0.9} for n in body["questions"]}
+    rubric = [*RUBRIC[:2], RUBRIC[2] | {"weight": 0}]
+    rows = [question(n, rubric=rubric, labelled_responses=FLUENT) for n in range(2)]
+    data = (str(write_rows(tmp_path / "zero.jsonl", rows)),)
+    for _ in range(2):
+        result = tabulated(capsys, tmp_path / "t.md", "systemone:m", data=data)["zero"]["systemone:m"]
+        assert result["failed"] == 0 and result["all"]["verdicts"] == 8
+        assert len(server.seen) == 4
+
+
+def test_an_answer_that_stands_twice_is_asked_about_and_paid_for_once(
+    server: Server, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    server.reply = lambda path, body: {n: {"type": "noul", "noul": 0.9} for n in body["questions"]}
+    rows = [question(n, question=f"{n % 20}?", rubric=RUBRIC, labelled_responses=FLUENT) for n in range(40)]
+    data = (str(write_rows(tmp_path / "twice.jsonl", rows)),)
+    result = tabulated(capsys, tmp_path / "t.md", "systemone:m", data=data)["twice"]["systemone:m"]
+    assert len(server.seen) == 40 and result["all"]["verdicts"] == 240
+    seconds = sum(row["seconds"] for row in lines(tmp_path / "t.jsonl"))
+    assert result["seconds"] == pytest.approx(seconds, abs=1e-6)
+
+
 def test_so_many_questions_are_drawn_whole_by_a_seed(
     capsys: pytest.CaptureFixture, tmp_path: Path, sets: Path
 ) -> None:

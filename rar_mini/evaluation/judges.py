@@ -142,27 +142,36 @@ def measure(
     """What a judge says of a set. It is asked about the answers that are not in `kept` or failed there; what
     it says is added to that and to the file."""
     asked = [judge.digest(item.example, item.response) for item in items]
-    known = {digest for digest, row in kept.items() if None not in row.verdicts}
-    todo = [(item, digest) for item, digest in zip(items, asked, strict=True) if digest not in known]
+    todo = {  # an answer that stands in the set twice is asked about once
+        digest: item
+        for item, digest in zip(items, asked, strict=True)
+        if digest not in kept or failed(item, kept[digest])
+    }
     with progress_bar(total=len(todo), desc=f"{judge.spec} on {name}", unit="answer") as bar:
         size = BATCH if judge.server else FEW
         for start in range(0, len(todo), size):
-            rows = list(_rows(judge, todo[start : start + size]))
+            rows = list(_rows(judge, list(todo.items())[start : start + size]))
             append_rows(out, (row.model_dump() for row in rows))
             kept |= {row.asked: row for row in rows}
             bar.update(len(rows))
     return [kept[digest] for digest in asked]
 
 
-def _rows(judge: Asker, batch: Sequence[tuple[Labelled, str]]) -> Iterator[Kept]:
+def failed(item: Labelled, row: Kept) -> int:
+    """The number of items without a verdict. Those of weight 0 are never asked about."""
+    pairs = zip(item.example.rubric.criteria, row.verdicts, strict=True)
+    return sum(verdict is None and criterion.weight != 0 for criterion, verdict in pairs)
+
+
+def _rows(judge: Asker, batch: Sequence[tuple[str, Labelled]]) -> Iterator[Kept]:
     """The rows of a few answers. What they took together is shared out evenly."""
     before, start = judge.ledger.counts.copy(), time.perf_counter()
-    judged = ask(judge, [(item.example, item.response) for item, _ in batch], None)
+    judged = ask(judge, [(item.example, item.response) for _, item in batch], None)
     took = judge.ledger.counts - before
     took["seconds"] = time.perf_counter() - start
     took["tokens"] = took["tokens_in"] - took["tokens_cached"] + took["tokens_out"]
     known = judge.server is None or judge.server.endpoint.price is not None
-    for n, (item, asked) in enumerate(batch):
+    for n, (asked, item) in enumerate(batch):
         yield Kept(
             judge=judge.spec,
             question=item.example.id,
@@ -195,13 +204,14 @@ def cell(items: Sequence[Labelled], rows: Sequence[Kept]) -> dict[str, Any]:
         verdict[n, : len(row.verdicts)] = [math.nan if v is None else v for v in row.verdicts]
     reward = np.array([row.reward for row in rows], dtype=float)  # (N,), None becomes NaN
     questions, parts = [item.example.id for item in items], trust.parts_of(items, label, category)
-    result: dict[str, Any] = {"failed": int((np.isnan(verdict) & ~np.isnan(label)).sum())}
+    result: dict[str, Any] = {"failed": sum(map(failed, items, rows))}
     for name in parts.keys() & SHOWN.keys():
         result[name] = trust.measure(verdict, label, parts[name], questions, SHOWN[name])
     gaps = trust.gaps_of(questions, [item.quality for item in items], reward)
     result["pairs"] = wins(np.array(sum(gaps.values(), [])))
-    result["seconds"], result["tokens"] = sum(row.seconds for row in rows), sum(row.tokens for row in rows)
-    dollars = [row.dollars for row in rows]
+    paid = {row.asked: row for row in rows}.values()  # an answer that stands in the set twice, once
+    result["seconds"], result["tokens"] = sum(row.seconds for row in paid), sum(row.tokens for row in paid)
+    dollars = [row.dollars for row in paid]
     return result | {"dollars": None if None in dollars else sum(dollars)}
 
 

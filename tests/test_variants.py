@@ -68,6 +68,44 @@ def test_a_way_that_costs_a_judge_its_accuracy_shows(
     assert "one a call        it is set so\n" in out
 
 
+def test_a_way_that_fails_where_it_is_hard_gains_nothing(
+    server: Server, capsys: pytest.CaptureFixture, labelled: Path
+) -> None:
+    """This one is wrong on the item 1, and without a reason it gives no verdict there."""
+
+    def reply(path: str, body: dict) -> str:
+        text, (item,) = shared(user(body)), questions(user(body))
+        key, hard = item.split()[-1].lower().rstrip("."), "1." in item
+        if hard and '"reason"' not in user(body):
+            return "I cannot say."
+        entry = {"reason": "r"} if '"reason"' in user(body) else {}
+        return json.dumps({"1": entry | {"verdict": "yes" if (key in text) != hard else "no"}})
+
+    server.reply = reply
+    found, out = varied(capsys, labelled, parse_retries=0)
+    assert found["as set"]["failed"] == 0 and found["as set"]["balanced"]["value"] < 1
+    assert found["no reason"]["failed"] == 6 and found["no reason"]["balanced"]["value"] == 1.0
+    assert found["no reason"]["change"]["value"] == 0.0, "on what both have a verdict on"
+    assert "balanced accuracy       change                    failed  seconds" in out
+
+
+def test_the_reverse_order_is_compared_with_all_at_once(
+    server: Server, capsys: pytest.CaptureFixture, labelled: Path
+) -> None:
+    """This one says yes to all if it is asked about several at once, in any order."""
+
+    def reply(path: str, body: dict) -> str:
+        text, asked = shared(user(body)), questions(user(body))
+        met = [len(asked) > 1 or each.split()[-1].lower().rstrip(".") in text for each in asked]
+        entry = {"reason": "r"} if '"reason"' in user(body) else {}
+        return json.dumps({str(n): entry | {"verdict": "yes" if y else "no"} for n, y in enumerate(met, 1)})
+
+    server.reply = reply
+    found, _ = varied(capsys, labelled)
+    assert found["all at once"]["change"]["value"] == -0.5
+    assert found["in reverse order"]["change"]["value"] == 0.0
+
+
 def test_ratings_have_no_verdicts_to_vary(labelled: Path) -> None:
     with pytest.raises(ValueError, match="--vary is about verdicts on labelled criteria: expected rar-expl"):
         evaluate.measure("chat:m", data=labelled, vary=True, method="rar-implicit")

@@ -1,8 +1,9 @@
 """How it is asked matters: one judge and the same labelled answers, asked in several ways.
 
-Each row has the balanced accuracy and the seconds that the asking took. `change` is what a way does to the
-balanced accuracy of the judge as it is set: the two are resampled together, by questions, because they are
-about the same answers. What a judge cannot be asked in is said with the reason.
+Each row has the balanced accuracy, the verdicts that failed, and the seconds that the asking took. `change`
+is what a way does to the balanced accuracy of the judge as it is set: the two are resampled together, by
+questions, on the verdicts that both have. The reverse order is of all criteria at once, and is compared with
+these. What a judge cannot be asked in is said with the reason.
 """
 
 import time
@@ -17,6 +18,7 @@ from rar_mini.evaluation import trust
 from rar_mini.evaluation.agreement import balanced, interval, resampled
 from rar_mini.evaluation.judged import ask
 from rar_mini.evaluation.labelled import Labelled
+from rar_mini.forms import T
 from rar_mini.judging.wires import MOST
 from rar_mini.judging.wrappers import JudgeLike
 
@@ -30,27 +32,35 @@ Way = Callable[[], ndarray] | str
 def report(judge: Any, items: Sequence[Labelled]) -> dict[str, Any]:
     """Ask judge.Judge about N labelled answers in every way that it has, print a table and return it."""
     questions = [item.example.id for item in items]
-    verdict, seconds = _timed(lambda: _verdicts(judge, items))
-    label, _ = trust.table_of(items, verdict.shape[1])
+    judged, seconds = _timed(lambda: ask(judge, [(item.example, item.response) for item in items], "judging"))
+    label, _ = trust.table_of(items, judged.verdict.shape[1])
+    result: dict[str, Any] = {}
 
-    def measured(other: ndarray) -> dict[str, float]:
-        return resampled(questions, lambda at: balanced(other[at], label[at]))
+    def row(name: str, verdict: ndarray, seconds: float, than: ndarray | None = None) -> None:
+        """Add and print one."""
+        measures = {"balanced": resampled(questions, lambda at: balanced(verdict[at], label[at]))}
+        if than is not None:
+            shared = np.where(np.isnan(verdict) | np.isnan(than), np.nan, label)
+            measures["change"] = resampled(
+                questions, lambda at: balanced(verdict[at], shared[at]) - balanced(than[at], shared[at])
+            )
+        failed = int((np.isnan(verdict) & (judged.weight != 0)).sum())
+        result[name] = measures | {"failed": failed, "seconds": seconds}
+        change = interval(measures["change"]) if than is not None else ""
+        print(f"{name:<18}{interval(measures['balanced']):<24}{change:<26}{failed:<8}{seconds:.1f}")
 
-    result: dict[str, Any] = {"as set": {"balanced": measured(verdict), "seconds": seconds}}
     print(f"answers   {len(items)} labelled answers to {len(set(questions))} questions\n")
-    print(f"{'':18}{'balanced accuracy':<24}{'change':<26}seconds")
-    print(f"{'as set':<18}{interval(result['as set']['balanced']):<24}{'':26}{seconds:.1f}")
+    print(f"{'':18}{'balanced accuracy':<24}{'change':<26}{'failed':<8}seconds")
+    row("as set", judged.verdict, seconds)
+    at_once = judged.verdict
     for name, way in ways(judge, items).items():
         if isinstance(way, str):
             print(f"{name:<18}{way}")
             result[name] = {"left_out": way}
             continue
-        other, seconds = _timed(way)
-        change = resampled(
-            questions, lambda at, v=other: balanced(v[at], label[at]) - balanced(verdict[at], label[at])
-        )
-        result[name] = {"balanced": measured(other), "change": change, "seconds": seconds}
-        print(f"{name:<18}{interval(result[name]['balanced']):<24}{interval(change):<26}{seconds:.1f}")
+        verdict, seconds = _timed(way)
+        row(name, verdict, seconds, at_once if name == "in reverse order" else judged.verdict)
+        at_once = verdict if name == "all at once" else at_once
     print()
     return result
 
@@ -94,7 +104,6 @@ def _verdicts(judge: JudgeLike, items: Sequence[Labelled]) -> ndarray:
     return ask(judge, [(item.example, item.response) for item in items], "judging").verdict
 
 
-def _timed(way: Callable[[], ndarray]) -> tuple[ndarray, float]:
+def _timed(way: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
-    verdict = way()
-    return np.asarray(verdict), time.perf_counter() - start
+    return way(), time.perf_counter() - start

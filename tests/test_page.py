@@ -8,10 +8,12 @@ import html
 import json
 import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Command
 from page_runs import (
     HOSTILE,
@@ -28,6 +30,11 @@ from page_runs import (
     write_run,
 )
 
+from rar_mini.data import Example
+from rar_mini.forms import printable
+from rar_mini.rubric import Criterion, Rubric
+from rar_mini.sampler import Completion
+from rar_mini.scores import NAN, Rollouts, Scores
 from rar_mini.viewing import page, page_data
 
 ROOM = 1e6
@@ -260,6 +267,96 @@ def test_the_script_has_no_way_to_make_markup_of_text() -> None:
 def test_the_same_run_has_the_same_page(run: Path) -> None:
     first, second = (page.compose(page.gather([run]), LIBRARY) for _ in range(2))
     assert first == second
+
+
+# --- in a notebook ------------------------------------------------------------------------------------------
+
+
+class Cell(HTMLParser):
+    """What an HTML parser finds in a cell's output: elements with their attributes, and text."""
+
+    def __init__(self, shown: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(shown)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def document(self) -> str:
+        """The page in the frame."""
+        return self.elements[0][1]["srcdoc"]
+
+
+def test_a_hostile_answer_leaves_neither_the_frame_nor_the_text(tmp_path: Path) -> None:
+    cell = Cell(page.inline(hostile(tmp_path)).html)
+    assert [tag for tag, _ in cell.elements] == ["iframe", "details", "summary", "pre"]
+    frame, *others = (attributes for _, attributes in cell.elements)
+    assert frame.keys() == {"title", "sandbox", "width", "height", "style", "srcdoc"} and not any(others)
+    assert frame["sandbox"] == "allow-scripts", "with the notebook's origin it could act in the notebook"
+    assert "hacked" not in cell.document and cell.document.count("<script") == 3
+    assert unpacked(cell.document)["sources"][0]["groups"][0]["answers"][0]["text"] == HOSTILE
+    assert printable(HOSTILE) in cell.text and "\u202e" not in cell.text
+
+
+def test_a_frame_holds_the_asked_group_alone_and_no_plotly(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    shown = page.inline(str(run), step=2, question="b")
+    data = unpacked(Cell(shown.html).document)
+    (group,) = data["sources"][0]["groups"]
+    assert [answer["text"] for answer in group["answers"]] == ["b at 2"] * 2
+    assert [each["id"] for each in data["sources"][0]["questions"]] == ["b"]
+    assert len(data["sources"][0]["items"]) == 3
+    assert len(shown.html) < 150_000
+    assert page.inline(write_run(tmp_path / "other"), 2, "b").html == shown.html, "no folder, no clock"
+
+
+def test_where_no_frame_is_shown_rewards_and_verdicts_are_text(tmp_path: Path) -> None:
+    rows = [rollout(1, "a", (0.25, 0, 1)), rollout(1, "a", (None, 0, 1))]
+    shown = page.inline(write_run(tmp_path / "run", 1, rollouts=rows, evaluations=[]))
+    assert repr(shown).splitlines() == [
+        "a, step 1",
+        "reward                            0.442      ?",
+        "advantage                         +0.50  +0.50",
+        "Names it (essential, weight 1)     0.25      ?",
+        "Says why (important, weight 0.7)      0      0",
+        "No harm (pitfall, weight 0.9)         1      1",
+    ]
+    assert repr(shown) in Cell(shown.html).text
+
+
+def test_all_groups_of_the_last_step_unless_others_are_asked_for(run: Path) -> None:
+    tables = repr(page.inline(run)).split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == ["a, step 3", "b, step 3"]
+    with pytest.raises(ValueError, match="no question 'c' in this step: expected one of 'a', 'b'"):
+        page.inline(run, question="c")
+    with pytest.raises(ValueError, match="has no step 9: expected one from 1 to 3"):
+        page.inline(run, 9)
+
+
+def test_rollouts_that_no_run_has_written_have_a_frame() -> None:
+    rubric = Rubric([Criterion(title, f"{title}?", "essential", 1.0) for title in ("Names it", "Says why")])
+    asked = ({"role": "user", "content": "What is a?"},)
+    example = Example("a", "train", asked, "It is a.", rubric, {})
+    verdict, none = torch.tensor([[[1.0, 0.0], [0.0, NAN]]]), torch.full((1, 2), NAN)
+    scores = Scores(verdict, torch.ones(1, 2), none, [rubric])
+    completions, responses = [[Completion([5], [-0.5], True)] * 2], [["one", "two"]]
+    rollouts = Rollouts([example], [[[1]] * 2], completions, responses, scores)
+    rollouts.reward, rollouts.adv = torch.tensor([[0.5, NAN]]), torch.zeros(1, 2)
+    shown = unpacked(Cell(page.inline(rollouts, step=4).html).document)["sources"][0]
+    (group,) = shown["groups"]
+    assert group["step"] == 4 and [each["text"] for each in group["answers"]] == ["one", "two"]
+    assert group["answers"][1]["verdicts"] == [0.0, None] and "reward" not in group["answers"][1]
+    assert [item["text"] for item in shown["items"]] == ["Names it?", "Says why?"]
+    assert shown["questions"][0]["reference"] == "It is a." and rollouts.rubrics is None
 
 
 # --- files of evaluations -----------------------------------------------------------------------------------

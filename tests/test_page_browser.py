@@ -50,6 +50,15 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def listen(tab: Any, faults: list[str]) -> None:
+    """Write down what a tab complains of, and what it asks of a network."""
+    tab.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on(
+        "request", lambda request: request.url.startswith(("file:", "data:")) or faults.append(request.url)
+    )
+
+
 Opened = Callable[..., Any]
 
 
@@ -65,14 +74,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Opened]:
         tab = contexts[-1].new_page()
         read.session = contexts[-1].new_cdp_session(tab)
         read.session.send("Performance.enable", {"timeDomain": "threadTicks"})
-        tab.on(
-            "console", lambda message: message.type in ("error", "warning") and faults.append(message.text)
-        )
-        tab.on("pageerror", lambda error: faults.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:")) or faults.append(request.url),
-        )
+        listen(tab, faults)
         tab.goto(out.as_uri())
         tab.wait_for_selector("#settings")
         return tab
@@ -142,6 +144,29 @@ def test_a_script_that_gets_into_the_page_is_not_run(opened: Opened, run: Path) 
     assert len(opened.faults) == 3  # the script, the picture and its handler
     assert all("Content Security Policy" in fault for fault in opened.faults)
     opened.faults.clear()
+
+
+def test_a_frame_in_a_notebook_shows_a_group_and_reaches_nothing_else(chromium: Any, tmp_path: Path) -> None:
+    rows = [rollout(1, HOSTILE, (v, 0, 1), prompt=HOSTILE, response=f"{v} {HOSTILE}") for v in (0, 1)]
+    run = write_run(tmp_path / "run", 1, rollouts=rows, evaluations=[])
+    cell = tmp_path / "cell.html"
+    cell.write_text(f"<!doctype html><meta charset=utf-8>{page.inline(run).html}")
+    tab, faults = chromium.new_page(viewport={"width": 900, "height": 800}), []
+    listen(tab, faults)
+    tab.goto(cell.as_uri())
+    frame = tab.frame_locator("iframe")
+    frame.locator(".matrix tbody tr").nth(1).wait_for()
+    found = frame.locator(".matrix tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].slice(1).map(cell => cell.textContent))"
+    )
+    assert found == [["1", "0", "1"], ["0", "0", "1"]]  # the best one first
+    frame.locator(".matrix .answer").nth(1).click()
+    assert frame.locator(".reading .text").evaluate("e => e.textContent") == f"0 {HOSTILE}"
+    assert frame.locator("section").count() == 1 and frame.locator("header, nav, form, .link").count() == 0
+    assert [each.evaluate("window.hacked") for each in tab.frames] == [None, None]
+    assert tab.evaluate("document.querySelector('iframe').contentDocument") is None
+    tab.close()
+    assert faults == []
 
 
 # --- what a reader sees and does ----------------------------------------------------------------------------

@@ -101,8 +101,16 @@ function settings() {
 
 // --- the page ----------------------------------------------------------------------------------------------
 
+/** Groups alone, in a notebook. */
+function inline() {
+  document.querySelectorAll(".skip, header").forEach((element) => element.remove());
+  show(document.getElementById("main"),
+    GROUPS.map((group) => make("section", {}, groupView(group, new Set(group.answers)))));
+}
+
 async function open() {
   await unpack();
+  if (DATA.inline) return inline();
   recall();
   const beside = GROUPS.length > 0 && sideBySide.build(); // before the answers, which refer to it
   const title = SOURCES.map((source) => source.name).join(", ");

@@ -3,7 +3,7 @@
 The page is one file that opens without a network and without a server: curves, every kept answer with its
 verdicts, answers of two steps or of two policies side by side, items that moved or never did, time, cost and
 settings. It also takes rows of `evaluate.py healthbench` and `gpqa`, of `judge.py score`, and what
-`evaluate.py replay` prints.
+`evaluate.py replay` prints. `inline` shows the groups of one step in a notebook.
 
 What the page shows was written by models and by others. It stands in the page as compressed JSON in base64,
 which cannot end its element. page_tools.js puts it there as text, never as markup. A content security policy
@@ -21,6 +21,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -30,7 +31,9 @@ import tyro
 
 from rar_mini.checkpoint import Run, records
 from rar_mini.files import without_nan, write_whole
+from rar_mini.forms import printable
 from rar_mini.options import run_command
+from rar_mini.scores import Rollouts
 from rar_mini.viewing import page_data
 from rar_mini.viewing.plot import SERIES
 
@@ -73,8 +76,8 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def compose(shown: dict[str, Any], library: str) -> str:
-    """The page's text."""
+def compose(shown: dict[str, Any], library: str = "") -> str:
+    """The page's text. Without plotly's script it can draw no curves."""
     own = resources.files("rar_mini.viewing")
     style, frame = (own.joinpath(name).read_text("utf-8") for name in ("page.css", "page.html"))
     script = "\n".join(own.joinpath(name).read_text("utf-8") for name in SCRIPTS)
@@ -133,6 +136,76 @@ def state(path: Path) -> list[tuple[int, int]]:
     names = ("metrics.jsonl", "alarms.jsonl", "healthbench.jsonl", "gpqa.jsonl")
     stats = [file.stat() for file in (path / name for name in names) if file.exists()]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+# --- in a notebook ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inline:
+    """What a notebook shows of an object: HTML, or text where it shows none."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def inline(
+    source: Path | str | Rollouts, step: int | None = None, question: str | None = None, height: int = 640
+) -> Inline:
+    """The page's view of one step's groups, for a notebook's cell: the matrix of verdicts, and beside it an
+    answer. Raises ValueError if there is no such step or question.
+
+    The view is a frame with a page in it, without plotly. It needs no server, and its sandbox keeps it away
+    from the notebook. A code hub strips frames, and so does Jupyter in a notebook that it does not trust:
+    rewards and verdicts stand below the frame as text, too.
+
+    Args:
+        source: a run's folder, or rollouts with scores, rewards and advantages that no run has written
+        step: the last one of a run, or 1, if none is given
+        question: its name in the data; all of the step are shown if none is given
+        height: of the frame, in pixels; what is higher scrolls
+    """
+    source = source if isinstance(source, Rollouts) else Path(source)
+    shown = page_data.of_step(source, step, question)
+    document = html.escape(compose({"sources": [shown], "inline": True}))
+    text = as_text(shown)
+    return Inline(
+        f'<iframe title="Answers and verdicts" sandbox="allow-scripts" width="100%" height="{int(height)}" '
+        f'style="border: 0" srcdoc="{document}"></iframe>\n'
+        f"<details><summary>Rewards and verdicts as text</summary><pre>{html.escape(text)}</pre></details>",
+        text,
+    )
+
+
+def as_text(shown: dict[str, Any]) -> str:
+    """Rewards and verdicts of each group. A line is an item, a column an answer, as they were sampled."""
+    tables = []
+    for group in shown["groups"]:
+        answers, forms = group["answers"], {"reward": ".3f", "advantage": "+.2f"}
+        rows = [(name, [number(each.get(name), form) for each in answers]) for name, form in forms.items()]
+        for k, n in enumerate(group["items"]):
+            item = shown["items"][n]
+            head = printable(f"{item['title']} ({item['category']}, weight {item['weight']:g})")
+            rows.append((head, [number(each["verdicts"][k], ".2g") for each in answers]))
+        wide = max(len(head) for head, _ in rows)
+        lines = [f"{head:<{wide}}" + "".join(f"{cell:>7}" for cell in cells) for head, cells in rows]
+        name = printable(shown["questions"][group["q"]]["id"])
+        tables.append("\n".join([f"{name}, step {group['step']}", *lines]))
+    return "\n\n".join(tables)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number for a person; a question mark if there is none."""
+    return "?" if value is None else format(value, form)
+
+
+# --- the command --------------------------------------------------------------------------------------------
 
 
 def main(

@@ -212,7 +212,7 @@ function questionOf(group) {
     make("h3", {}, make("bdi", {}, id), " ", small(whence(group))),
     prose(text || MISSING),
     reference && make("details", {}, make("summary", {}, "Reference answer"), prose(reference)),
-    sideBySide.has(group)
+    !DATA.inline && sideBySide.has(group)
       && make("button", { class: "link", onclick: () => sideBySide.open(group) }, "Compare answers side by side"));
 }
 

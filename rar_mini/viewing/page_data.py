@@ -8,8 +8,8 @@ whichever fits first. A step is kept whole or not at all. The first and the last
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from rar_mini.judging.ledger import Account
 from rar_mini.options import to_json
 from rar_mini.report import paired
 from rar_mini.rubric import Criterion
-from rar_mini.scores import ScoredRow
+from rar_mini.scores import Rollouts, ScoredRow
 from rar_mini.viewing.plot import scores
+from rar_mini.viewing.show import groups_at
 
 Json = dict[str, Any]
 
@@ -191,6 +192,32 @@ def of_run(folder: Path, room: float) -> Json:
         "sample": {ROLLOUTS: trained.rule(), "evaluations": evaluated.rule()},
         "explained": explained,
     }
+
+
+def of_step(source: Path | Rollouts, step: int | None, question: str | None) -> Json:
+    """What a page shows of one step's groups alone, or of those of one question. It names no folder.
+
+    Raises ValueError if there is no such step or question.
+    """
+    book = Book()
+    if isinstance(source, Rollouts):
+        rows = iter(replace(source, rubrics=source.scores.rubrics).rows(1 if step is None else step))
+        groups = [list(islice(rows, len(each))) for each in source.responses]
+    else:
+        run = Run.reopen(source)
+        groups = groups_at(run, step)
+    names = dict.fromkeys(group[0]["example_id"] for group in groups)
+    if question is not None and question not in names:
+        listed = ", ".join(map(repr, names))
+        raise ValueError(f"no question {question!r} in this step: expected one of {listed}")
+    wanted = [group for group in groups if question in (None, group[0]["example_id"])]
+    shown = [_group(book, ROLLOUTS, group) for group in wanted]
+    if isinstance(source, Rollouts):
+        explain(book, source.examples, {}, {})  # the reference answers: each row has its items' texts
+    else:
+        _explain(book, run)
+    pruned = _pruned(book, shown)
+    return {"kind": "run"} | {name: pruned[name] for name in ("questions", "items", "groups")}
 
 
 def _evaluation(book: Book, folder: Path, rows: Sequence[Json]) -> list[Json]:

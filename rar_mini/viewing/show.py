@@ -24,11 +24,19 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
     `width` is the terminal's unless given. Raises ValueError if there is no run or no such step.
     """
     width = max(60, width or shutil.get_terminal_size((100, 24)).columns)
-    run = Run.reopen(folder)
-    settings = run.written["settings"]
+    groups = groups_at(Run.reopen(folder), step)
+    step = groups[0][0]["step"]
+    head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
+    return "\n\n".join([head, *(_group(group, width) for group in groups)])
+
+
+def groups_at(run: Run, step: int | None = None) -> list[list[dict[str, Any]]]:
+    """The rows of each group of one step of a run, the last one if `step` is None. Raises ValueError if there
+    is no such step."""
+    folder, settings = run.folder, run.written["settings"]
     if settings.get("method") == "sft":
         raise ValueError(f"{folder} learnt from reference answers (--method sft): it has no rollouts to show")
-    rows = records(run.folder, "rollouts.jsonl")
+    rows = records(folder, "rollouts.jsonl")
     steps = sorted({row["step"] for row in rows})
     if not steps:
         raise ValueError(f"{folder} has no rollouts yet: expected the lines of a step in rollouts.jsonl")
@@ -37,9 +45,8 @@ def show(folder: Path, step: int | None = None, width: int | None = None) -> str
         raise ValueError(f"{folder} has no step {step}: expected one from {steps[0]} to {steps[-1]}")
     rows = [row for row in rows if row["step"] == step]
     groups = groups_of(rows, settings.get("group_size", Config.group_size))
-    refuse_uneven(run.folder / "rollouts.jsonl", rows, groups)
-    head = f"step {step} of {folder}: the best and the worst answer of each group, * where verdicts differ"
-    return "\n\n".join([head, *(_group([rows[i] for i in group], width) for group in groups)])
+    refuse_uneven(folder / "rollouts.jsonl", rows, groups)
+    return [[rows[i] for i in group] for group in groups]
 
 
 def _group(rows: list[dict[str, Any]], width: int) -> str:

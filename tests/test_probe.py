@@ -455,6 +455,22 @@ def test_a_bundled_probe_is_of_the_bundled_labels(name: str) -> None:
     assert about.scores["held out"]["auc more"]["low"] > 0, "no better than words"
 
 
+@pytest.mark.parametrize("name", ["medical", "science"])
+def test_the_page_has_the_scores_of_the_bundled_probes(name: str) -> None:
+    def shown(measure: str, by: str = "") -> str:
+        value = scores[measure + by]
+        span = f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else ""
+        return f"{value['value']:.2f}{span}"
+
+    page = Path("docs/judges.md").read_text(encoding="utf-8")
+    scores = probe.Head.read(name).about.scores["held out"]
+    measures = ("auc", "auc, flawed only", "balanced", "kappa")
+    for who, by in ((f"probe:{name}", ""), ("keyword", " by keyword")):
+        cells = " | ".join(shown(measure, by) for measure in measures)
+        assert f"| {name} | `{who}` | {cells} |" in page
+    assert shown("auc more") in page and f"| {shown('spread')} |\n" in page
+
+
 def test_a_bundled_probes_name_is_no_file_of_the_working_folder(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

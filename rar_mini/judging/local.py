@@ -176,15 +176,15 @@ class LocalJudge(Reader):
             if isinstance(p, Failure):
                 found.append(p)
                 continue
-            ranks = []
+            expected = []
             for q, own in enumerate(sets):
                 chosen = p[q : q + 1, [words.index(word) for word in own]]  # (1, A)
                 rank = torch.arange(len(own)) + float(each.rated) if own is not YES_NO else torch.eye(2)[0]
                 mass = chosen.sum(-1)
                 self.mass.append(mass.item())
-                ranks.append((chosen / mass[:, None] @ rank).item())
+                expected.append((chosen / mass[:, None] @ rank).item())
             self._warn(sum(self.mass[-len(sets) :]) / len(sets))
-            found.append(each.verdicts(ranks))
+            found.append(each.verdicts(expected))
         return found
 
     def _warn(self, mass: float) -> None:

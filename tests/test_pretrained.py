@@ -328,7 +328,7 @@ def test_a_killed_build_leaves_nothing_that_is_trusted(
 
 
 def test_a_failing_build_cleans_up(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(gguf: Path, output: Path) -> None:
+    def convert(gguf: Path, output: Path, expected: dict[str, object]) -> None:
         raise KeyboardInterrupt
 
     put(wheel, cache)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rar_mini.judging.asked import Answer, Asked
 from rar_mini.judging.ledger import Ledger
-from rar_mini.rubric import Criterion, Mistake, Rubric
+from rar_mini.rubric import Criterion, Mistake, Rubric, mistake
 
 THRESHOLD = 0.25
 """The share of a criterion's content words that a response has to use.
@@ -102,7 +102,7 @@ def verdict(criterion: Criterion, response: str) -> float:
     """1.0 if the response meets the criterion, else 0.0. A pitfall is met if its mistake was avoided, or if
     it is asked as worded, if its text holds."""
     text = criterion.description
-    wrong = criterion.mistake
+    wrong = mistake(text) if criterion.as_worded else criterion.mistake
     if criterion.category == "pitfall":
         made = makes(wrong, response)
         return float(made != wrong.demanded if criterion.as_worded else not made)

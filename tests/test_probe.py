@@ -205,6 +205,7 @@ def test_an_answer_may_be_empty_or_too_long(tiny: Path, fitted: Path, labels: Pa
     verdict = asker.score(data.read(labels)[:1], [["", "b" * 600, "c"]]).verdict[0]
     assert ((0 < verdict[[0, 2]]) & (verdict[[0, 2]] < 1)).all() and verdict[1].isnan().all()
     assert asker.ledger.failures == {"too long": 1}
+    assert "the longest answers cannot be judged: " in asker.estimate(data.read(labels)[:1], 1, 600)
 
 
 def test_a_run_resumes_with_the_same_numbers(

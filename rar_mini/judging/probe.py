@@ -256,8 +256,8 @@ class Head:
 
     def verdicts(self, numbers: Tensor, criteria: Sequence[Criterion]) -> list[float]:
         """The verdicts on K criteria, of their numbers (K, size)."""
-        said = torch.sigmoid((numbers.double() * self.weight[:-1]).sum(-1) + self.weight[-1]).tolist()
-        return [1 - p if criterion.opposed else p for p, criterion in zip(said, criteria, strict=True)]
+        p = torch.sigmoid((numbers.double() * self.weight[:-1]).sum(-1) + self.weight[-1]).tolist()
+        return [1 - own if each.opposed else own for own, each in zip(p, criteria, strict=True)]
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all: the same bytes for the same head."""
@@ -313,8 +313,8 @@ def find(name: str) -> Path:
     bundled = {path.stem.removeprefix("probe-"): path for path in sorted(SAMPLE.glob("probe-*.safetensors"))}
     path = bundled.get(name) or Path(name).expanduser()
     if not regular(path).is_file():
-        known = f" or the name of a bundled one ({', '.join(bundled)})" if bundled else ""
-        raise ValueError(f"no probe {printable(name)!r:.200}: expected a file of `{COMMAND} fit`{known}")
+        names = f" or the name of a bundled one ({', '.join(bundled)})" if bundled else ""
+        raise ValueError(f"no probe {printable(name)!r:.200}: expected a file of `{COMMAND} fit`{names}")
     return path
 
 
@@ -354,10 +354,12 @@ class Probe:
         counts = self.ledger.counts.copy()
         self.reading.numbers(asked[:1])  # its criteria are kept from here on
         before, start = self.ledger.counts["tokens_in"], time.perf_counter()
-        self.reading.numbers(asked[:1])
+        (numbers,) = self.reading.numbers(asked[:1])
         times, seconds = share * len(asked), time.perf_counter() - start
         tokens = times * (self.ledger.counts["tokens_in"] - before)
         self.ledger.counts = counts
+        if isinstance(numbers, Failure):
+            return f"the longest answers cannot be judged: {numbers.words}"
         layers = f"{max(self.reading.layers)} of {self.reading.depth} layers"
         return f"at most {tokens:,.0f} tokens through {layers}, {times * seconds:.2g} s"
 

@@ -94,6 +94,12 @@ def test_foreign_names_are_no_markup(tmp_path: Path) -> None:
     assert all(row[at - 1] == "\\" for at, c in enumerate(row) if c == "<")
 
 
+def test_marks_that_act_are_escaped_and_others_are_not() -> None:
+    shown = {"_a_": r"\_a\_", "__a__": r"\_\_a\_\_", "~~x~~": r"\~\~x\~\~", "&lt;&#60;": r"\&lt;\&#60;"}
+    shown |= {name: name for name in ("group_size", "a & b", "0.731 [0.6, 0.8]", "chat:x/y_2")}
+    assert {text: compare.cell(text) for text in shown} == shown
+
+
 def test_the_command_prints_the_table_or_refuses(tmp_path: Path, command: Command) -> None:
     run = write_run(tmp_path / "run", evaluations=[])
     done = command("rar_mini/viewing/compare.py", run)

@@ -140,9 +140,10 @@ def cost_rows(columns: Sequence[Column]) -> Iterator[list[str]]:
 
 
 def cell(value: Any) -> str:
-    """A text for a cell of a Markdown table, in which nothing of it is markup."""
+    """A text for a cell of a Markdown table, in which nothing of it is markup. A bare address of the web
+    may still become a link: it leads to what it says. An underscore within a word acts nowhere."""
     text = value if isinstance(value, str) else "-" if value is None else repr(value)
-    return re.sub(r"[\\|<`*]|(?<=\])\(", r"\\\g<0>", printable(text))
+    return re.sub(r"[\\|<`*~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(", r"\\\g<0>", printable(text))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

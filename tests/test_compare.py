@@ -60,7 +60,7 @@ def test_questions_of_one_name_and_another_text_are_no_pair(tmp_path: Path) -> N
 
 def test_time_and_money(two: tuple[Path, Path]) -> None:
     found = lines(*two)
-    assert found["steps"] == ["3", "3"] and found["seconds, sample"] == ["6.0", "6.0"]
+    assert found["steps"] == ["3", "3"] and found["seconds of the steps, sample"] == ["6.0", "6.0"]
     assert found["dollars"] == ["0.7500", "0.7500"]
 
 

@@ -132,10 +132,11 @@ def score_rows(columns: Sequence[Column]) -> Iterator[list[str]]:
 
 
 def cost_rows(columns: Sequence[Column]) -> Iterator[list[str]]:
-    """Steps, time and money."""
+    """Steps, time of their stages without evaluations, and money, evaluations included."""
     yield ["steps", *(str(column.steps) for column in columns)]
     for stage in ("sample", "judge", "train"):
-        yield [f"seconds, {stage}", *(f"{column.cost['seconds'][stage]:,.1f}" for column in columns)]
+        seconds = (f"{column.cost['seconds'][stage]:,.1f}" for column in columns)
+        yield [f"seconds of the steps, {stage}", *seconds]
     yield ["dollars", *(f"{column.cost['dollars']:.4f}" for column in columns)]
 
 

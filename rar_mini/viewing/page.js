@@ -8,7 +8,7 @@ function overview() {
   const files = SOURCES.filter((source) => source.table);
   const results = [...new Set(files.flatMap((source) => Object.keys(source.table)))];
   const head = ["run", "policy", "judge", "steps", "reward, first → last step",
-    "fresh answers, training (± standard error)", "fresh answers, held out", "time", "cost of the judge"];
+    "fresh answers, training (± standard error)", "fresh answers, held out", "time of the steps' stages, without evaluations", "cost of the judge"];
   const resultRow = (name) =>
     [name.replace(/^(axes|themes)\./, ""), ...files.map((source) => short(source.table[name]))];
   return section("overview", "Overview", "",

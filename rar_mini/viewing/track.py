@@ -103,8 +103,10 @@ class Wandb:
             resume="allow",
             dir=run.folder,
             config=settings,
-            settings=wandb.Settings(init_timeout=30, **quiet),
+            settings=wandb.Settings(init_timeout=30, login_timeout=30, **quiet),
         )
+        if self._run.disabled:  # so is a run whose login nobody answered: it would take steps and lose them
+            raise ValueError("W&B is disabled: expected WANDB_API_KEY, `wandb login` or WANDB_MODE=offline")
         if self._run.offline:
             # Nobody knows what is there: each process leaves a folder of its own with all steps.
             self.first, self.place = 0, f"wandb sync {Path(self._run.dir).parent}"

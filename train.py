@@ -111,7 +111,8 @@ def explore(t: Training, n: int, clock: Clock) -> Rollouts:
         new.scores = judge(t, t.judge, new, clock)  # verdicts (P, G, K)
         t.rollouts = rollouts = new.behind(rollouts)
         rollouts.reward = reward(t, rollouts)  # (P, G), NaN where the judge failed
-        rollouts.adv = advantage(t, rollouts)  # (P, G), 0 where nothing is taught
+        with clock("train"):  # a recipe may read all completions for it
+            rollouts.adv = advantage(t, rollouts)  # (P, G), 0 where nothing is taught
         lacking = c.prompts_per_step - int(chosen(t, rollouts).any(-1).sum())
         failed = rollouts.reward.isnan().float().mean()
         if not lacking or failed > c.max_judge_failures or failed == 1:

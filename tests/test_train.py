@@ -29,6 +29,7 @@ import torch
 from conftest import ROOT, Command, byte_tokenizer, question, write_rows
 from hostile import Server
 from safetensors.torch import load_file
+from torch.autograd import DeviceType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluate
@@ -609,6 +610,33 @@ def test_a_benchmark_times_the_step_that_the_options_ask_for(
     assert [rate for _, _, rate, _ in stepped] == [0.01] * 9  # one step to warm up, one timed, one watched
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["operators"]["aten::mm"] > 0 and row["seconds_per_step"] > 0
+
+
+def test_a_benchmark_counts_advantages_as_training(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that needs log-probabilities reads all completions for them."""
+    monkeypatch.setattr(train.speed, "WORK", (2, 3, 8))
+    asked: list[tuple] = []
+    monkeypatch.setattr(train.speed, "training", lambda *words: asked.append(words))
+    train.main(["--bench", "--policy", str(tiny)])
+    monkeypatch.setattr(train, "advantage", lambda t, rollouts: (time.sleep(1), rollouts.reward * 0)[1])
+    monkeypatch.setattr(train, "learn", lambda *words: {})
+    clock = Clock()
+    asked[0][1](clock)
+    assert clock.seconds["train"] >= 1
+
+
+def test_on_a_gpu_a_product_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator of the CPU, its kernel, and a note of the profiler carry the same time."""
+
+    def row(key: str, device: DeviceType, noted: bool = False) -> SimpleNamespace:
+        own = {"device_type": device, "is_user_annotation": noted, "self_device_time_total": 2e6}
+        return SimpleNamespace(key=key, count=1, **own)
+
+    rows = [row("aten::mm", DeviceType.CPU), row("gemm", DeviceType.CUDA), row("step", DeviceType.CUDA, True)]
+    seen = SimpleNamespace(key_averages=lambda: rows)
+    monkeypatch.setattr(train.speed, "profile", lambda **_: contextlib.nullcontext(seen))
+    monkeypatch.setattr(train.speed.bench, "device", lambda: "cuda")
+    assert train.speed.by_operator(lambda clock: None) == {"gemm": 2.0}
 
 
 def test_a_benchmark_of_no_runs_is_refused() -> None:

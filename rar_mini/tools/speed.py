@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 
 from rar_mini import policy
@@ -104,6 +105,8 @@ def by_operator(step: Callable[[Clock], object], most: int = 12) -> dict[str, fl
     with profile(activities=list(supported_activities())) as seen:
         step(Clock())
     rows, on = seen.key_averages(), "device" if bench.device() == "cuda" else "cpu"
+    if on == "device":  # an operator of the CPU has the time of its kernels, too, which are rows of their own
+        rows = [row for row in rows if row.device_type == DeviceType.CUDA and not row.is_user_annotation]
     spent = {row.key: getattr(row, f"self_{on}_time_total") / 1e6 for row in rows}
     total = sum(spent.values())
     for row in sorted(rows, key=lambda row: -spent[row.key])[:most]:

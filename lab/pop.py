@@ -10,11 +10,9 @@ and criteria. The policy answers G times without the chunk, and is judged. A gro
     loss = mean over pairs of -ln sigmoid(beta (m_best - m_worst))                              beta = 0.01
     A_best = -A_worst = beta sigmoid(-beta (m_best - m_worst)) / pairs                          others 0
 
-DPO is an advantage: the loss has the gradient of -sum A logp, which `--loss-norm sum` leaves as it is.
-
 Ours: a writer makes all three in one reply, before the run; theirs are the policy's own. Empty lines part
-chunks, and every fourth one is held out. Without texts, the data's questions and rubrics are used. Verdicts
-lie in [0, 1]; theirs are 0, 1 or 2. What came out (tests/lab/test_pop.py): the gradient is that of DPO.
+chunks, and every fourth one is held out. Without texts, the data's questions are used. Verdicts lie in
+[0, 1]; theirs are 0, 1 or 2. What came out (tests/lab/test_pop.py): -sum A logp has DPO's gradient.
 """
 
 import json
@@ -63,8 +61,11 @@ class Pop(Recipe):
         return Wrapper(judge, self._writer) if self.texts else judge
 
     def load(self, **how: Any) -> list[Example]:
-        if self.config.loss_norm != "sum" or self.config.inner_epochs > 1:
-            raise ValueError("pop needs --loss-norm sum and --inner-epochs 1: else the loss is not DPO's")
+        c = self.config
+        other = c.beta or c.mismatch_cap or c.train_rollouts or c.cut_answers == "mask"
+        if c.loss_norm != "sum" or c.inner_epochs > 1 or other:
+            needs = "--loss-norm sum and --inner-epochs 1, without --beta, --mismatch-cap, --train-rollouts"
+            raise ValueError(f"pop needs {needs} and --cut-answers mask: else the loss is not DPO's")
         if not self.texts:
             return super().load(**how)
         chunks = filter(None, map(str.strip, self.texts.read_text(encoding="utf-8").split("\n\n")))
@@ -79,11 +80,10 @@ class Pop(Recipe):
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
         reward, valid = rollouts.reward, grpo.scored(rollouts.reward)  # (P, G)
         spread = (reward - reward.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()  # (P,)
-        rows = torch.arange(len(reward))
         best, worst = reward.where(valid, -torch.inf).argmax(-1), reward.where(valid, torch.inf).argmin(-1)
+        sign = torch.eye(reward.shape[1])[torch.stack([worst, best])].diff(dim=0)[0]  # (P, G): 1, -1, else 0
         words = torch.tensor([[len(text.split()) for text in group] for group in rollouts.responses])
-        pairs = (spread >= 1e-3) & ((words[rows, best] - words[rows, worst]).abs() <= 100)  # (P,)
+        pairs = (spread >= 1e-3) & ((words * sign).sum(-1).abs() <= 100)  # (P,)
         m = self.beta * (rollouts.logp - rollouts.ref_logp)  # (P, G)
-        weight = self.beta * (m[rows, worst] - m[rows, best]).sigmoid() * pairs / max(1, pairs.sum())
-        adv = torch.zeros_like(reward).index_put((rows, best), weight)
-        return adv.index_put((rows, worst), -weight, accumulate=True)
+        weight = self.beta * (-m * sign).sum(-1).sigmoid() * pairs / max(1, pairs.sum())  # (P,)
+        return weight[:, None] * sign

@@ -137,7 +137,17 @@ def test_a_run_records_what_its_advantages_are_made_of(
     assert all("logp" in row for row in scores)
 
 
-@pytest.mark.parametrize("setting", [{"loss_norm": "sequence"}, {"inner_epochs": 2}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"loss_norm": "sequence"},
+        {"inner_epochs": 2},
+        {"beta": 0.1},
+        {"mismatch_cap": 2.0},
+        {"train_rollouts": 2},
+        {"cut_answers": "mask"},
+    ],
+)
 def test_it_refuses_settings_under_which_the_loss_is_not_dpos(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="pop needs --loss-norm sum and --inner-epochs 1"):
         Pop(config=replace(CONFIG, **setting)).load(notes=Counter())

@@ -286,7 +286,7 @@ def from_file(path: Path) -> dict[str, str]:
     return found
 
 
-def fill(text: str, **values: str) -> str:
+def fill(text: str, /, **values: str) -> str:
     """Put values in the place of {names}, in one pass: a brace in a value is never read as a name."""
     return _SLOT.sub(lambda slot: values.get(slot[1], slot[0]), text)
 

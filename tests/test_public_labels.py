@@ -65,6 +65,29 @@ def test_arguments_in_the_row_itself_need_no_other_file(tmp_path: Path) -> None:
     assert item.example.rubric.criteria[1].description == "Has at least 3 words."
 
 
+def test_arguments_that_no_sentence_has_are_left_alone(tmp_path: Path) -> None:
+    kwargs = [{"text": "a", "self": 1}, KWARGS[1]]
+    (item,) = labelled.read(write_rows(tmp_path / "x.jsonl", [FOLLOWED | {"kwargs": kwargs}]), "all")
+    assert item.example.rubric.criteria[0].description == "Has no comma."
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kwargs": 5}, "field kwargs: expected a list, got 5"),
+        ({"kwargs": [5]}, r"field kwargs\[0\]: expected an object, got 5"),
+        ({"prompt": 5, "kwargs": KWARGS}, "field prompt: expected text, got 5"),
+    ],
+)
+def test_a_prompt_that_is_off_is_refused_by_file_and_line(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    write_rows(tmp_path / "input_data.jsonl", [PROMPT | {"kwargs": KWARGS}, PROMPT | changes])
+    file = write_rows(tmp_path / "x.jsonl", [FOLLOWED])
+    with pytest.raises(ValueError, match=rf"input_data\.jsonl, line 2: {words}"):
+        labelled.read(file, "all")
+
+
 def test_an_instruction_without_arguments_needs_no_file_of_prompts(tmp_path: Path) -> None:
     row = FOLLOWED | {"instruction_id_list": ["punctuation:no_comma"], "follow_instruction_list": [True]}
     (item,) = labelled.read(write_rows(tmp_path / "x.jsonl", [row]), "all")

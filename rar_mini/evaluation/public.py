@@ -30,7 +30,7 @@ from rar_mini.files import lines, parse, regular
 from rar_mini.forms import ABSENT, Form, Many, Response, Text
 
 Row = dict[str, Any]
-Arguments = Mapping[str, list[Row]]
+Arguments = Mapping[str, list[Row | None]]
 """The `kwargs` of a prompt's instructions, by the prompt without its white space: results may lack some."""
 
 FOLLOWS = "Does precisely what the question asks for, and nothing else."
@@ -85,6 +85,13 @@ class Followed(Form):
         items = [item(name, sentence(name, own or {})) for name, own in zip(names, kwargs, strict=True)]
         quality = "good" if all(met) else "flawed" if any(met) else "empty"
         return labelled(self.prompt, items, (self.response, quality, met))
+
+
+class Prompt(Form):
+    """A prompt of IFEval or IFBench, in a file beside the results."""
+
+    prompt: Text = ABSENT
+    kwargs: list[Row | None] = ABSENT
 
 
 FORMS: dict[str, type[LLMBar | JudgeBench | Followed]] = {
@@ -198,11 +205,12 @@ def _converted(form: type[LLMBar | JudgeBench | Followed], arguments: Arguments,
         raise BadRow(forms.fault(error)) from None
 
 
-def beside(file: Path) -> dict[str, list[Row]]:
-    """The arguments of the prompts in the files beside one of results."""
+def beside(file: Path) -> Arguments:
+    """The arguments of the prompts in the files beside one of results. Raises ValueError by file and line."""
     others = filter(is_prompts, sorted(file.parent.glob("*.jsonl")))
-    rows = [row for other in others for row in lines(other, "prompt", "kwargs", finished=True)]
-    return {squeezed(row["prompt"]): row["kwargs"] for row in rows}
+    numbered = ((other, n, row) for other in others for n, row in enumerate(lines(other, finished=True), 1))
+    rows = [forms.read(Prompt, row, f"{other}, line {n}") for other, n, row in numbered]
+    return {squeezed(row.prompt): row.kwargs for row in rows}
 
 
 def is_prompts(file: Path) -> bool:

@@ -255,7 +255,15 @@ def table(x: np.ndarray, label: np.ndarray, questions: int = 8, sign: float = 1.
     n = len(x)
     question = np.array([f"q{i % questions}" for i in range(n)])
     return probe_fit.Table(
-        x, label, np.full(n, sign), np.ones(n), question, np.full(n, "train"), np.arange(n), *np.ones((2, n))
+        x,
+        label,
+        np.full(n, sign),
+        np.ones(n),
+        question,
+        np.full(n, "train"),
+        np.arange(n),
+        *np.ones((2, n)),
+        np.ones(n, bool),
     )
 
 
@@ -296,6 +304,34 @@ def test_pairs_and_spread_are_of_rewards_within_a_question() -> None:
     verdict = np.array([0, 0, 1, 1, 0, 1, 0, 0])
     gaps, (given, true) = probe_fit.in_groups(t, verdict)
     assert gaps.tolist() == [1.0] and given == (0.5 + 0.125) / 2 and true == 0.25 / 2
+
+
+def test_an_answer_that_lacks_a_verdict_has_no_reward() -> None:
+    """The judge of a run failed on one of its items: what the others earn is not what it deserves."""
+    label, answer = np.array([0, 1, 1, 1.0]), np.array([0, 1, 2, 2])
+    whole = np.array([True, True, False, False])
+    t = replace(table(np.zeros((4, 1)), label, questions=1), answer=answer, whole=whole)
+    assert np.isnan(t.rewards(label)).tolist() == [False, False, True]
+    gaps, (given, true) = probe_fit.in_groups(t, np.array([0.25, 0.75, 0, 0]))
+    assert gaps.tolist() == [0.5] and (given, true) == (0.25, 0.5)
+
+
+def test_labels_of_a_failed_verdict_or_of_weight_0_are_not_counted(tmp_path: Path) -> None:
+    rubric = [ITEMS[0], ITEMS[1] | {"weight": 0}, ITEMS[2]]
+    file = write_rows(tmp_path / "labels.jsonl", [row(0) | {"rubric": rubric}])
+    first, *others = probe_fit.answers(str(file))
+    items = [replace(first, labels=[float("nan"), *first.labels[1:]]), *others]
+    assert probe_fit.described(items, "train")["verdicts"] == 2 * len(ANSWERS) - 1
+
+
+def test_questions_of_two_files_without_ids_are_two(tmp_path: Path) -> None:
+    items = []
+    for number in range(2):
+        without = {name: value for name, value in row(number).items() if name != "id"}
+        items += probe_fit.answers(str(write_rows(tmp_path / f"{number}.jsonl", [without])))
+    assert {item.example.id for item in items} == {"line-1"}
+    t = probe_fit.Table.of(lambda asked: [torch.zeros(len(each.criteria), 1) for each in asked], items)
+    assert len(set(t.question)) == probe_fit.described(items, "train")["questions"] == 2
 
 
 def test_a_probe_learns_what_labels_say(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rar_mini import data, files, recipe
 from rar_mini.checkpoint import Run, records
+from rar_mini.data import Example
 from rar_mini.evaluation import agreement, labelled, replay
 from rar_mini.evaluation.agreement import in_words, interval, resampled, wins
 from rar_mini.evaluation.labelled import Labelled
@@ -76,11 +77,23 @@ def of_run(run: Path) -> list[Labelled]:
 
 
 def described(items: Sequence[Labelled], split: str) -> dict[str, Any]:
-    """What a probe's file keeps of the labels that it was fitted on."""
+    """What a probe's file keeps of the labels that it was fitted on. Items of weight 0 and failed verdicts of
+    a run are none."""
     fits = [item for item in items if split in ("all", item.example.split)]
     rows = [[item.example.id, item.response, [repr(label) for label in item.labels]] for item in fits]
-    count = sum(len(item.labels) for item in fits)
-    return {"digest": files.digest(rows), "verdicts": count, "questions": len({row[0] for row in rows})}
+    weights = [[criterion.weight for criterion in item.example.rubric.criteria] for item in fits]
+    count = sum(
+        weight != 0 and label == label
+        for item, own in zip(fits, weights, strict=True)
+        for weight, label in zip(own, item.labels, strict=True)
+    )
+    questions = len({name_of(item.example) for item in fits})
+    return {"digest": files.digest(rows), "verdicts": count, "questions": questions}
+
+
+def name_of(example: Example) -> str:
+    """The name of a question, also among several files: rows without an id are called alike in each."""
+    return f"{example.id} {files.digest(example.question)}"
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,12 @@ class Table:
     label: ndarray  # (N,) from 0 to 1
     sign: ndarray  # (N,) -1 if a verdict is one less what the head says
     weight: ndarray  # (N,) of the item in its rubric
-    question: ndarray  # (N,) its name
+    question: ndarray  # (N,) its name, as name_of
     split: ndarray  # (N,) that of the question
     answer: ndarray  # (N,) from 0 to M - 1
     keyword: ndarray  # (N,) what the keyword judge says
     flawed: ndarray  # (N,) whether the answer is labelled as flawed
+    whole: ndarray  # (N,) whether all items of the answer that weigh something have a label
 
     @classmethod
     def of(
@@ -116,12 +130,14 @@ class Table:
                     notes[read.words] += 1
                     continue
                 (said,) = keyword.ask([each])
+                weighs = [label for label, c in zip(item.labels, each.criteria, strict=True) if c.weight]
+                whole = not np.isnan(weighs).any()
                 for k, criterion in enumerate(each.criteria):
                     if criterion.weight and item.labels[k] == item.labels[k]:
                         sign = -1.0 if criterion.opposed else 1.0
                         flawed = item.quality in labelled.FLAWED
-                        about = item.example.id, item.example.split, answer
-                        rows.append((item.labels[k], sign, criterion.weight, *about, said[k], flawed))
+                        about = name_of(item.example), item.example.split, answer
+                        rows.append((item.labels[k], sign, criterion.weight, *about, said[k], flawed, whole))
                         x.append(read[k].numpy())
                 answer += 1
         for words, count in notes.items():
@@ -137,10 +153,11 @@ class Table:
         return Table(**{name: column[at] for name, column in vars(self).items()})
 
     def rewards(self, verdict: ndarray) -> ndarray:
-        """(M,): the share of its rubric's weight that an answer earns; NaN for those without a verdict."""
+        """(M,): the share of its rubric's weight that an answer earns; NaN for one that lacks a verdict."""
         earned = np.bincount(self.answer, self.weight * verdict)
         full = np.bincount(self.answer, self.weight.clip(0))
-        return np.divide(earned, full, out=np.full_like(earned, NAN), where=full > 0)
+        lacks = np.bincount(self.answer, ~self.whole)
+        return np.divide(earned, full, out=np.full_like(earned, NAN), where=(full > 0) & (lacks == 0))
 
 
 # --- the regression -----------------------------------------------------------------------------------------
@@ -276,7 +293,9 @@ def in_groups(t: Table, verdict: ndarray) -> tuple[ndarray, tuple[float, float]]
     gaps, spreads = [], []
     for name in np.unique(t.question):
         own = np.unique(t.answer[t.question == name])
-        spreads.append((given[own].std(), true[own].std()))
+        own = own[~np.isnan(true[own])]
+        if len(own):
+            spreads.append((given[own].std(), true[own].std()))
         pairs = ((a, b) if true[a] > true[b] else (b, a) for a, b in combinations(own, 2))
         gaps += [given[a] - given[b] for a, b in pairs if true[a] - true[b] > TIE]
-    return np.array(gaps), tuple(np.mean(spreads, 0).tolist())
+    return np.array(gaps), tuple(np.mean(spreads, 0).tolist()) if spreads else (NAN, NAN)

@@ -51,7 +51,8 @@ DIRECTED = {
 }
 """What an overall rating is told of a pitfall, by the way in which it is worded."""
 
-_SLOT = re.compile(r"\{(\w+)\}")
+SLOT = re.compile(r"\{(\w+)\}")
+"""The place of a value in a text."""
 
 _DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
@@ -277,8 +278,8 @@ def from_file(path: Path) -> dict[str, str]:
         if name not in texts or not isinstance(text, str):
             came = f"{reprlib.repr(name)} ({reprlib.repr(text)})"
             raise ValueError(f"{path}: expected texts named {', '.join(texts)}, got {came}")
-        needed = set(_SLOT.findall(texts[name])) - {"fence", "question_fence"}
-        absent = sorted(needed - set(_SLOT.findall(text)))
+        needed = set(SLOT.findall(texts[name])) - {"fence", "question_fence"}
+        absent = sorted(needed - set(SLOT.findall(text)))
         if absent and (text or name not in EMPTY):
             raise ValueError(
                 f"{path}: {name} has to say where {{{'}, {'.join(absent)}}} stands, and does not"
@@ -288,7 +289,7 @@ def from_file(path: Path) -> dict[str, str]:
 
 def fill(text: str, /, **values: str) -> str:
     """Put values in the place of {names}, in one pass: a brace in a value is never read as a name."""
-    return _SLOT.sub(lambda slot: values.get(slot[1], slot[0]), text)
+    return SLOT.sub(lambda slot: values.get(slot[1], slot[0]), text)
 
 
 def text_of(prompts: JudgePrompts, criterion: Criterion) -> str:

@@ -10,6 +10,7 @@ from conftest import write_rows
 
 import evaluate
 import judge as judges
+from rar_mini import prompts
 from rar_mini.evaluation import agreement, labelled, public
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -99,7 +100,7 @@ def test_every_known_instruction_makes_a_sentence() -> None:
     texts = public.checkers()
     assert len(texts) == 83 and len(set(texts.values())) == 83
     for name, text in texts.items():
-        filled = public.sentence(name, {slot: "{N}" for slot in public.SLOT.findall(text)})
+        filled = public.sentence(name, {slot: "{N}" for slot in prompts.SLOT.findall(text)})
         assert filled.replace("{N}", "").count("{") == 0 and filled[0].isupper(), name
 
 

@@ -15,7 +15,6 @@ stand in the row or, as published, in the file of prompts, which has to lie in t
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
@@ -35,8 +34,6 @@ Arguments = Mapping[str, list[Row | None]]
 
 FOLLOWS = "Does precisely what the question asks for, and nothing else."
 CORRECT = "Gives the correct answer."
-SLOT = re.compile(r"\{(\w+)\}")
-"""The place of an argument in a sentence."""
 
 
 class LLMBar(Form):
@@ -131,7 +128,7 @@ def sentence(name: str, kwargs: Row) -> str:
         wanted = f"one of the {len(checkers())} instructions of IFEval and IFBench"
         raise BadRow(forms.sentence("instruction_id_list", wanted, name))
     values = {key: _written(value) for key, value in kwargs.items() if value is not None}
-    if absent := [key for key in SLOT.findall(text) if key not in values]:
+    if absent := [key for key in prompts.SLOT.findall(text) if key not in values]:
         wanted = f"{absent[0]} of the instruction {name}, here or in a file of prompts in the same folder"
         raise BadRow(forms.sentence("kwargs", wanted, None))
     return prompts.fill(text, **values)

@@ -17,6 +17,8 @@ from rar_mini.data import Example
 from rar_mini.evaluation.agreement import in_words, interval, mean, share, wins
 from rar_mini.evaluation.judged import ask
 from rar_mini.evaluation.labelled import Pair
+from rar_mini.files import cache_folder
+from rar_mini.judging.wires import fence, fence_secret
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.rubric import Criterion, Rubric
 
@@ -61,7 +63,8 @@ def in_both_orders(judge: Asker, pairs: Sequence[Pair]) -> dict[str, Any]:
     counted on its own; `consistent` is the share of pairs in which both orders name the same answer, and
     `first` how often the answer in front is named."""
     comparer = judge.by("rar-explicit")
-    shown = [both(pair, ahead) for pair in pairs for ahead in (True, False)]
+    secret = fence_secret(cache_folder())
+    shown = [both(pair, ahead, secret) for pair in pairs for ahead in (True, False)]
     verdict = ask(comparer, shown, "comparing").verdict[:, 0].reshape(-1, 2)  # (N, 2): is answer 1 better?
     gaps = (verdict[:, 0] - verdict[:, 1]) / 2
     named = verdict >= 0.5
@@ -79,10 +82,12 @@ def in_both_orders(judge: Asker, pairs: Sequence[Pair]) -> dict[str, Any]:
     return result
 
 
-def both(pair: Pair, ahead: bool) -> tuple[Example, str]:
-    """A pair as one response, the preferred answer first or second, and the question which is better."""
+def both(pair: Pair, ahead: bool, secret: bytes) -> tuple[Example, str]:
+    """A pair as one response, the preferred answer first or second, and the question which is better. Neither
+    answer can forge the line on which the other begins."""
     texts = (pair.preferred, pair.worsened) if ahead else (pair.worsened, pair.preferred)
-    response = "\n\n".join(f"Answer {number}:\n{text}" for number, text in enumerate(texts, 1))
+    edge = fence(secret, *texts)
+    response = "\n\n".join(f"Answer {number} {edge}:\n{text}" for number, text in enumerate(texts, 1))
     return replace(pair.example, rubric=Rubric((COMPARED,))), response
 
 

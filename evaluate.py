@@ -153,7 +153,7 @@ def tabulate(
     """Measure several judges on several sets of labelled answers, and write one table.
 
     Args:
-        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME or local:NAME, one or more
+        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME or probe:PATH, one or more
         data: sets: medical or science, bundled; files with labelled responses or public labels; folders of
             such files
         out: a page for the table: a new one, or one with marks, between which its own rows are replaced.
@@ -279,7 +279,7 @@ def align(
     """Measure how often a judge rates the better of two answers higher: without a rubric, and with one.
 
     Args:
-        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
+        judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, or auto
         data: rows with `preferred` and `worsened`, and perhaps `rubric_without_reference`, or with
             `labelled_responses`; or LLMBar's or JudgeBench's; the bundled sample if not given
         domain: which bundled questions: medical, science or all
@@ -343,7 +343,7 @@ def on_gpqa(
     Within(1, 1000).refuse("runs", runs)
     questions = answers.draw(gpqa.read(answers.existing(data, gpqa.SOURCE)), asking.limit)
     spec = verifier and choose(verifier)[0]
-    if spec in ("keyword", "rules"):
+    if (spec or "").partition(":")[0] in ("keyword", "rules", "probe"):
         raise ValueError(f"--verifier {spec}: expected a model, because words alone do not tell a choice")
     asker = Judge(spec, "rar-explicit", **vars(judging)) if spec else None
     examples, grade = gpqa.permuted(questions, runs, seed), partial(gpqa.grade, asker)

@@ -190,6 +190,8 @@ def test_what_cannot_be_a_table_or_a_set_is_refused(tmp_path: Path, sets: Path) 
     page.write_text("# My notes\n")
     with pytest.raises(ValueError, match=r"--out .*page\.md: expected a new file, or a page with the lines"):
         evaluate.tabulate(out=page)
+    with pytest.raises(ValueError, match=r"--out .*t\.jsonl: expected a page"):
+        evaluate.tabulate(out=tmp_path / "t.jsonl")
     with pytest.raises(ValueError, match="has no `labelled_responses`"):
         evaluate.tabulate(data=(str(sets / "other.jsonl"),), out=tmp_path / "t.md")
     with pytest.raises(ValueError, match="expected one set of the name many, got two"):

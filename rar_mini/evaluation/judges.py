@@ -5,6 +5,7 @@ answer that failed, or that would be asked about otherwise today, is asked about
 a page: between two marks the command replaces the rows of its own judges and sets, and nothing else.
 """
 
+import gc
 import math
 import random
 import time
@@ -66,6 +67,8 @@ class Kept(Form):
 def run(make: Callable[[str], Asker], specs: Sequence[str], sets: Sets, out: Path) -> Cells:
     """Have each judge asked about each set, one judge after another: a model in this process leaves its
     memory to the next. Writes each row of the table as it is known, and returns their numbers."""
+    if out.suffix == ".jsonl":
+        raise ValueError(f"--out {out}: expected a page, such as judges.md")
     page_of(out)  # refused before a judge is paid
     out.parent.mkdir(parents=True, exist_ok=True)
     rows, cells = out.with_suffix(".jsonl"), Cells()
@@ -82,6 +85,8 @@ def run(make: Callable[[str], Asker], specs: Sequence[str], sets: Sets, out: Pat
                 print(put(out, name, judge.spec, result))
             print(f"asked     {judge.spec}: {judge.line()}")
             judge.close()
+            del judge
+            gc.collect()  # a probe keeps itself in a cycle
     return cells
 
 

@@ -67,6 +67,7 @@ def report(run: Run, recipe: Recipe, panel: Sequence[JudgeLike], samples: int) -
             row[name] = resampled(clusters, lambda at, values=values: mean(values[at]))
         print(f"{step:>6}{interval(row['gap']):>24}{interval(row['graded']):>24}")
         steps.append(row)
+        del actor  # before the next one is loaded
     first, last = steps[0], steps[-1]
     closes = last["gap"]["value"] > first["gap"]["value"]
     vacuous = closes and last["graded"]["high"] < first["graded"]["low"]

@@ -9,8 +9,8 @@ Paper: C2, arXiv 2604.13618; official code and notes were read. With a judge's l
     r+ = argmax m, if m > max(0, m0)      r- = argmin m, if m < min(0, m0)      else the context is dropped
 
 `select` makes such pairs of several rubrics for one context. Theirs trains a generator of rubrics on them by
-DPO, and the verifier by GRPO on judge prompts (0.6 preference, 0.3 rubric label, 0.1 format). Here are the
-selection, and the trust at inference.
+DPO, and the verifier by GRPO on judge prompts, which is lab/c2_verifier.py. Here are the selection, and the
+trust at inference.
 
 Ours: the verifier is any judge, asked whether the rubric tells better answers from worse ones; from `need` on
 the rubric is followed. Else, or if the verifier failed, answers are judged by RaR's four predefined criteria.

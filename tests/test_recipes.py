@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, question, write_rows
+from conftest import ROOT, Command, byte_tokenizer, question, write_rows, write_tiny
 from hostile import Server, truth
 from torch import Tensor
 from toy import judged as scored
 from toy import made, rolled
+from transformers import LlamaForCausalLM
 
 import judge as judges
 import train
@@ -609,8 +610,22 @@ CONTEXT |= {"c2": "--need 0"}  # the keyword judge trusts no rubric
 CONTEXT |= {"pop": "--beta 1"}
 """Options that a recipe cannot do without, or without which the tiny policy would earn or learn next to
 nothing."""
-SETTINGS = {"pop": ("--loss-norm", "sum")}
+SETTINGS = {"pop": ("--loss-norm", "sum"), "c2_verifier": ("--max-prompt-tokens", 4000)}
 """Options of training without which a recipe refuses to run."""
+
+
+def speaking(folder: Path) -> Path:
+    """A tiny policy that often ends as c2_verifier wants it, which no random bytes do: each way to say it is
+    one token, that it likes. Its window is long enough for two answers and a rubric."""
+    ends = [f"\nrubric: {label}\nbetter: {n}" for label in ("helpful", "misleading") for n in "12"]
+    write_tiny(folder, max_position_embeddings=4096, vocab_size=259 + len(ends))
+    tokenizer, decoder = byte_tokenizer(), LlamaForCausalLM.from_pretrained(folder)
+    tokenizer.add_tokens(ends)
+    tokenizer.save_pretrained(folder)
+    with torch.no_grad():
+        decoder.model.embed_tokens.weight[259:] *= 8
+    decoder.save_pretrained(folder)
+    return folder
 
 
 def advantages(own: Recipe, scores: Scores) -> Tensor:
@@ -644,11 +659,13 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: 
     breaks = made(own).breaks
     assert breaks.keys() <= {"hidden", "order"} and all(breaks.values()), "each needs its reason"
     rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
-    rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric) for i in range(4)]
+    known = {"preferred": "Rest.", "worsened": "Run.", "helpful": True}  # what c2_verifier reads
+    rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric, **known) for i in range(4)]
     questions = write_rows(tmp_path / "questions.jsonl", rows)
     words = ("--recipe", own, *SETTINGS.get(own.split()[0], ()), *SAVED)
-    run = trained(tiny, questions, tmp_path / "run", *words)
-    actor, leaks = policy.load(str(tiny), torch.float32, "cpu"), []
+    start = speaking(tmp_path / "speaking") if own == "c2_verifier" else tiny
+    run = trained(start, questions, tmp_path / "run", *words)
+    actor, leaks = policy.load(str(start), torch.float32, "cpu"), []
     for row in records(run, "rollouts"):
         shown = actor.tokenizer.decode(row["prompt_ids"])
         assert row["prompt"] in shown and "zebra" not in shown

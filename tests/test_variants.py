@@ -74,12 +74,12 @@ def test_a_way_that_fails_where_it_is_hard_gains_nothing(
     """This one is wrong on the item 1, and without a reason it gives no verdict there."""
 
     def reply(path: str, body: dict) -> str:
-        text, (item,) = shared(user(body)), questions(user(body))
-        key, hard = item.split()[-1].lower().rstrip("."), "1." in item
-        if hard and '"reason"' not in user(body):
+        text, asked, reasoned = shared(user(body)), questions(user(body)), '"reason"' in user(body)
+        if not reasoned and any("1." in each for each in asked):
             return "I cannot say."
-        entry = {"reason": "r"} if '"reason"' in user(body) else {}
-        return json.dumps({"1": entry | {"verdict": "yes" if (key in text) != hard else "no"}})
+        entry, right = {"reason": "r"} if reasoned else {}, lambda each: each.split()[-1].rstrip(".") in text
+        said = ("yes" if right(each) != ("1." in each) else "no" for each in asked)
+        return json.dumps({str(n): entry | {"verdict": word} for n, word in enumerate(said, 1)})
 
     server.reply = reply
     found, out = varied(capsys, labelled, parse_retries=0)

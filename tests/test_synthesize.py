@@ -238,8 +238,8 @@ def test_what_passes_is_read_for_training_as_it_was_meant(found: list, more: st.
     item[key] = more.draw(st.none() | st.integers(-3, 6) | st.text(max_size=30) | of_others)
     if not faults(found):
         notes: Counter[str] = Counter()
-        line = json.dumps({"question": "q", "rubric": found}, ensure_ascii=False).encode()
-        example = data._example(line, "line-1", "train", {}, notes, False)
+        row = json.loads(json.dumps({"question": "q", "rubric": found}, ensure_ascii=False))
+        example = data._example(row, "line-1", "train", {}, notes, False)
         assert not notes and len(example.rubric) == len(found)
         for criterion, item in zip(example.rubric.criteria, found, strict=True):
             assert item["weight"] in WEIGHTS[criterion.category.title()]

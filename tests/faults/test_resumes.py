@@ -72,7 +72,7 @@ EDITS = {
     "a question": ("questions.jsonl", ["What is 1?", "What is one?"], r"train questions \(5 then, 5 now"),
     "a rubric": ("questions.jsonl", ["Names fever", "Names chills"], r"train questions \(5 then, 5 now"),
     "a row": ("questions.jsonl", [], r"held_out questions \(2 then, 1 now, not all the same\)"),
-    "the judge's prompts": ("judge.toml", ["system", "again"], r"the judge's prompts \(again, system\)"),
+    "the judge's prompts": ("judge.toml", ["system", "again"], r"the judge's prompts \(again\)"),
     "the recipe": ("own.py", ["pass", "k: int = 1"], r"the recipe's file \(\S+own.py\)"),
     "the end tokens": ("run/config.json", ['"<|im_end|>"', '"x"'], r"the end tokens \(\S+policy\)"),
     "a setting": ("run/config.json", ['"lr": 0.001', '"lr": 0.5'], r"settings in config.json \(lr\)"),

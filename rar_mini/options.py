@@ -106,7 +106,7 @@ LESS_MEMORY = (
 class Misused(ValueError):
     """A command line that cannot be read. The command ends with 2, as is usual."""
 
-    status = 2
+    exit_status = 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,7 +201,7 @@ def one_line(
         sys.stdout.flush()  # what fails at the end of the process has no words of ours
     except Misused as error:
         print(f"{prog}: {legible(error)}", file=sys.stderr)
-        sys.exit(error.status)
+        sys.exit(error.exit_status)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"{prog}: {legible(error)}")
     except (MemoryError, RuntimeError) as error:

@@ -92,9 +92,8 @@ def joined() -> Iterator[None]:
         except Lost:
             replies = []  # the ranks that sent the error have ended
         if rank and all(failure for _, failure in replies):
-            sys.exit(
-                error.code if isinstance(error, SystemExit) else getattr(error, "status", 1)
-            )  # rank 0 says it
+            status = error.code if isinstance(error, SystemExit) else getattr(error, "exit_status", 1)
+            sys.exit(status)  # rank 0 says it
         raise
     dist.destroy_process_group()
 

@@ -327,7 +327,7 @@ def survey(folder: Path) -> None:
     measure = coverage.Coverage(config_file=str(settings))
     measure.start()
     plugin = contexts(measure)
-    pytest.main(["-q", "-p", "no:cacheprovider"], plugins=[plugin])
+    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[plugin])
     measure.stop()
     measure.save()
     told = {"seconds": plugin.seconds, "failed": sorted(plugin.failed)}

@@ -60,10 +60,15 @@ class Lost(SystemExit):
         )
 
 
+def launched() -> int:
+    """How many processes torchrun started together, also for another trainer, whose processes do not join."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the other processes, if torchrun started this one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    if launched() == 1:
         yield
         return
     import torch

@@ -369,6 +369,23 @@ def test_an_endpoint_is_what_the_options_say_and_limits_hold_for_all_ranks(
     made.close()
 
 
+@pytest.mark.parametrize(("joined", "dollars"), [(1, 2.5), (2, 5.0)])
+def test_another_trainers_processes_have_equal_parts_of_the_limits(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, joined: int, dollars: float
+) -> None:
+    """accelerate starts them, and they do not join: nobody tells them what the others have spent. Those of
+    train.py know, and share one budget."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "world", joined)
+    (tmp_path / "prices.json").write_text('{"m": [1, 2, 3]}')
+    limits = {"concurrency": 8, "rpm": 600.0, "tpm": 6000.0, "max_usd": 5.0}
+    made = Endpoint.of("m", Asking(**limits, prices=tmp_path / "prices.json", cache=False))
+    assert (made.concurrency, made.max_usd) == (4, dollars)
+    assert (made._requests.limit, made._tokens.limit) == (300.0, 3000.0)
+    made.close()
+
+
 def test_requests_are_made_when_they_can_be_sent(server: Server, endpoint: Callable[..., Endpoint]) -> None:
     """A generator of a million is not held at once: four times as many as are under way."""
     made, taken, done = endpoint(concurrency=2), [], []

@@ -190,11 +190,14 @@ class Endpoint:
     @classmethod
     def of(cls, model: str, options: "Asking") -> "Endpoint":
         """The endpoint that the options of a command line describe, with the user's own cache. Limits hold
-        for all ranks together."""
+        for all processes together. Ranks tell each other what they have spent; in another trainer's processes
+        each may spend an equal part."""
         names = "base_url concurrency timeout rpm tpm retries parse_retries max_usd".split()
         asked = {name: getattr(options, name) for name in names}
-        asked |= {name: asked[name] and asked[name] / ranks.world for name in ("rpm", "tpm")}
-        asked["concurrency"] = max(1, asked["concurrency"] // ranks.world)
+        processes = max(ranks.world, ranks.launched())
+        asked |= {name: asked[name] and asked[name] / processes for name in ("rpm", "tpm")}
+        asked["max_usd"] = asked["max_usd"] and asked["max_usd"] * ranks.world / processes
+        asked["concurrency"] = max(1, asked["concurrency"] // processes)
         return cls(
             model,
             cache=cache_folder() / "judge.sqlite" if options.cache else None,

@@ -1,26 +1,21 @@
-"""The way out: the judge as TRL's reward function and as verl's, by the very lines that README shows."""
+"""The way out to TRL: the judge as its reward function, by the very lines of docs/leaving.md."""
 
 import json
-import os
-import re
 import shutil
-import site
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import question, write_rows
-from hostile import Server, shared
+from hostile import Server
+from leaving import SERVED, make_environment, rating_server, run, snippet, swapped
 
 import train
 from judge import Judge, Scores, as_trl_reward, finite
 from rar_mini import data, grpo
 
-ROOT = Path(__file__).parents[1]
 TRL = "trl==1.16.0"
 
 
@@ -31,37 +26,10 @@ def examples(questions: Path) -> list[data.Example]:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A chat model that rates by the number of characters, and refuses every third number."""
-
-    def text(body: dict) -> str:
-        return shared(body["messages"][-1]["content"])
-
-    server = Server(reply=lambda path, body: json.dumps({"reason": "r", "rating": 1 + len(text(body)) % 10}))
-    server.fault = lambda path, body, number: "refusal" if len(text(body)) % 3 == 0 else None
+    server = rating_server()
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     yield server
     server.close()
-
-
-def snippet(word: str) -> str:
-    """The one piece of Python in README that has this word."""
-    blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs/leaving.md").read_text(encoding="utf-8"), re.M | re.S
-    )
-    (found,) = (block for block in blocks if word in block)
-    return found
-
-
-def swapped(code: str, words: dict[str, str]) -> str:
-    """Code with other words for some of its own, each of which stands in it once."""
-    for old, new in words.items():
-        assert code.count(old) == 1, old
-        code = code.replace(old, new)
-    return code
-
-
-SERVED = {'"keyword", "rar-explicit"': '"chat:m", "rar-implicit", cache=False'}
-"""From README's judge to one that asks a server."""
 
 
 class Recorder(Judge):
@@ -151,64 +119,30 @@ def test_examples_that_cannot_be_told_apart_or_served_are_refused(
         as_trl_reward(Judge("chat:m", "reference-likert"), bare)
 
 
-# --- verl ---------------------------------------------------------------------------------------------------
-
-
-def verl(code: str) -> Callable[..., float]:
-    """The function that verl would find in a file."""
-    module: dict[str, Any] = {}
-    exec(code, module)
-    return module["compute_score"]
-
-
-def test_readmes_function_for_verl() -> None:
-    score = verl(snippet("def compute_score"))
-    for example in data.sample("medical")[:3]:
-        for answer in ("Rest.", example.reference):
-            found = score(data_source="x", solution_str=answer, ground_truth=example.id, extra_info={})
-            expected = grpo.reward(Judge("keyword", "rar-explicit").score([example], [[answer]])).item()
-            assert found == expected and isinstance(found, float)
-
-
-def test_a_failure_is_no_score_in_verl(server: Server) -> None:
-    """It has no None: its groups' means are plain ones, and a 0 would be a lie."""
-    score = verl(swapped(snippet("def compute_score"), SERVED))
-    assert score("x", "xxxx", "medical-001") == pytest.approx(4 / 9)
-    with pytest.raises(RuntimeError, match="refused"):
-        score("x", "xxx", "medical-001")
-
-
 # --- the real TRL -------------------------------------------------------------------------------------------
 
 DUMP = """
 import json, pathlib, pandas
 
-tables = [pandas.read_parquet(path) for path in sorted(pathlib.Path("runs/trl/completions").iterdir())]
-rows = json.loads(pandas.concat(tables).to_json(orient="records", double_precision=15))
-pathlib.Path("told.json").write_text(json.dumps([trainer.state.log_history, rows]))
+if trainer.is_world_process_zero():
+    tables = [pandas.read_parquet(path) for path in sorted(pathlib.Path("runs/trl/completions").iterdir())]
+    rows = json.loads(pandas.concat(tables).to_json(orient="records", double_precision=15))
+    pathlib.Path("told.json").write_text(json.dumps([trainer.state.log_history, rows]))
 """
 
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The Python of an environment with TRL. It sees the packages of this one, so that torch is not there
-    twice, and leaves them as they are."""
+    """The Python of an environment with TRL."""
     folder = tmp_path_factory.mktemp("trl") / "env"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python, (place,) = folder / "bin" / "python", folder.glob("lib/python*/site-packages")
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
-    (place / "outer.pth").write_text("".join(lines))
-    subprocess.run([python, "-m", "pip", "-q", "install", TRL], check=True)
-    yield python
-    shutil.rmtree(folder)  # about 300 MB
+    yield make_environment(folder, TRL)
+    shutil.rmtree(folder)  # about 130 MB
 
 
-def trained(python: Path, folder: Path, code: str) -> tuple[list[dict], list[dict]]:
-    """Run README's lines: TRL's log, a row a step, and its table of completions, null where it has NaN."""
+def trained(python: Path, folder: Path, code: str, *launcher: str) -> tuple[list[dict], list[dict]]:
+    """Run the page's lines: TRL's log, a row a step, and its table of completions, null where it has NaN."""
     (folder / "way_out.py").write_text(code + DUMP)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([python, "way_out.py"], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run(folder, python, *launcher, "way_out.py")
     log, rows = json.loads((folder / "told.json").read_text())
     return [row for row in log if "reward" in row], rows
 
@@ -255,5 +189,40 @@ def test_a_failure_is_no_score_in_trl_which_trains_a_checkpoint_of_ours(
         group = rows[start : start + 4]
         scored = [row["advantage"] for row in group if row["rar-implicit/chat:m"] is not None]
         assert all(row["advantage"] == 0 for row in group if row["rar-implicit/chat:m"] is None)
+        assert sum(scored) == pytest.approx(0, abs=1e-4)
+    assert any(row["advantage"] for row in rows)
+
+
+LAUNCHER = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0".split()
+
+
+@pytest.mark.slow
+def test_two_processes_of_trl_judge_a_group_together(
+    server: Server, outside: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has two of a group's four answers, and a judge of its own. TRL's log has means over processes.
+    What both were told lies in one cache: whoever asks again only asks what had failed."""
+    monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
+    small = {
+        'str(pretrained.resolve("smollm2-135m"))': repr(str(tiny)),
+        "max_steps=3": "max_steps=6, per_device_train_batch_size=2",
+        '"keyword", "rar-explicit"': '"chat:m", "rar-implicit"',
+    }
+    log, rows = trained(outside, tmp_path, swapped(snippet("GRPOTrainer("), small), *LAUNCHER)
+    answers = server.served[None]
+    asker = Judge("chat:m", "rar-implicit")
+    expected = rewards(asker, rows)
+    asker.close()
+    assert server.served[None] == answers
+    name = "rar-implicit/chat:m"
+    found = [row[name] for row in rows]
+    assert len(rows) == 24 and found == pytest.approx(expected) and 2 < found.count(None) < 22
+    for step, entry in enumerate(log):
+        group = rows[4 * step : 4 * step + 4]
+        scored = [row["advantage"] for row in group if row[name] is not None]
+        assert len({row["prompt"][-1]["content"] for row in group}) == 1
+        assert 2 * entry["judge/questions"] == 4
+        assert 2 * entry["judge/failures"] == 4 - len(scored)
+        assert all(row["advantage"] == 0 for row in group if row[name] is None)
         assert sum(scored) == pytest.approx(0, abs=1e-4)
     assert any(row["advantage"] for row in rows)

@@ -82,7 +82,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 FILE = re.compile(r"[\w./-]+\.(?:py|ipynb|md|cff|txt|toml)|[\w.-]+/[\w./-]+\.(?:json|jsonl|png)")
-MADE_UP = re.compile(r"RUN|NAME|PATH|FILE|rar_reward")
+MADE_UP = re.compile(r"RUN|NAME|PATH|FILE|rar_reward|rar_taskset")
 """In names of files that a reader makes."""
 
 

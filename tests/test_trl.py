@@ -139,12 +139,13 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # about 130 MB
 
 
-def trained(python: Path, folder: Path, code: str, *launcher: str) -> tuple[list[dict], list[dict]]:
-    """Run the page's lines: TRL's log, a row a step, and its table of completions, null where it has NaN."""
+def trained(python: Path, folder: Path, code: str, *launcher: str) -> tuple[list[dict], list[dict], str]:
+    """Run the page's lines: TRL's log, a row a step; its table of completions, null where it has NaN; and
+    what was printed."""
     (folder / "way_out.py").write_text(code + DUMP)
-    run(folder, python, *launcher, "way_out.py")
+    done = run(folder, python, *launcher, "way_out.py")
     log, rows = json.loads((folder / "told.json").read_text())
-    return [row for row in log if "reward" in row], rows
+    return [row for row in log if "reward" in row], rows, done.stdout
 
 
 def rewards(asker: Judge, rows: list[dict]) -> list[float | None]:
@@ -157,7 +158,7 @@ def rewards(asker: Judge, rows: list[dict]) -> list[float | None]:
 
 @pytest.mark.slow
 def test_readmes_lines_train_the_default_policy_in_trl(outside: Path, default: Path, tmp_path: Path) -> None:
-    log, rows = trained(outside, tmp_path, snippet("GRPOTrainer("))
+    log, rows, _ = trained(outside, tmp_path, snippet("GRPOTrainer("))
     name = "rar-explicit/keyword"
     assert len(log) == 3 and len(rows) == 24
     expected = rewards(Judge("keyword", "rar-explicit"), rows)
@@ -178,7 +179,7 @@ def test_a_failure_is_no_score_in_trl_which_trains_a_checkpoint_of_ours(
     policy = {
         'str(pretrained.resolve("smollm2-135m"))': repr(str(tmp_path / "run" / "checkpoints" / "step-1"))
     }
-    log, rows = trained(outside, tmp_path, swapped(snippet("GRPOTrainer("), SERVED | policy))
+    log, rows, _ = trained(outside, tmp_path, swapped(snippet("GRPOTrainer("), SERVED | policy))
     asker = Judge("chat:m", "rar-implicit", cache=False)
     expected = rewards(asker, rows)
     asker.close()
@@ -200,23 +201,27 @@ LAUNCHER = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --main_p
 def test_two_processes_of_trl_judge_a_group_together(
     server: Server, outside: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has two of a group's four answers, and a judge of its own. TRL's log has means over processes.
-    What both were told lies in one cache: whoever asks again only asks what had failed."""
+    """Each has two of a group's four answers, and a judge of its own with half of the limits. TRL's log has
+    means over processes. What both were told lies in one cache: whoever asks again only asks what failed."""
     monkeypatch.setenv("RAR_MINI_CACHE", str(tmp_path / "cache"))
     small = {
         'str(pretrained.resolve("smollm2-135m"))': repr(str(tiny)),
         "max_steps=3": "max_steps=6, per_device_train_batch_size=2",
-        '"keyword", "rar-explicit"': '"chat:m", "rar-implicit"',
+        'Judge("keyword", "rar-explicit")': 'judge := Judge("chat:m", "rar-implicit", concurrency=6)',
     }
-    log, rows = trained(outside, tmp_path, swapped(snippet("GRPOTrainer("), small), *LAUNCHER)
+    code = swapped(snippet("GRPOTrainer("), small)
+    code += "print(f'at once: {judge.server.endpoint.concurrency}.', end='')\n"
+    log, rows, output = trained(outside, tmp_path, code, *LAUNCHER)
+    assert output.count("at once: 3.") == 2
     answers = server.served[None]
     asker = Judge("chat:m", "rar-implicit")
     expected = rewards(asker, rows)
     asker.close()
     assert server.served[None] == answers
     name = "rar-implicit/chat:m"
-    found = [row[name] for row in rows]
-    assert len(rows) == 24 and found == pytest.approx(expected) and 2 < found.count(None) < 22
+    column = [row[name] for row in rows]
+    assert len(log) == 6 and len(rows) == 24
+    assert column == pytest.approx(expected) and 2 < column.count(None) < 22
     for step, entry in enumerate(log):
         group = rows[4 * step : 4 * step + 4]
         scored = [row["advantage"] for row in group if row[name] is not None]

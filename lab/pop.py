@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from judge import Judge
-from rar_mini import grpo, ranks
+from rar_mini import ranks, sequences
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
@@ -61,11 +61,7 @@ class Pop(Recipe):
         return Wrapper(judge, self._writer) if self.texts else judge
 
     def load(self, **how: Any) -> list[Example]:
-        c = self.config
-        other = c.beta or c.mismatch_cap or c.train_rollouts or c.cut_answers == "mask"
-        if c.loss_norm != "sum" or c.inner_epochs > 1 or other:
-            needs = "--loss-norm sum and --inner-epochs 1, without --beta, --mismatch-cap, --train-rollouts"
-            raise ValueError(f"pop needs {needs} and --cut-answers mask: else the loss is not DPO's")
+        sequences.check_dpo(self.config, "pop")
         if not self.texts:
             return super().load(**how)
         chunks = filter(None, map(str.strip, self.texts.read_text(encoding="utf-8").split("\n\n")))
@@ -78,12 +74,10 @@ class Pop(Recipe):
         return Example(f"text-{n}", split, (turn,), answer, rubric, {})
 
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:
-        reward, valid = rollouts.reward, grpo.scored(rollouts.reward)  # (P, G)
+        reward = rollouts.reward  # (P, G)
         spread = (reward - reward.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()  # (P,)
-        best, worst = reward.where(valid, -torch.inf).argmax(-1), reward.where(valid, torch.inf).argmin(-1)
-        sign = torch.eye(reward.shape[1])[torch.stack([worst, best])].diff(dim=0)[0]  # (P, G): 1, -1, else 0
+        best, worst = sequences.best_and_worst(reward)
         words = torch.tensor([[len(text.split()) for text in group] for group in rollouts.responses])
-        pairs = (spread >= 1e-3) & ((words * sign).sum(-1).abs() <= 100)  # (P,)
-        m = self.beta * (rollouts.logp - rollouts.ref_logp)  # (P, G)
-        weight = self.beta * (-m * sign).sum(-1).sigmoid() * pairs / max(1, pairs.sum())  # (P,)
-        return weight[:, None] * sign
+        ends = words.gather(-1, torch.stack([best, worst], -1))  # (P, 2)
+        pairs = (spread >= 1e-3) & (ends.diff()[:, 0].abs() <= 100)  # (P,)
+        return sequences.dpo(rollouts, best, worst, pairs, self.beta)

@@ -1,5 +1,5 @@
-"""Log-probabilities of whole completions: for recipes that need them (DPO's margins, say), and for the gap of
-`evaluate.py audit`."""
+"""Log-probabilities of whole completions, for recipes that need them and for the gap of `evaluate.py audit`;
+and DPO as an advantage, which is made of them."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rar_mini import grpo, ranks
+from rar_mini.config import Config
 from rar_mini.model import Decoder
 from rar_mini.scores import Rollouts
 from rar_mini.setup import Training
@@ -35,3 +36,30 @@ def both(t: Training, rollouts: Rollouts) -> list[Tensor]:
     how |= {"own": ranks.share(range(len(rollouts.examples))), "device": t.actor.model.head.device}
     models = (t.actor.model, t.reference.model)
     return [sum(ranks.gather(logp(model, rollouts, c.temperature, **how))) for model in models]
+
+
+def best_and_worst(reward: Tensor) -> tuple[Tensor, Tensor]:
+    """The places (P,) of the highest and the lowest reward among the rollouts that teach; 0 if none does."""
+    valid = grpo.scored(reward)
+    return reward.where(valid, -torch.inf).argmax(-1), reward.where(valid, torch.inf).argmin(-1)
+
+
+def dpo(rollouts: Rollouts, better: Tensor, worse: Tensor, pairs: Tensor, beta: float) -> Tensor:
+    """The advantages (P, G) whose update has the gradient of DPO's loss, the mean over pairs.
+
+    Of the groups `pairs` (P,) bool, the rollouts `better` and `worse` (P,) are a pair; all else gets 0.
+    """
+    m = beta * (rollouts.logp - rollouts.ref_logp)  # (P, G)
+    places = torch.eye(m.shape[1])
+    sign = places[better] - places[worse]  # (P, G): 1, -1, else 0
+    weight = beta * (-m * sign).sum(-1).sigmoid() * pairs / max(1, pairs.sum())  # (P,)
+    return weight[:, None] * sign
+
+
+def check_dpo(config: Config, recipe: str) -> None:
+    """Raise ValueError for settings under which the loss of a recipe with `dpo`'s advantages is not DPO's."""
+    c = config
+    other = c.beta or c.mismatch_cap or c.train_rollouts or c.cut_answers == "mask"
+    if c.loss_norm != "sum" or c.inner_epochs > 1 or other:
+        needs = "--loss-norm sum and --inner-epochs 1, without --beta, --mismatch-cap, --train-rollouts"
+        raise ValueError(f"{recipe} needs {needs} and --cut-answers mask: else the loss is not DPO's")

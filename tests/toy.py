@@ -24,12 +24,16 @@ def judged(verdict: Tensor, items: list[tuple[str, float]]) -> Scores:
     return Scores(verdict.float(), weight, torch.full((P, G), NAN), [rubric] * P)
 
 
-def rolled(own: Recipe, scores: Scores, responses: list[list[str]] | None = None) -> Rollouts:
-    """Rollouts with these scores, and what a recipe makes of them."""
+def rolled(
+    own: Recipe, scores: Scores, responses: list[list[str]] | None = None, moved: Tensor | None = None
+) -> Rollouts:
+    """Rollouts with these scores, and what a recipe makes of them. `moved` (P, G) is how far their
+    log-probabilities lie above those of the start."""
     P, G, _ = scores.verdict.shape
     examples = [Example(f"q{p}", "train", (), "", scores.rubrics[p], {}) for p in range(P)]
     rollouts = Rollouts(examples, [], [], responses or [[""] * G] * P, scores, own.reward(scores))
-    rollouts.logp = rollouts.ref_logp = torch.zeros(P, G)
+    rollouts.ref_logp = torch.zeros(P, G)
+    rollouts.logp = rollouts.ref_logp if moved is None else moved
     rollouts.adv = own.advantage(rollouts)
     return rollouts
 
@@ -54,7 +58,8 @@ def learn(
         own.begin(step, steps)
         drawn = torch.multinomial(path[-1], G, replacement=True, generator=random)  # (G,)
         said = [[texts[a] for a in drawn.tolist()]] if texts else None
-        rollouts = rolled(own, judged(verdict[drawn][None], items), said)
+        moved = (path[-1] / path[0]).log()[drawn][None]
+        rollouts = rolled(own, judged(verdict[drawn][None], items), said, moved)
         chosen = torch.nn.functional.one_hot(drawn, len(start)).float()  # (G, A)
         logits = logits + lr * (rollouts.adv[0, :, None] * (chosen - path[-1])).mean(0)  # the policy gradient
         own.schedule(step, rollouts)

@@ -24,12 +24,11 @@ helps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from judge import Judge
-from rar_mini import grpo
-from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.judging.wrappers import JudgeLike, Wrapper, agrees
 from rar_mini.prompts import PREDEFINED, item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.rubric import Criterion, Rubric
@@ -67,7 +66,6 @@ class C2(Recipe):
 
     def rubrics(self, examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> list[Rubric]:
         texts = ["\n".join(item_line(c) for c in e.rubric.criteria if c.weight) for e in examples]
-        asked = [replace(example, rubric=Rubric((HELPFUL,))) for example in examples]
-        trust = grpo.reward(self._verifier.score(asked, [[text] for text in texts]))[:, 0].tolist()
+        trust = agrees(self._verifier, HELPFUL, examples, [[text] for text in texts])[:, 0].tolist()
         pairs = zip(examples, trust, strict=True)
         return [e.rubric if trusted >= self.need else Rubric(PREDEFINED) for e, trusted in pairs]

@@ -31,7 +31,6 @@ from rar_mini.judging.writer import SYSTEM
 from rar_mini.prompts import item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.turns import inert
 
 CLAIM = "a verifier that is trained on rubrics of known worth can tell which ones help"
 LACKS = "a policy that reads prompts"
@@ -55,9 +54,8 @@ def posed(name: str, pair: labelled.Pair, rubric: Rubric, label: str, better: st
     texts = {"question": pair.example.question}
     texts["rubric"] = "\n".join(item_line(c) for c in rubric.criteria if c.weight)
     texts |= {f"answer {n}": pair.preferred if n == better else pair.worsened for n in "12"}
-    edge = wires.fence(b"", *texts.values())  # none of them holds it, so it needs no secret
-    shown = [f"--- {what} {edge}\n{inert(text)}\n--- end of {what} {edge}" for what, text in texts.items()]
-    turn = {"role": "user", "content": "\n".join((SYSTEM, *shown, TASK))}
+    shown = wires.fenced(b"", texts)  # no text holds the fence, so it needs no secret
+    turn = {"role": "user", "content": f"{SYSTEM}\n{shown}{TASK}"}
     earns = ends("Right answer", 0.6, better=better), ends("Right label", 0.3, label), ends("Form", 0.1)
     return Example(name, pair.example.split, (turn,), f"rubric: {label}\nbetter: {better}", Rubric(earns), {})
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # it brings torch, which nothing here needs
 
 log = logging.getLogger(__name__)
 
-OPTIONAL = ("response_format", "seed", "max_tokens", "temperature")
+OPTIONAL = ("response_format", "seed", "max_tokens", "temperature", "logprobs")
 """Fields that some servers refuse, in the order in which they are dropped."""
 
 UNPAID = (503, 529)

@@ -11,6 +11,7 @@ that its client sends.
 
 import hmac
 import logging
+import math
 import os
 import re
 import secrets
@@ -199,6 +200,13 @@ def fence(secret: bytes, *texts: str) -> str:
     return next(part for part in parts if not any(part in text for text in texts))
 
 
+def fenced(secret: bytes, texts: dict[str, str]) -> str:
+    """Foreign texts for a model, each by its name between fences, one behind another."""
+    edge = fence(secret, *texts.values())
+    parts = (f"--- {name} {edge}\n{inert(text)}\n--- end of {name} {edge}\n" for name, text in texts.items())
+    return "".join(parts)
+
+
 def fence_secret(folder: Path) -> bytes:
     """32 random bytes that are kept in a folder, for its owner alone; made there at the first use."""
     path, fresh = folder / "fence.key", secrets.token_bytes(32)
@@ -282,6 +290,15 @@ def chat_text(reply: dict[str, Any]) -> str:
     if not isinstance(text, str) or not text.strip():
         raise Failure("empty")
     return text
+
+
+def token_logprobs(reply: dict[str, Any]) -> list[float]:
+    """The log-probabilities of the tokens that a chat model wrote; [] if the server gives no such numbers."""
+    try:
+        found = [token["logprob"] for token in reply["choices"][0]["logprobs"]["content"]]
+        return found if all(type(each) in (int, float) and math.isfinite(each) for each in found) else []
+    except (KeyError, IndexError, TypeError):
+        return []
 
 
 def only_json(reply: str) -> Any:

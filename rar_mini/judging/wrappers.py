@@ -9,12 +9,16 @@ metrics are named judge2/..., the third one's judge3/..., also if wrappers wrap 
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rar_mini.files import digest
+from rar_mini.rubric import Criterion, Rubric
 
 if TYPE_CHECKING:  # what only passes judges on needs no torch
+    from torch import Tensor
+
     from rar_mini.data import Example
     from rar_mini.judging.ledger import Account
     from rar_mini.scores import Scores
@@ -114,6 +118,22 @@ class Wrapper:
         """Each judge, and how many come before it; one that is a wrapper counts as all that it wraps."""
         sizes = [getattr(judge, "size", 1) for judge in self.judges]
         return zip(self.judges, accumulate(sizes, initial=0), strict=False)
+
+
+def agrees(
+    judge: JudgeLike,
+    statement: Criterion,
+    examples: "Sequence[Example]",
+    texts: Sequence[Sequence[str]],
+) -> "Tensor":
+    """How far a judge holds a statement to be true of texts[p][g], which need not be responses, (P, G); NaN
+    if it failed. Raises ValueError for a method that asks for no verdicts."""
+    from rar_mini import grpo  # and so torch
+
+    if (method := getattr(judge, "method", "rar-explicit")) != "rar-explicit":
+        raise ValueError(f"{judge.spec} is asked yes or no: expected --method rar-explicit, got {method}")
+    asked = [replace(example, rubric=Rubric((statement,))) for example in examples]
+    return grpo.reward(judge.score(asked, texts))
 
 
 def _shift(name: str, by: int) -> str:

@@ -17,7 +17,6 @@ from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure, Request
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.turns import inert
 
 if TYPE_CHECKING:
     from rar_mini.data import Example
@@ -38,26 +37,31 @@ class Writer(Wrapper):
         self,
         task: str,
         materials: Sequence[dict[str, str]],
-        read: Callable[[str], T],
+        read: Callable[..., T],
         temperature: float = 0.0,
+        draw: int = 0,
+        logprobs: bool = False,
     ) -> list[T | None]:
         """What the model writes about each material (texts by name); None if it could not be had.
 
-        `read` makes of a text what is wanted, or raises Failure: then the model is asked again.
+        `read` makes of a text what is wanted, or raises Failure: then the model is asked again. With
+        `logprobs` it also gets the log-probabilities of the text's tokens, [] if the server gives none.
+        Another `draw` is another text about the same.
         """
         backend = self.judges[0].server
         body = {
             "model": backend.model,
             "temperature": temperature,
-            "seed": 0,
+            "seed": 100 * draw,  # the next ones are those of further tries
             "max_tokens": backend.max_tokens,
-        }
+        } | ({"logprobs": True} if logprobs else {})
         requests = (
             Request(
                 "/chat/completions",
                 body | {"messages": self._messages(task, each)},
-                partial(_read, read),
+                partial(_read, read, logprobs),
                 _again,
+                draw,  # a server that takes no seed would be asked once for all
             )
             for each in materials
         )
@@ -65,11 +69,8 @@ class Writer(Wrapper):
         return [None if isinstance(reply, Failure) else reply for reply in replies]
 
     def _messages(self, task: str, material: dict[str, str]) -> list[dict[str, str]]:
-        edge = wires.fence(self._secret, *material.values())
-        parts = [
-            f"--- {name} {edge}\n{inert(text)}\n--- end of {name} {edge}\n" for name, text in material.items()
-        ]
-        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "".join(parts) + task}]
+        shown = wires.fenced(self._secret, material)
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": shown + task}]
 
     def calls(self, example: "Example") -> int:
         """It answers no question about a response."""
@@ -80,8 +81,8 @@ class Writer(Wrapper):
         return ""
 
 
-def _read(read: Callable[[str], T], reply: dict[str, Any]) -> T:
-    return read(wires.chat_text(reply))
+def _read(read: Callable[..., T], logprobs: bool, reply: dict[str, Any]) -> T:
+    return read(wires.chat_text(reply), *([wires.token_logprobs(reply)] if logprobs else []))
 
 
 def _again(body: dict[str, Any], reply: dict[str, Any], failure: Failure) -> dict[str, Any]:

@@ -608,11 +608,11 @@ CONTEXT = {"examples/own_data": "--path {csv}", "examples/gated": "--need 0.05"}
 CONTEXT |= {"gate": "--need 0.05", "papo": "--need 0.05"}
 CONTEXT |= {"c2": "--need 0"}  # the keyword judge trusts no rubric
 CONTEXT |= {"pop": "--beta 1"}
-CONTEXT |= {"rdpo": "--beta 1 --need 0.05"}
+CONTEXT |= {"rdpo": "--beta 1 --need 0.05", "legal_drill": "--beta 1"}
 """Options that a recipe cannot do without, or without which the tiny policy would earn or learn next to
 nothing."""
 SETTINGS = {"pop": ("--loss-norm", "sum"), "c2_verifier": ("--max-prompt-tokens", 4000)}
-SETTINGS |= {"rdpo": ("--loss-norm", "sum")}
+SETTINGS |= {"rdpo": ("--loss-norm", "sum"), "legal_drill": ("--loss-norm", "sum")}
 """Options of training without which a recipe refuses to run."""
 
 

@@ -112,7 +112,8 @@ def teaches(rollouts: Rollouts, most: int | None = None, cut: bool = True, ties:
     """Which rollouts the update reads, (P, G) bool: those with a reward, and reference answers. Without `cut`
     none that was cut, with `most` at most so many of each group, without `ties` only groups that have an
     advantage then."""
-    reads = scored(rollouts.reward) | rollouts.recited
+    wrote = torch.tensor([[len(c.ids) > 0 for c in group] for group in rollouts.completions])
+    reads = (scored(rollouts.reward) | rollouts.recited) & wrote
     if not cut:
         reads = reads & ~cut_off(rollouts)
     if most is not None:
@@ -221,6 +222,7 @@ def micro_batches(
     """
     prompts, completions = rollouts.prompts, rollouts.completions
     lengths = torch.tensor([[len(c.ids) for c in group] for group in completions])  # (P, G)
+    read = [[len(c.ids) + sum(len(said.ids) for said in c.heard) for c in group] for group in completions]
     S, N = int(teaches.sum()), int(lengths[teaches].sum())
     divisors = {"token": N, "sequence": S * lengths, "constant": S * max_new_tokens, "sum": 1}
     weight = 1 / (divisors[loss_norm] * torch.ones_like(lengths))  # (P, G)
@@ -230,7 +232,7 @@ def micro_batches(
     order = {p: sorted(teaches[p].nonzero()[:, 0].tolist(), key=first[p].__getitem__) for p in own}
     rows = [(p, g) for p in own for g in order[p]]
     sizes = [[len(prompt) for prompt in group] for group in prompts]  # P x G
-    cut = partial(_cut, rows, first, sizes, lengths.tolist())
+    cut = partial(_cut, rows, first, sizes, read)
     fewest = len(cut(tokens_per_batch))
     # Balanced: the smallest budget that takes no more batches. The peak of memory is the largest batch's.
     budget = bisect_left(range(tokens_per_batch), True, key=lambda budget: len(cut(budget)) <= fewest)
@@ -255,7 +257,7 @@ def _cut(
     budget: int,
 ) -> list[list[Family]]:
     """Fill batches of `budget` tokens with rows (p, g) in their order; `sizes` of prompts and `lengths` of
-    completions in tokens, and each one's `first` as of `stems`, P x G each."""
+    what stands behind them in tokens, and each one's `first` as of `stems`, P x G each."""
     batches: list[list[Family]] = []
     used, last = budget, None
     for p, g in rows:
@@ -278,15 +280,16 @@ def _micro_batch(
     for p, members in families:
         root = tree.add(rollouts.prompts[p][members[0]])
         for g in members:
-            ids = rollouts.completions[p][g].ids
-            # The last token predicts nothing that was sampled, so it is never read.
-            branches.append((p, g, root, tree.add(ids[:-1], root) if len(ids) > 1 else None))
+            completion = rollouts.completions[p][g]
+            branches.append((p, g, list(tree.turns(completion.ids, completion.heard, root))))
     packed = packer(tree)
     device = packed.ids.device
     row, target, rollout, sampler_logp, advs, weights = [], [], [], [], [], []
-    for p, g, root, branch in branches:
+    for p, g, turns in branches:
         completion = rollouts.completions[p][g]
-        row += [packed.last(root), *(range(*packed.spans[branch]) if branch is not None else ())]
+        for above, branch, count in turns:  # each of the policy's, none of what it heard
+            first = packed.spans[branch][0] if branch is not None else 0
+            row += [packed.last(above), *range(first, first + count - 1)][:count]
         target += completion.ids
         rollout += [p * len(rollouts.completions[p]) + g] * len(completion.ids)
         sampler_logp += completion.logp

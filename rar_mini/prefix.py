@@ -8,7 +8,7 @@ A tree of segments is packed into one flat row of tokens, a parent before its ch
 
 A token attends to its own segment's past and to the whole of its segment's ancestors, so that every sequence
 gets the numbers that it would get alone. With G completions of c tokens to a prompt of n tokens, the pass
-costs n + G c tokens instead of G (n + c).
+costs n + G c tokens instead of G (n + c). In a conversation each later turn is a segment a level deeper.
 
 Attention has two forms. `loop` calls scaled_dot_product_attention once a segment, over its path's keys: it
 runs everywhere. `flex` is one FlexAttention kernel for the whole row, which skips the blocks that nothing
@@ -18,12 +18,12 @@ slowly, so that the mask can be tested; its backward pass does not exist there.
 Both give the same gradients when they are run again, bit for bit: a resumed run depends on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,18 +41,60 @@ ROOMY = 163 * 1024  # bytes of shared memory that a program may have on an A100;
 SIDES = ((64, 2), (32, 2), (32, 1), (16, 1))  # tokens and stages of a tile for others, best first
 
 
+class Heard(NamedTuple):
+    """What stands in a conversation behind the first `after` tokens of a completion, and the policy did not
+    write: a user's turn and the template's tokens around it. With `instead` it stands in the place of the
+    completion's tokens since the last turn, which are then a branch of their own: a teacher's words, say,
+    where the conversation went on with others."""
+
+    after: int
+    ids: Ids
+    instead: bool = False
+
+
 @dataclass
 class Tree:
     """Segments of token ids with their parents; `add` returns the new segment's number."""
 
     segments: list[Ids] = field(default_factory=list)
     parents: list[int | None] = field(default_factory=list)
+    known: dict[tuple[int | None, tuple[int, ...]], int] = field(default_factory=dict)
 
     def add(self, ids: Ids, parent: int | None = None) -> int:
         assert parent is None or 0 <= parent < len(self.segments), "a parent is added before its children"
         self.segments.append(ids)
         self.parents.append(parent)
         return len(self.segments) - 1
+
+    def shared(self, ids: Ids, parent: int | None) -> int | None:
+        """The one segment of these ids behind this parent, for all who ask; the parent, if there are no
+        ids."""
+        if not ids:
+            return parent
+        key = parent, tuple(ids)
+        if key not in self.known:
+            self.known[key] = self.add(ids, parent)
+        return self.known[key]
+
+    def turns(self, ids: Ids, heard: Sequence[Heard], root: int) -> Iterator[tuple[int, int | None, int]]:
+        """Add a completion behind its prompt, the `root`. Yields for each of its turns the segment before it,
+        its own (None if it is a single token, which is only predicted) and how many tokens it has.
+
+        What a conversation went on with is shared by all that have the same words up to there.
+        """
+        above, start = root, 0
+        for after, said, instead in heard:
+            own = ids[start:after]
+            if instead:
+                branch = self.add(own[:-1], above) if len(own) > 1 else None
+                below = self.shared(said, above)
+            else:
+                branch = below = self.shared([*own, *said], above)
+            yield above, branch, len(own)
+            above, start = below, after
+        last = ids[start:]
+        # The last token predicts nothing that was sampled, so it is never read.
+        yield above, self.add(last[:-1], above) if len(last) > 1 else None, len(last)
 
     def ancestors(self, segment: int) -> list[int]:
         """The segments before this one on its path, the root first."""

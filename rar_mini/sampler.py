@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rar_mini.model import Decoder, head_width
 from rar_mini.onednn import Product, blocked
-from rar_mini.prefix import Ids, Tree, pack
+from rar_mini.prefix import Heard, Ids, Tree, pack
 
 BLOCK = 256
 """Neighbouring tokens of a vocabulary whose probabilities are added up first."""
@@ -55,21 +55,23 @@ class Settings:
 @dataclass(frozen=True)
 class Completion:
     """What the policy wrote: token ids with the sampled end token, each one's log-probability, and how it
-    ended."""
+    ended. In a conversation these are the tokens of all its turns, and `heard` tells what stands between."""
 
     ids: list[int]
     logp: list[float]
     finished: bool  # False where max_new_tokens cut it
     only_thoughts: bool = False  # whether it is thoughts and no answer, which its tokenizer can tell
+    heard: Sequence[Heard] = ()
 
 
 @dataclass(frozen=True)
 class Request:
     """One prompt and, for each of its rollouts, the uniform numbers that decide its tokens, (max_new_tokens,)
-    each."""
+    each. Other requests have its first `shared` tokens, too: these are read once."""
 
     prompt: Ids
     uniforms: Sequence[np.ndarray]
+    shared: int = 0
 
 
 def uniforms(seed: int, step: int, example: str, rollout: int, count: int) -> np.ndarray:
@@ -113,7 +115,8 @@ def sample(
             here = sorted({r for r, _ in rows})
             # A group that is split over waves keeps its prompt: nothing is read twice.
             missing = [r for r in here if r not in prompts]
-            read = zip(missing, _prefill(model, [requests[r].prompt for r in missing]), strict=True)
+            asked = [requests[r].prompt for r in missing], [requests[r].shared for r in missing]
+            read = zip(missing, _prefill(model, *asked), strict=True)  # not a list, which would keep them
             prompts = {r: prompts[r] for r in here if r in prompts} | dict(read)
             draws = torch.from_numpy(np.stack([requests[r].uniforms[g] for r, g in rows]))
             owner = [here.index(r) for r, _ in rows]
@@ -160,17 +163,21 @@ def _waves(model: Decoder, requests: Sequence[Request], settings: Settings) -> l
     return waves
 
 
-def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
-    """Read prompts in a packed pass, what all of them begin with once, and keep their keys and values."""
+def _prefill(model: Decoder, prompts: Sequence[Ids], shared: Sequence[int] = ()) -> list[_Prompt]:
+    """Read prompts in a packed pass, what all of them begin with once, and so the first `shared` tokens of
+    each that has them in common with others, and keep their keys and values."""
     if not prompts:
         return []
     if len(prompts) > 1 and sum(map(len, prompts)) > READ:  # the masks of T tokens take 3 T^2 bytes
         half = len(prompts) // 2
-        return _prefill(model, prompts[:half]) + _prefill(model, prompts[half:])
+        parts = slice(half), slice(half, None)
+        return sum((_prefill(model, prompts[part], shared[part]) for part in parts), [])
     common = len(os.path.commonprefix([prompt[:-1] for prompt in prompts])) if len(prompts) > 1 else 0
     tree = Tree()
     root = tree.add(prompts[0][:common]) if common else None
-    leaves = [tree.add(prompt[common:], root) for prompt in prompts]
+    stems = [max(common, n) for n in shared or [0] * len(prompts)]
+    above = [tree.shared(prompt[common:n], root) for prompt, n in zip(prompts, stems, strict=True)]
+    leaves = [tree.add(p[n:], stem) for p, n, stem in zip(prompts, stems, above, strict=True)]
     packed = pack(tree, model.head.device)
     caches: list[list[Tensor]] = [[], []]  # keys and values of each layer, (T, KV, d)
 
@@ -183,8 +190,8 @@ def _prefill(model: Decoder, prompts: Sequence[Ids]) -> list[_Prompt]:
     keys, values = (torch.stack(side).transpose(1, 2) for side in caches)  # (layers, KV, T, d)
     read = []
     for leaf in leaves:
-        start, end = packed.spans[leaf]
-        own = (torch.cat([x[:, :, :common], x[:, :, start:end]], 2) for x in (keys, values))
+        path = [slice(*packed.spans[segment]) for segment in packed.paths[leaf]]
+        own = (torch.cat([x[:, :, at] for at in path], 2) for x in (keys, values))
         # Copies: a view would keep the pass's hidden states for as long as the wave keeps its last prompt.
         read.append(_Prompt(hidden[packed.last(leaf)].clone(), *own))
     return read

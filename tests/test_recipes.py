@@ -419,9 +419,9 @@ def viewed(
     """A run in which rollouts 1 and 4 of six are shown another prompt, and how many prompts were read."""
     read, prefill = [], sampler._prefill
 
-    def counted(model: Any, prompts: list) -> list:
+    def counted(model: Any, prompts: list, *shared: list) -> list:
         read.append(len(prompts))
-        return prefill(model, prompts)
+        return prefill(model, prompts, *shared)
 
     own = write_recipe(tmp_path / "views.py", VIEWS)
     with monkeypatch.context() as patch:

@@ -53,6 +53,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,15 +66,16 @@ from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.guard import check_failures, check_rate, guarded, stop, stop_on_interrupt
 from rar_mini.judging.endpoint import OverBudget
-from rar_mini.judging.wrappers import JudgeLike
+from rar_mini.judging.wrappers import JudgeLike, ask
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.options import LESS_MEMORY, Parser, counted, one_line
 from rar_mini.progress import progress_bar
-from rar_mini.recipe import Recipe
+from rar_mini.recipe import overrides
 from rar_mini.report import Clock
-from rar_mini.sampler import Completion, Request, uniforms
+from rar_mini.sampler import Completion, uniforms
 from rar_mini.scores import NAN, Rollouts, Scores
 from rar_mini.setup import Training
+from rar_mini.talk import Talk, converse
 from rar_mini.tools import check, memory, speed
 
 Drawn = Sequence[tuple[Example, int]]  # questions, and how often this step has drawn each before
@@ -160,33 +162,29 @@ def sample(
     c, actor, P = t.config, t.actor, len(drawn)
     n = key if isinstance(key, int) else None
     prompts = [_prompts(t, example, n, G) for example, _ in drawn]  # P x G
-    own, requests, places, asked = ranks.share(range(P)), [], [], []
-    for p in own:
-        example, visit = drawn[p]
-        stems = grpo.stems(prompts[p])
-        for stem in dict.fromkeys(stems):  # one request a prompt
-            gs = [g for g in range(G) if stems[g] == stem]
-            draws = [uniforms(c.seed, key, example.id, visit * G + g, c.max_new_tokens) for g in gs]
-            requests.append(Request(prompts[p][stem], draws))
-            asked.append(example)
-            places += [(p, g) for g in gs]
+    own, examples = ranks.share(range(P)), [example for example, _ in drawn]
     how = sampler.Settings(c.max_new_tokens, c.temperature, cache_bytes=c.cache_mb * 2**20, graph=c.graph)
-    total = len(places) * c.max_new_tokens
 
-    def work() -> list[list[Completion]]:
-        written = actor.sample(requests, how, bar.update, lambda r, completion: ended(asked[r], completion))
-        by_place = dict(zip(places, sum(written, []), strict=True))
-        return [[by_place[p, g] for g in range(G)] for p in own]
+    def begun(p: int, g: int) -> Talk:
+        draws = partial(uniforms, c.seed, key, examples[p].id, drawn[p][1] * G + g)
+        return Talk(p, g, examples[p], prompts[p][g], draws)
 
-    bar = progress_bar(total=total, desc="sampling", unit="tok")
+    def work() -> list[list[Talk]]:
+        talks = [[begun(p, g) for g in range(G)] for p in own]
+        converse(sum(talks, []), t.recipe, actor, n, how, bar, ended)  # one turn each, unless users reply
+        return talks
+
+    bar = progress_bar(total=len(own) * G * c.max_new_tokens, desc="sampling", unit="tok")
     with clock("sample"), ahead(t, scorer) as ended, bar:
-        completions = ranks.merge(ranks.attempt(work))  # P x G
-    examples = [example for example, _ in drawn]
-    responses = [
-        [t.recipe.answer(example, actor.decode(completion.ids)) for completion in group]
-        for example, group in zip(examples, completions, strict=True)
-    ]
-    return Rollouts(examples, prompts, completions, responses)
+        talks = ranks.merge(ranks.attempt(work))  # P x G
+    completions = [[talk.completion for talk in group] for group in talks]
+    last = [[talk.turns.pop()["content"] for talk in group] for group in talks]
+    pairs = zip(examples, last, strict=True)
+    responses = [[t.recipe.answer(example, text) for text in group] for example, group in pairs]
+    rollouts = Rollouts(examples, prompts, completions, responses)
+    if overrides(t.recipe, "reply"):
+        rollouts.turns = [[talk.turns for talk in group] for group in talks]
+    return rollouts
 
 
 @contextmanager
@@ -194,8 +192,10 @@ def ahead(t: Training, scorer: JudgeLike | None) -> Iterator[Callable[[Example, 
     """While answers are sampled: a function that begins to judge one that has ended.
 
     Only a server is asked ahead, and only if it is certain what `judge` will ask: a recipe's own rubrics may
-    depend on the whole group, and its own judge may ask anything. Then all is asked after sampling."""
-    certain = type(t.recipe).rubrics is Recipe.rubrics and getattr(type(scorer), "score", None) is Judge.score
+    depend on the whole group, an answer may not be its conversation's last, and its own judge may ask
+    anything. Then all is asked after sampling."""
+    unsure = any(overrides(t.recipe, step) for step in ("rubrics", "reply", "teach"))
+    certain = not unsure and getattr(type(scorer), "score", None) is Judge.score
     if not certain or scorer.server is None:
         yield lambda example, completion: None
         return
@@ -221,7 +221,7 @@ def judge(t: Training, scorer: JudgeLike, rollouts: Rollouts, clock: Clock) -> S
         rollouts.rubrics = rubrics  # made for these responses: records keep them
     examples = [dataclasses.replace(example, rubric=rubric) for example, rubric in pairs]
     with clock("judge"):
-        return scorer.score(examples, rollouts.responses, progress="judging")
+        return ask(scorer, rollouts.posed(examples), rollouts.responses, progress="judging")
 
 
 def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
@@ -350,7 +350,7 @@ def log(t: Training, n: int, learned: dict[str, float], clock: Clock) -> None:
     metrics = {"step": n}
     if not config.supervised:
         metrics |= report.describe(rollouts.reward, rollouts.completions) | report.parts(rollouts.scores)
-        metrics |= report.chosen(rollouts.trained)
+        metrics |= report.chosen(rollouts.trained) | report.talks(rollouts.turns)
         metrics |= report.redrawn(t.drawn[-1], rollouts.trained) if config.resample_ties else {}
     tokens = sum(row["tokens"] for row in t.recent[-1])
     metrics |= report.verdicts(t.recent) | learned | t.recipe.metrics() | clock.metrics(tokens)

@@ -42,7 +42,7 @@ from rar_mini.forms import ABSENT, Finite, Form
 from rar_mini.options import out_of_memory, to_json
 from rar_mini.policy import SLICE, Policy, checksum
 
-TOKENS = ("prompt_ids", "ids", "sampler_logp")
+TOKENS = ("prompt_ids", "ids", "sampler_logp", "heard")
 """What a step is recomputed from. Nothing here reads it back: in a long run it is gigabytes."""
 SETTINGS = TypeAdapter(Config)
 BEFORE = {"answers": "full", "cut_answers": "train"}
@@ -109,6 +109,13 @@ class Verdict(Form):
     verdict: Finite | None
 
 
+class Said(Form):
+    """A turn before the response."""
+
+    role: str = ABSENT
+    content: str = ABSENT
+
+
 class Rollout(Form):
     """A line of rollouts.jsonl, without its TOKENS."""
 
@@ -122,6 +129,7 @@ class Rollout(Form):
     advantage: Finite = ABSENT
     tokens: int = ABSENT
     finished: bool = ABSENT
+    turns: list[Said] = []
 
 
 class Evaluation(Form):

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +65,10 @@ class Example:
         if len(self.messages) == 1:
             return self.messages[0]["content"]
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
+    def after(self, said: Iterable[dict[str, str]]) -> "Example":
+        """The same row once these turns have followed: an answer to it is an answer to the last of them."""
+        return replace(self, messages=(*self.messages, *said))
 
 
 class BadRow(ValueError):

@@ -81,6 +81,18 @@ class Recipe:
         Rollouts that are shown the same messages share one reading of them."""
         return prompts.policy_messages(example.messages, short=self.config.answers == "short")
 
+    def teach(
+        self, example: Example, turns: Sequence[dict[str, str]], step: int, g: int
+    ) -> tuple[str | None, bool] | None:
+        """A teacher's words for the policy's next turn, which are trained in place of the policy's own, and
+        whether they are also said in its place; None if it has no teacher. Asked in threads."""
+        return None
+
+    def reply(self, example: Example, turns: Sequence[dict[str, str]]) -> str | None:
+        """What the user says next, or None, which ends the conversation. `turns` are those behind `messages`:
+        the policy's first, then the user's, and so on to the policy's newest. Asked in threads."""
+        return None
+
     def answer(self, example: Example, text: str) -> str:
         """The part of what the policy wrote that the judge reads."""
         return text
@@ -155,6 +167,11 @@ def located(spec: str) -> str:
         values = value if isinstance(value, tuple | list) else [value]
         whole += [f"--{option}", *(str(v.absolute() if isinstance(v, Path) else v) for v in values)]
     return shlex.join([str(Path(name).absolute()) if name.endswith(".py") else name, *whole])
+
+
+def overrides(own: Recipe, step: str) -> bool:
+    """Whether a recipe has a step of its own in the place of RaR's."""
+    return getattr(type(own), step, None) is not getattr(Recipe, step)
 
 
 def digest(spec: str | None) -> str | None:

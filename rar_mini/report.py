@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rar_mini import grpo, scale
 from rar_mini.forms import printable
 from rar_mini.sampler import Completion
-from rar_mini.scores import Scores
+from rar_mini.scores import Scores, transcript
 
 FIRST_LOSS = """\
   The loss is about 0 and that is right: no weight has moved since the answers were sampled, so every ratio
@@ -97,6 +97,12 @@ def redrawn(drawn: int, trained: Tensor) -> dict[str, int]:
     return {"groups/drawn": drawn, "groups/dropped": int((~trained.any(-1)).sum())}
 
 
+def talks(turns: Sequence[Sequence[Sequence[dict[str, str]]]]) -> dict[str, float | None]:
+    """Metrics of conversations, by what was said before each last answer, P x G: absent if nobody replies."""
+    counts = [1 + len(said) // 2 for group in turns for said in group]
+    return {"conversations/mean_turns": mean(counts)} if counts else {}
+
+
 def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | None]:
     """Metrics of the verdicts in the rows of rollouts.jsonl, steps oldest first: the newest step's mean by
     category, the shares of the recent steps' items that no answer met, or that every answer met, and how
@@ -114,7 +120,7 @@ def verdicts(recent: Sequence[Sequence[dict[str, Any]]]) -> dict[str, float | No
                 if item["verdict"] is not None and item["category"] != "rating":
                     met[row["example_id"], place].append(item["verdict"] >= 0.5)
                     if "rubric" not in row and not item.get("checked"):
-                        same[row["example_id"], place, row["response"]].append(item["verdict"] >= 0.5)
+                        same[row["example_id"], place, transcript(row)].append(item["verdict"] >= 0.5)
                     if rows is recent[-1]:
                         rates[item["category"]].append(item["verdict"])
     metrics = {f"pass_rate/{category}": mean(values) for category, values in sorted(rates.items())}
@@ -200,7 +206,7 @@ def rollout(row: dict[str, Any], width: int = 100) -> str:
     lines = [printable(f"  {row['example_id']}, step {row['step']}: {row['prompt']}")]
     reward = "none, the judge failed" if row["reward"] is None else f"{row['reward']:.3f}"
     lines += textwrap.wrap(
-        printable(row["response"]) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    "
+        printable(transcript(row)) or "(nothing)", width, initial_indent="  > ", subsequent_indent="    "
     )
     for item in row["verdicts"]:
         verdict = "?" if item["verdict"] is None else f"{item['verdict']:.2f}".removesuffix(".00")

@@ -5,7 +5,7 @@ judge.py makes `Scores`, train.py makes `Rollouts`, and the rooms below them com
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +96,7 @@ class Rollouts:
     reward: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), NaN where the judge failed
     adv: "Tensor" = field(default_factory=lambda: _empty())  # (P, G), 0 where nothing is taught
     trained: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) bool, what the update reads
+    turns: list[list[list[dict[str, str]]]] = field(default_factory=list)  # P x G, what was said between
     rubrics: list[Rubric] | None = None  # P, if a recipe made them for these responses
     recited: bool = False  # whether these are reference answers, which nobody sampled or judged
     logp: "Tensor" = field(default_factory=lambda: _empty())  # (P, G) of whole completions, by the policy
@@ -108,7 +109,7 @@ class Rollouts:
             return self
         names = ("examples", "prompts", "completions", "responses")
         joined = Rollouts(*(getattr(first, name) + getattr(self, name) for name in names))
-        joined.scores = self.scores.behind(first.scores)
+        joined.scores, joined.turns = self.scores.behind(first.scores), first.turns + self.turns
         if first.rubrics or self.rubrics:
             joined.rubrics = [
                 rubric
@@ -116,6 +117,12 @@ class Rollouts:
                 for rubric in each.rubrics or [example.rubric for example in each.examples]
             ]
         return joined
+
+    def posed(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """What a judge reads before each response: the example, and what was said since. (P x G)"""
+        turns = self.turns or [[()] * len(group) for group in self.responses]
+        pairs = zip(examples, turns, strict=True)
+        return [[example.after(said) if said else example for said in group] for example, group in pairs]
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """One record a rollout, from which its reward and its loss can be computed again."""
@@ -139,10 +146,20 @@ class Rollouts:
             }
             | ({name: getattr(self, name)[p, g].item() for name in LOGPS} if len(self.logp) else {})
             | ({"trained": self.trained[p, g].item()} if len(self.trained) else {})  # a score has none
+            | ({"heard": [said._asdict() for said in completion.heard]} if completion.heard else {})
+            | ({"turns": self.turns[p][g]} if self.turns and self.turns[p][g] else {})
             | ({"rubric": [asdict(c) for c in self.rubrics[p].criteria]} if self.rubrics else {})
             for p, example in enumerate(self.examples)
             for g, completion in enumerate(self.completions[p])
         ]
+
+
+def transcript(row: dict[str, Any]) -> str:
+    """What was said behind the prompt, for a person: the response, and the turns before it if there are
+    any."""
+    turns = row.get("turns", [])
+    parts = [f"{turn['role']}: {turn['content']}" for turn in turns]
+    return "\n\n".join([*parts, f"assistant: {row['response']}"]) if turns else row["response"]
 
 
 def _empty() -> "Tensor":

@@ -32,6 +32,7 @@ from rar_mini import (
     recipe,
     report,
     scale,
+    talk,
 )
 from rar_mini.checkpoint import Run
 from rar_mini.config import PRESETS, Config
@@ -194,6 +195,7 @@ def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Traini
     if resume is None or config.lora_rank or config.beta or made.needs_logp:
         ranks.first(lambda: checkpoint.refuse_damaged(config.policy))
     actor, reference = policy.prepare(config, resume, made.needs_logp)
+    talk.refuse(made, actor)
     if config.attention == "flex" and (width := model.head_width(actor.model.config)) < NARROWEST:
         raise ValueError(
             f"--attention flex takes heads of {NARROWEST} channels or more, got {width}: use loop or auto"

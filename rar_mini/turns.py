@@ -228,6 +228,39 @@ class Turns:
                 ids += self._ids(plain, split_special_tokens=True)
         return ids
 
+    def bridge(self, text: str) -> list[int]:
+        """What stands between an answer and the next one: the answer's end token, a user's turn and the
+        opening, as the template writes them. Raises ValueError if it writes an answer in another way once it
+        is not the last: then the tokens that were sampled are not those that are read."""
+        turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+        shown = self.render([*turns, {"role": "user", "content": self.literal(text)}])
+        before, _, behind = shown.partition(_ANSWER)
+        ids = self.encode(behind)
+        if before != self.render(turns[:1]) or ids[0] != self.end:
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: expected a chat template that writes an answer as it was "
+                "sampled, with its end token, also once the user has spoken again; take another model"
+            )
+        return ids
+
+    def refuse_talk(self) -> None:
+        """Raise ValueError if this policy cannot go on with a conversation token by token."""
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"{self.tokenizer.name_or_path} has no chat template: expected one, because a user's turn "
+                "needs marks around it; take a model with one"
+            )
+        self.bridge(_QUESTION)
+        thought = f"{THINK}\n{_QUESTION}\n{UNTHINK}\n\n{_ANSWER}"
+        roles = zip(("user", "assistant", "user"), ("q", thought, "q"), strict=True)
+        shown = self.render([{"role": role, "content": content} for role, content in roles])
+        if self.thinks or (self.thoughtful and thought not in shown):
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: expected a chat template that keeps the thoughts of earlier "
+                "answers, because a conversation goes on behind the tokens that were sampled; take a model "
+                "that does not think"
+            )
+
     def decode(self, ids: Sequence[int]) -> str:
         """What token ids say, without control tokens."""
         text = self.tokenizer.decode([i for i in ids if i not in self._unsaid]).strip()

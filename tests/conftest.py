@@ -4,6 +4,7 @@ server on the loopback and a real one."""
 import json
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,20 @@ qwen7, qwen1 = partial(known, "Qwen/Qwen2.5-7B"), partial(known, "Qwen/Qwen2.5-1
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that costs nothing. Read only: it is shared."""
     return write_tiny(tmp_path_factory.mktemp("tiny") / "policy")
+
+
+ENDS = {*range(0, 256, 8), 258}
+
+
+@pytest.fixture(scope="session")
+def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy with one end token in eight, ENDS, so that answers end at any length."""
+    directory = tmp_path_factory.mktemp("many") / "policy"
+    shutil.copytree(tiny, directory)
+    config = json.loads((directory / "generation_config.json").read_text())
+    config["eos_token_id"] = sorted(ENDS)
+    (directory / "generation_config.json").write_text(json.dumps(config))
+    return directory
 
 
 @pytest.fixture(scope="session")

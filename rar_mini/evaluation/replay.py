@@ -25,6 +25,7 @@ from rar_mini.data import Example
 from rar_mini.evaluation import agreement
 from rar_mini.evaluation.agreement import accuracy, correlation, interval, mean, resampled
 from rar_mini.evaluation.judged import Judged
+from rar_mini.judging import wrappers
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion, Rubric
@@ -48,7 +49,8 @@ def spaced(rows: Rows, most: int) -> list[dict[str, Any]]:
 
 
 def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
-    """The question of each row, with the rubric by which its answer was judged.
+    """The question of each row, with what was said before its answer, and the rubric by which that was
+    judged.
 
     That is the data's rubric, or what the row has under `rubric` if the recipe makes rubrics. Raises
     ValueError if the run's data is not as it was, and if a rubric that the recipe made is missing.
@@ -73,7 +75,7 @@ def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
                 f"with the question and the items of {run}/rollouts.jsonl, got "
                 f"{'others' if example else 'no such row'}; bring the data back as they were"
             )
-        examples.append(example)
+        examples.append(example.after(row.get("turns", ())))
     return examples
 
 
@@ -121,7 +123,8 @@ def ask(judge: JudgeLike, recipe: Recipe, examples: Sequence[Example], rows: Row
     scored = []
     for batch in batches:
         responses = [[rows[i]["response"] for i in group] for group in batch]  # P x G
-        scored.append(judge.score([examples[group[0]] for group in batch], responses, progress="judging"))
+        posed = [[examples[i] for i in group] for group in batch]  # P x G
+        scored.append(wrappers.ask(judge, posed, responses, progress="judging"))
     N, K = len(rows), max(scores.verdict.shape[-1] for scores in scored)
     verdict, weight = np.full((N, K), math.nan), np.zeros((N, K))
     reward, rating = np.empty(N), np.empty(N)

@@ -136,6 +136,22 @@ def agrees(
     return grpo.reward(judge.score(asked, texts))
 
 
+def ask(
+    judge: JudgeLike, posed: "Sequence[Sequence[Example]]", responses: Sequence[Sequence[str]], **how: Any
+) -> "Scores":
+    """What a judge says of responses[p][g] to posed[p][g]. If the responses of some group answer different
+    conversations, each is asked about on its own: the judge sees groups of one."""
+    if all(group.count(group[0]) == len(group) for group in posed):
+        return judge.score([group[0] for group in posed], responses, **how)
+    P, G = len(posed), len(posed[0])
+    apart = sum(map(list, posed), []), [[response] for group in responses for response in group]
+    scores = judge.score(*apart, **how)
+    verdict, rating = scores.verdict.view(P, G, -1), scores.rating.view(P, G)
+    return replace(
+        scores, verdict=verdict, rating=rating, weight=scores.weight[::G], rubrics=scores.rubrics[::G]
+    )
+
+
 def _shift(name: str, by: int) -> str:
     """The name of a metric or text, so many judges on: judge/failures is judge2/failures one judge on."""
     if not by:

@@ -24,7 +24,7 @@ from rar_mini.judging.ledger import Account
 from rar_mini.options import to_json
 from rar_mini.report import paired
 from rar_mini.rubric import Criterion
-from rar_mini.scores import Rollouts, ScoredRow
+from rar_mini.scores import Rollouts, ScoredRow, transcript
 from rar_mini.viewing.plot import scores
 from rar_mini.viewing.show import groups_at
 
@@ -253,7 +253,7 @@ def _answer(row: Json) -> Json:
     names = ("reward", "advantage", "tokens", "rating", "finished", "trained")
     shown = {name: row[name] for name in names if row.get(name) is not None}
     verdicts = [item["verdict"] for item in row["verdicts"]]
-    return without_nan({"text": row["response"]} | shown | {"verdicts": verdicts}, digits=4)
+    return without_nan({"text": transcript(row)} | shown | {"verdicts": verdicts}, digits=4)
 
 
 def _explain(book: Book, run: Run) -> str:

@@ -15,7 +15,7 @@ from rar_mini.checkpoint import Run, records
 from rar_mini.config import Config
 from rar_mini.evaluation.replay import groups_of, refuse_uneven
 from rar_mini.forms import printable
-from rar_mini.scores import NAN, Scores
+from rar_mini.scores import NAN, Scores, transcript
 
 
 def show(folder: Path, step: int | None = None, width: int | None = None) -> str:
@@ -60,7 +60,7 @@ def _group(rows: list[dict[str, Any]], width: int) -> str:
     lines += [*textwrap.wrap(printable(best["prompt"]), width), ""]
     lines += _beside(f"best: {_reward(best)}", f"worst: {_reward(worst)}", width)
     lines += _beside(_length(best), _length(worst), width) + [""]
-    answers = [printable(row["response"]) or "(nothing)" for row in (best, worst)]
+    answers = [printable(transcript(row)) or "(nothing)" for row in (best, worst)]
     lines += _beside(*answers, width) + [""]
     for a, b in zip(best["verdicts"], worst["verdicts"], strict=True):
         mark = "*" if a["verdict"] != b["verdict"] else " "

@@ -34,6 +34,7 @@ from rar_mini.files import json_object, locked, write_json
 from rar_mini.forms import ABSENT, Form, legible, printable, read
 from rar_mini.options import run_command
 from rar_mini.redact import hidden, redact
+from rar_mini.scores import transcript
 
 PROJECT = "rar-mini"
 """Of trackio and W&B, unless TRACKIO_PROJECT or WANDB_PROJECT names another one."""
@@ -231,7 +232,8 @@ class Tracker:
 def _bounded(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first answers, without secrets and with texts of bounded length."""
     texts = ("example_id", "prompt", "response")
-    return hidden([row | {name: _short(row[name]) for name in texts} for row in rows[:ANSWERS]])
+    rows = [row | {"response": transcript(row)} for row in rows[:ANSWERS]]
+    return hidden([row | {name: _short(row[name]) for name in texts} for row in rows])
 
 
 def _short(text: str) -> str:

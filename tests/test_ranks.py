@@ -102,7 +102,8 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(7):
         row = question(i, split="train" if i < 5 else "held_out")
         rubric = [item | {"title": f"{item['title']} {i}"} for item in row["rubric"]]
-        rows.append(row | {"rubric": rubric, "reference_answer": "That" + i * "!"})
+        script = {"user_turns": [f"Why {i}?"]}  # for the recipe in which a user replies
+        rows.append(row | {"rubric": rubric, "reference_answer": "That" + i * "!", "hidden": script})
     return write_rows(tmp_path_factory.mktemp("five") / "rows.jsonl", rows)
 
 
@@ -122,6 +123,7 @@ RUNS = [
     pytest.param(2, EVERYTHING | {"loss_norm": "constant", "mismatch_cap": 0.5}, marks=pytest.mark.slow),
     pytest.param(3, {"method": "sft", "tokens_per_batch": 60}, marks=pytest.mark.slow),
     pytest.param(3, {"recipe": "pop --beta 1", "loss_norm": "sum"}, marks=pytest.mark.slow),
+    pytest.param(2, {"recipe": "user_simulator"}, marks=pytest.mark.slow),
 ]
 
 

@@ -622,6 +622,8 @@ nothing."""
 SETTINGS = {"pop": ("--loss-norm", "sum"), "c2_verifier": ("--max-prompt-tokens", 4000)}
 SETTINGS |= {"rdpo": ("--loss-norm", "sum"), "legal_drill": ("--loss-norm", "sum")}
 """Options of training without which a recipe refuses to run."""
+TALKS = ("user_simulator", "dagger")
+"""Recipes with a user who replies, to answers that end."""
 
 
 def speaking(folder: Path) -> Path:
@@ -663,17 +665,20 @@ def own(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.param} {options}".strip()
 
 
-def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: Path, own: str) -> None:
+def test_a_recipe_says_what_it_is_and_runs_two_real_steps(
+    tiny: Path, many: Path, tmp_path: Path, own: str
+) -> None:
     """Nothing that the policy may not see is in a prompt; what was killed goes on with the same numbers."""
     assert recipe.sys.modules[type(made(own)).__module__].__doc__
     breaks = made(own).breaks
     assert breaks.keys() <= {"hidden", "order"} and all(breaks.values()), "each needs its reason"
     rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
     known = {"preferred": "Rest.", "worsened": "Run.", "helpful": True}  # what c2_verifier reads
+    known |= {"hidden": {"user_turns": ["And then?"]}}  # what is replied in a conversation
     rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric, **known) for i in range(4)]
     questions = write_rows(tmp_path / "questions.jsonl", rows)
     words = ("--recipe", own, *SETTINGS.get(own.split()[0], ()), *SAVED)
-    start = speaking(tmp_path / "speaking") if own == "c2_verifier" else tiny
+    start = speaking(tmp_path / "speaking") if own == "c2_verifier" else many if own in TALKS else tiny
     run = trained(start, questions, tmp_path / "run", *words)
     actor, leaks = policy.load(str(start), torch.float32, "cpu"), []
     for row in records(run, "rollouts"):
@@ -681,6 +686,7 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(tiny: Path, tmp_path: 
         assert row["prompt"] in shown and "zebra" not in shown
         leaks.append("alrus" in shown)
     assert any(leaks) == ("hidden" in breaks), "a criterion is shown by those alone who say so"
+    assert any("turns" in row for row in records(run, "rollouts")) == (own in TALKS)
     assert len(records(run)) == 2 and any(row["grad_norm"] for row in records(run))
     weights = [(run / "checkpoints" / f"step-{n}" / "model.safetensors").read_bytes() for n in (1, 2)]
     assert weights[0] != weights[1]

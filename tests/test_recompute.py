@@ -13,11 +13,10 @@ import contextlib
 import io
 import json
 import math
-import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, question, write_rows
+from conftest import ENDS, Command, question, write_rows
 from hostile import Server, shared
 from safetensors.torch import load_file
 from torch import Tensor
@@ -39,9 +38,8 @@ Weights = dict[str, Tensor]
 Metrics = dict[str, float]
 
 TOKENS = {"prompt_ids", "ids", "sampler_logp"}
-ENDS = {*range(0, 256, 8), 258}
 ALPHA = 32
-"""The fields of a row that a step is recomputed from; end tokens of the policy; the default --lora-alpha."""
+"""The fields of a row that a step is recomputed from; the default --lora-alpha."""
 
 
 # --- the algorithm ------------------------------------------------------------------------------------------
@@ -175,6 +173,8 @@ def of_rollouts(rows: Rows, reward: np.ndarray) -> Metrics:
     groups = [(r[np.isfinite(r)], n[np.isfinite(r)]) for r, n in zip(reward, length, strict=True)]
     x, y = (np.concatenate([z - z.mean() for z in column if len(z)]) for column in zip(*groups, strict=True))
     spread = [r for r, _ in groups if len(r) >= 2]
+    turns = [1 + len(row.get("heard", [])) for row in rows]
+    talks = {"conversations/mean_turns": np.mean(turns)} if max(turns) > 1 else {}
     return {
         "reward": np.nanmean(reward),
         "reward_std": np.mean([r.std() for r in spread]),
@@ -188,7 +188,7 @@ def of_rollouts(rows: Rows, reward: np.ndarray) -> Metrics:
         "completions/clipped_ratio": np.mean([not row["finished"] for row in rows]),
         "completions/only_thoughts_ratio": np.mean([row["only_thoughts"] for row in rows]),
         "judge/failures": np.isnan(reward).sum(),
-    }
+    } | talks
 
 
 def of_verdicts(rows: Rows, recent: Rows) -> Metrics:
@@ -201,7 +201,7 @@ def of_verdicts(rows: Rows, recent: Rows) -> Metrics:
         for place, item in enumerate(row["verdicts"]):
             if item["verdict"] is not None:
                 met[row["example_id"], place].append(item["verdict"] >= 0.5)
-                key = row["example_id"], place, row["response"]
+                key = row["example_id"], place, str(row.get("turns")), row["response"]
                 seen[key] += 1
                 same[key].add(item["verdict"] >= 0.5)
     values["items/never_met"] = [not any(answers) for answers in met.values()]
@@ -259,16 +259,26 @@ class Policy:
 
     def tokens(self, theta: Weights, rows: Rows, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of each completion token its log-probability, the entropy there, and its owner; (N,) each."""
-        texts = [row["prompt_ids"] + row["ids"] for row in rows]
-        ids = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long)  # (B, T), zeros on the right
+        texts = [conversation(row) for row in rows]
+        ids = torch.zeros(len(rows), max(len(text) for text, _ in texts), dtype=torch.long)  # (B, T)
         places = []
-        for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        for i, (text, own) in enumerate(texts):  # zeros on the right
             ids[i, : len(text)] = torch.tensor(text)
-            places += [(i, t) for t in range(len(row["prompt_ids"]), len(text))]
+            places += [(i, t) for t in own]
         owner, t = torch.tensor(places).T
         logits = functional_call(self.model, self.whole(theta), (ids,)).logits[owner, t - 1]  # (N, V)
         log_p = (logits / temperature).log_softmax(-1)
         return log_p.gather(-1, ids[owner, t][:, None])[:, 0], -(log_p.exp() * log_p).sum(-1), owner
+
+
+def conversation(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """All tokens that a row's rollout consists of, and the places of the policy's own among them."""
+    text, own, start = list(row["prompt_ids"]), [], 0
+    for after, heard in [*((h["after"], h["ids"]) for h in row.get("heard", [])), (len(row["ids"]), [])]:
+        own += range(len(text), len(text) + after - start)
+        text += row["ids"][start:after] + heard
+        start = after
+    return text, own
 
 
 # --- the runs -----------------------------------------------------------------------------------------------
@@ -309,6 +319,7 @@ CASES: dict[str, dict[str, Any]] = {
     | FORGETFUL
     | {"max_new_tokens": 8, "seed": 17},
     "adapters": {"lora_rank": 4, "lr": 1e-2, "beta": 0.1},
+    "turns": {"recipe": "user_simulator", "loss_norm": "token", "inner_epochs": 2, "eval_every": 2},
 }
 
 
@@ -366,21 +377,11 @@ def words(**options: Any) -> list[str]:
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
-@pytest.fixture(scope="module")
-def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy with one end token in eight, so that answers end at any length."""
-    directory = tmp_path_factory.mktemp("many") / "policy"
-    shutil.copytree(tiny, directory)
-    config = json.loads((directory / "generation_config.json").read_text())
-    config["eos_token_id"] = sorted(ENDS)
-    (directory / "generation_config.json").write_text(json.dumps(config))
-    return directory
-
-
 @pytest.fixture(scope="module", params=CASES)
 def run(request: pytest.FixtureRequest, many: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     case, folder = CASES[request.param], tmp_path_factory.mktemp(request.param)
-    rows = [question(i, split="train" if i < 5 else "held_out") for i in range(6)]
+    script = {"user_turns": ["And?", "So?"]}  # which the recipe of one case reads
+    rows = [question(i, split="train" if i < 5 else "held_out", hidden=script) for i in range(6)]
     rows[0]["rubric"] = rows[0]["rubric"][-5:]  # beside longer ones
     fixed = {"policy": many, "data": write_rows(folder / "questions.jsonl", rows), "out": folder / "run"}
     fixed |= {"judge": "decisions:m", "eval_every": 0, "eval_samples": 2, "save_every": 1, "keep": 9}
@@ -510,6 +511,9 @@ def test_cases_reach_what_they_are_for(run: Run) -> None:
     if run.case == "chosen":
         assert sum(metrics["groups/dropped"]) > 0 and max(metrics["groups/drawn"]) > 3
         assert max(metrics["frac_reward_zero_std"]) > 0 < max(metrics["completions/clipped_ratio"])
+    if run.case == "turns":
+        turns = {len(row.get("turns", [])) for step in run.steps for row in step.rows}
+        assert turns == {0, 2, 4}, "answers that were cut are not replied to"
     if run.case == "failures":
         shape = (len(run.steps) * run.options["prompts_per_step"], -1)
         scored = np.isfinite(rewards([row for step in run.steps for row in step.rows]).reshape(shape)).sum(1)
@@ -522,8 +526,11 @@ def test_rollouts_hold_what_was_sampled(run: Run) -> None:
     for row in lines(run.folder, "rollouts") + scores:
         ids, sampler_logp = row["ids"], row["sampler_logp"]
         assert len(ids) == row["tokens"] == len(sampler_logp)
-        assert not ENDS & set(ids[:-1]) and (ids[-1] in ENDS) == row["finished"]
-        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == row["response"]
+        cuts = [0, *(said["after"] for said in row.get("heard", [])), len(ids)]
+        *before, last = (ids[a:b] for a, b in pairwise(cuts))  # one of them, but in a conversation
+        assert not any(ENDS & set(turn[:-1]) for turn in (*before, last))
+        assert all(turn[-1] in ENDS for turn in before) and (last[-1] in ENDS) == row["finished"]
+        assert tokenizer.decode(last, skip_special_tokens=True).strip() == row["response"]
         assert not row["only_thoughts"]
         assert f"user\n{row['prompt']}<|im_end|>" in tokenizer.decode(row["prompt_ids"])
         assert str(row["prompt_ids"]) not in run.output, "they are for programs"

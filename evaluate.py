@@ -2,7 +2,7 @@
 anyone trains on them and afterwards.
 
     python evaluate.py healthbench --policy RUN --judge chat:gpt-4o-mini --data FILE
-    python evaluate.py gpqa --policy RUN --verifier chat:gpt-4o-mini --data FILE
+    python evaluate.py gpqa --policy RUN --verifier chat:gpt-4o-mini --data FILE [--variants]
     python evaluate.py table RUN...
     python evaluate.py judge --judge keyword
     python evaluate.py judges --judge keyword local:NAME --data FILE... --out judges.md
@@ -53,6 +53,7 @@ from rar_mini.evaluation import (
     labelled,
     paper,
     preference,
+    robustness,
     selfgap,
     trust,
     variants,
@@ -72,6 +73,7 @@ Judging = tyro.conf.OmitArgPrefixes[Options]
 DEFAULTS = Options()
 Asking = tyro.conf.OmitArgPrefixes[Answering]
 ASKED = Answering()
+RUNS = 10  # of GPQA, as in the paper
 
 
 # --- judges -------------------------------------------------------------------------------------------------
@@ -327,7 +329,8 @@ def on_healthbench(
 def on_gpqa(
     data: Path | None = None,
     verifier: str | None = None,
-    runs: int = 10,
+    runs: int = RUNS,
+    variants: bool = False,
     seed: int = 0,
     asking: Asking = ASKED,
     judging: Judging = DEFAULTS,
@@ -338,18 +341,25 @@ def on_gpqa(
         data: GPQA's CSV file, or a JSONL file with `question`, `choices` and `answer` in each line
         verifier: a judge that decides if an answer's box cannot be read; without one it counts as wrong
         runs: how often every question is asked, each time with its choices in another order
+        variants: measure instead whether a choice holds if its question is posed in other ways, once in
+            each: choices in another order, behind other marks, in other words
         seed: which orders these are
     """
     Within(1, 1000).refuse("runs", runs)
+    if variants and runs != RUNS:
+        raise ValueError(f"--variants asks a question once in each form: leave out --runs {runs}")
     questions = answers.draw(gpqa.read(answers.existing(data, gpqa.SOURCE)), asking.limit)
     spec = verifier and choose(verifier)[0]
     if (spec or "").partition(":")[0] in ("keyword", "rules", "probe"):
         raise ValueError(f"--verifier {spec}: expected a model, because words alone do not tell a choice")
     asker = Judge(spec, "rar-explicit", **vars(judging)) if spec else None
-    examples, grade = gpqa.permuted(questions, runs, seed), partial(gpqa.grade, asker)
-    about, rows, file = answers.graded("gpqa", gpqa.Kept, examples, grade, asker, asking, judging)
+    name, kind, examples = "gpqa", gpqa, gpqa.permuted(questions, runs, seed)
+    if variants:
+        name, kind, examples = "gpqa-variants", robustness, robustness.variants(questions, seed)
+    grade = partial(gpqa.grade, asker)
+    about, rows, file = answers.graded(name, kind.Kept, examples, grade, asker, asking, judging)
     about |= {"verifier": spec, "data": str(data), "seed": seed}
-    finish(about | gpqa.report(rows), asker, file)
+    finish(about | kind.report(rows), asker, file)
 
 
 def table(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:

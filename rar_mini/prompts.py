@@ -37,9 +37,17 @@ answer."""
 
 CHOICES = (
     "{question}\n\n{choices}\n\n"
-    "Reason step by step. Then give the letter of the one right choice in \\boxed{}."
+    "Reason step by step. Then give the {mark} of the one right choice in \\boxed{}."
 )
-"""A multiple-choice question to the policy."""
+"""A multiple-choice question to the policy; a choice's mark is a letter or a number."""
+
+PARAPHRASES = (
+    "Which of the choices at the end answers this question?\n\n{question}\n\n{choices}\n\n"
+    "Explain your thinking first. Put the {mark} of the only correct choice in \\boxed{} at the end.",
+    "One of these choices is correct:\n\n{choices}\n\nThe question is:\n\n{question}\n\n"
+    "Work out the answer before you choose, and finish with the {mark} of that choice in \\boxed{}.",
+)
+"""The same question in other words and in another order."""
 
 RIGHT_CHOICE = "The final answer of the response is choice {letter}, {choice}, and no other choice."
 """Asked of a judge, as a literal criterion, where an answer's box could not be read."""

@@ -122,36 +122,54 @@ def read(path: Path) -> list[dict[str, Any]]:
 def permuted(questions: Sequence[dict[str, Any]], runs: int, seed: int) -> list[Example]:
     """Every question once in every run, each time with its choices in another order. The one criterion is
     the verifier's question."""
-    examples = []
-    for run, question in itertools.product(range(1, runs + 1), questions):
-        name, order = question["id"], list(range(len(question["choices"])))
-        random.Random(f"{seed}/{run}/{name}").shuffle(order)
-        choices = [question["choices"][i] for i in order]
-        listed = "\n".join(f"{ascii_uppercase[i]}) {choice}" for i, choice in enumerate(choices))
-        text = prompts.fill(prompts.CHOICES, question=question["question"], choices=listed)
-        right = order.index(question["right"])
-        says = prompts.fill(prompts.RIGHT_CHOICE, letter=ascii_uppercase[right], choice=choices[right])
-        rubric = Rubric((Criterion("Right choice", says, "literal", 1.0),))
-        row = {"question": name, "run": run, "choices": choices, "right": ascii_uppercase[right]}
-        messages = ({"role": "user", "content": text},)
-        examples.append(Example(f"{name}/{run}", "held_out", messages, choices[right], rubric, row))
-    return examples
+    return [
+        posed(question, f"{question['id']}/{run}", order_of(question, run, seed), {"run": run})
+        for run, question in itertools.product(range(1, runs + 1), questions)
+    ]
+
+
+def order_of(question: dict[str, Any], run: int, seed: int) -> list[int]:
+    """The order of a question's choices in a run."""
+    order = list(range(len(question["choices"])))
+    random.Random(f"{seed}/{run}/{question['id']}").shuffle(order)
+    return order
+
+
+def posed(
+    question: dict[str, Any],
+    name: str,
+    order: Sequence[int],
+    facts: dict[str, Any],
+    marks: Sequence[str] = ascii_uppercase,
+    frame: str = prompts.CHOICES,
+) -> Example:
+    """A question with its choices in an order, behind these marks; its row also has some `facts`."""
+    choices = [question["choices"][i] for i in order]
+    listed = "\n".join(f"{mark}) {choice}" for mark, choice in zip(marks, choices, strict=False))
+    word = "letter" if marks[0].isalpha() else "number"
+    text = prompts.fill(frame, question=question["question"], choices=listed, mark=word)
+    right = order.index(question["right"])
+    says = prompts.fill(prompts.RIGHT_CHOICE, letter=marks[right], choice=choices[right])
+    rubric = Rubric((Criterion("Right choice", says, "literal", 1.0),))
+    row = {"question": question["id"]} | facts | {"choices": choices, "right": marks[right]}
+    return Example(name, "held_out", ({"role": "user", "content": text},), choices[right], rubric, row)
 
 
 _BOX = re.compile(r"\bboxed\s*\{")
 _MARKUP = re.compile(r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt)?|left|right)(?![a-zA-Z])|\\[,;:! ]|[\s{}$*~]")
 _LEAD = re.compile(r"^(?:the)?(?:correct|right|final)?(?:answer|option|choice)(?:is)?[:=]?", re.I)
-_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.:,]?(.*)", re.S)
+_MARK = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\]]?[.:,]?(.*)", re.S)
 
 
-def choice_of(response: str, choices: Sequence[str]) -> str | None:
-    """The letter that the last box of a response means; None if there is no box, or it is not clear."""
-    box = _plain(_boxed(without_thoughts(response)))
-    texts = dict(zip(ascii_uppercase, map(_plain, choices), strict=False))
-    meant = {letter for letter, text in texts.items() if box == text}
-    match = _LETTER.fullmatch(_LEAD.sub("", box))
-    if match and (letter := match[1].upper()) in texts and match[2] in ("", texts[letter]):
-        meant.add(letter)
+def choice_of(response: str, choices: Sequence[str], marks: Sequence[str] = ascii_uppercase) -> str | None:
+    """The mark of the choice that the last box of a response means, a letter as a rule; None if there is no
+    box, or it is not clear."""
+    box = plain(_boxed(without_thoughts(response)))
+    texts = dict(zip(marks, map(plain, choices), strict=False))
+    meant = {mark for mark, text in texts.items() if box == text}
+    match = _MARK.fullmatch(_LEAD.sub("", box))
+    if match and (mark := match[1].upper()) in texts and match[2] in ("", texts[mark]):
+        meant.add(mark)
     return meant.pop() if box and len(meant) == 1 else None
 
 
@@ -166,7 +184,7 @@ def _boxed(text: str) -> str:
     return ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text without blanks, without TeX's and Markdown's markup, and without a full stop at its end."""
     return _MARKUP.sub("", text).rstrip(".")
 
@@ -188,10 +206,10 @@ def row(example: Example, response: str | None, verified: float | None) -> dict[
     """What is kept of an answer besides its text. If its box cannot be read, `verified` decides: the
     verifier's verdict, or NaN if it failed. None means that no verifier was asked, and then the answer is
     wrong."""
-    letter = choice_of(response or "", example.row["choices"])
+    mark = choice_of(response or "", example.row["choices"], example.row.get("marks", ascii_uppercase))
     failed = response is None or (verified is not None and math.isnan(verified))
-    right = letter == example.row["right"] if letter or verified is None else verified >= 0.5
-    graded = {"read": letter, "verified": verified, "correct": right}
+    right = mark == example.row["right"] if mark or verified is None else verified >= 0.5
+    graded = {"read": mark, "verified": verified, "correct": right}
     return example.row | (dict.fromkeys(graded) if failed else graded) | {"failed": failed}
 
 

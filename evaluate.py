@@ -3,6 +3,7 @@ anyone trains on them and afterwards.
 
     python evaluate.py healthbench --policy RUN --judge chat:gpt-4o-mini --data FILE
     python evaluate.py gpqa --policy RUN --verifier chat:gpt-4o-mini --data FILE [--variants]
+    python evaluate.py refine --policy RUN --judge chat:NAME --gold chat:OTHER
     python evaluate.py table RUN...
     python evaluate.py judge --judge keyword
     python evaluate.py judges --judge keyword local:NAME --data FILE... --out judges.md
@@ -53,6 +54,7 @@ from rar_mini.evaluation import (
     labelled,
     paper,
     preference,
+    refine,
     robustness,
     selfgap,
     trust,
@@ -63,6 +65,7 @@ from rar_mini.evaluation.answers import Answering
 from rar_mini.files import without_nan, write_json
 from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.judging.writer import Writer
 from rar_mini.options import Within, run_command
 from rar_mini.rubric import directions
 from rar_mini.scores import choose
@@ -362,6 +365,55 @@ def on_gpqa(
     finish(about | kind.report(rows), asker, file)
 
 
+def refined(
+    judge: str = "auto",
+    gold: str | None = None,
+    writer: str | None = None,
+    data: Path | None = None,
+    domain: Literal["medical", "science", "instructions"] = "medical",
+    tries: int = 4,
+    temperature: float = 1.0,
+    seed: int = 0,
+    skip_bad_rows: bool = False,
+    asking: Asking = ASKED,
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Have a policy repair its answers by a rubric, without training, beside the best of several answers.
+
+    Args:
+        judge: who finds what is wrong, and chooses; any that `judge` takes
+        gold: another judge, who measures what was chosen; any that `judge` takes
+        writer: chat:NAME, who writes the rubric from the question; without one it is the row's
+        data: data rows, whose held-out questions are asked; the bundled ones if not given
+        domain: which bundled questions: medical, science or instructions
+        tries: answers to a question, at most, for each of the two ways
+        temperature: at which they are sampled
+        seed: which answers these are
+        skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
+    """
+    Within(2, 100).refuse("tries", tries)
+    Within(0.01, 10).refuse("temperature", temperature)
+    if asking.responses:
+        raise ValueError("--responses has no policy that could answer again: expected --policy")
+    examples = refine.held_out(data, domain, skip_bad_rows)
+    spec, why = choose(judge, checked=data is None and domain == questions.CHECKED and not writer)
+    print(f"judge     {spec} ({why}){f', measured by {gold}' if gold else ''}")
+    if spec == "rules" and writer:
+        raise ValueError("--judge rules has no rule for items that --writer writes: expected a model")
+    asker = Judge(spec, "rar-explicit", **vars(judging))
+    rater = None if asker.kind in ("rules", "probe") else asker.by("rar-implicit")
+    other = gold and Judge(choose(gold)[0], "rar-explicit", **vars(judging))
+    author = writer and Writer(Judge(writer, "rar-explicit", **vars(judging)))
+    refiner = refine.Refiner(asker, rater, other, author, tries, temperature, seed)
+    everyone = Wrapper(*filter(None, (asker, other, author)))
+    everyone.check(examples)
+    examples, how = answers.draw(examples, asking.limit), {"facts": refiner.facts, "answers": 4 * tries - 2}
+    form, work = refine.Kept, refiner.work
+    about, rows, file = answers.worked("refine", form, examples, work, everyone, asking, judging, **how)
+    about |= {"judge": spec, "gold": gold, "writer": writer, "tries": tries, "temperature": temperature}
+    finish(about | {"seed": seed} | refine.report(rows), everyone, file)
+
+
 def table(runs: tyro.conf.Positional[tuple[Path, ...]], /) -> None:
     """Print the paper's scores with ours beside them, in Markdown.
 
@@ -392,7 +444,7 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
 
 
 COMMANDS = {"judge": measure, "judges": tabulate, "replay": replay, "audit": audited, "alignment": align}
-COMMANDS |= {"healthbench": on_healthbench, "gpqa": on_gpqa, "table": table}
+COMMANDS |= {"healthbench": on_healthbench, "gpqa": on_gpqa, "refine": refined, "table": table}
 
 LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (healthbench and gpqa have it)"
 

@@ -52,6 +52,20 @@ PARAPHRASES = (
 RIGHT_CHOICE = "The final answer of the response is choice {letter}, {choice}, and no other choice."
 """Asked of a judge, as a literal criterion, where an answer's box could not be read."""
 
+REPAIR = (
+    "Your answer falls short of this list:\n{items}\n\n"
+    "Write the whole answer again so that it does what the list says, and keep what was right. Reply with "
+    "the new answer alone, and do not mention the list."
+)
+"""Asks the policy for a better answer, by the items of a rubric that its answer missed."""
+
+TASK_RUBRIC = (
+    "Write 4 to 12 criteria that a good response to this question meets. Yes or no answers each, and whoever "
+    "judges sees one response and nothing else. Give each 1 to 5 points, more if it matters more. "
+    'Reply with the JSON array alone: [{"criterion": "...", "points": 3}, ...]'
+)
+"""Asks a chat model for a rubric, of the question alone."""
+
 DIRECTED = {
     "mistake": "a mistake, bad if the response does this",
     "avoidance": "a mistake to avoid, good if the response does this",

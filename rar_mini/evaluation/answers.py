@@ -1,9 +1,10 @@
-"""A policy answers conversations by greedy decoding, a judge grades the answers, and a file keeps both.
+"""A policy answers conversations, a judge grades the answers, and a file keeps both.
 
 A policy is weights in this process, a server's model, or a file of answers that were written elsewhere. What
 this file decided:
 
-- **Greedy**, at temperature 0, in the policy's own chat template and with the system message of training.
+- **Greedy**, at temperature 0, unless several answers are wanted; in the policy's own chat template and with
+  the system message of training.
 - **A prompt is never cut.** If it leaves no room for the answer, it is refused by its name, or left out and
   counted. If a server failed, there is no answer, which is not an empty answer.
 - **A killed evaluation goes on.** Rows are written as they come. Each has a digest of its policy, judge and
@@ -17,11 +18,12 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
+from pydantic import ValidationError
 
 from rar_mini import forms, policy, prompts, ranks, sampler
 from rar_mini.checkpoint import Run, refuse_damaged
@@ -30,20 +32,22 @@ from rar_mini.data import Example, Name
 from rar_mini.files import cut_half_line, digest, lines, locked
 from rar_mini.forms import ABSENT, Form, Response
 from rar_mini.judging import wires
-from rar_mini.judging.endpoint import Endpoint, Failure, Request
+from rar_mini.judging.endpoint import Endpoint, Failure, Request, Usage
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.options import Within, refuse_outside, to_json
 from rar_mini.pretrained import resolve
 from rar_mini.progress import progress_bar
+from rar_mini.sampler import uniforms
 from rar_mini.turns import inert
 
 BATCH = 32
 """Prompts that are answered, graded and written at a time."""
 
 Answer = dict[str, Any]
-"""`response`, None if there is none; `finished`, False if it was cut, None if that is not known. A
-policy in this process also has `only_thoughts`: whether it was cut in its thoughts, and so is empty."""
+"""`response`, None if there is none; `finished`, False if it was cut, None if that is not known;
+`tokens_in` and `tokens_out`, what was read and written for it, if that is known. A policy in this process
+also has `only_thoughts`: whether it was cut in its thoughts, and so is empty."""
 
 Answered = Sequence[tuple[Example, str | None]]
 """Examples with the text of their answer, None if there is none."""
@@ -115,6 +119,18 @@ class Answering:
 # --- where answers come from --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """How an answer is drawn: the likeliest tokens, or above temperature 0 the `number`-th of several."""
+
+    temperature: float = 0.0
+    seed: int = 0
+    number: int = 0
+
+
+GREEDY = Drawn()
+
+
 class Sampled:
     """Weights in this process. They are read only if something is to be answered."""
 
@@ -129,15 +145,18 @@ class Sampled:
             prompts.POLICY_SYSTEM,
         ]
 
-    def fitting(self, examples: Sequence[Example]) -> list[Example]:
-        if not examples:
-            return []
+    @cached_property
+    def actor(self) -> policy.Policy:
         device = self.asking.policy_device
         device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         ranks.claim(device, "--policy-device")
         refuse_damaged(self.directory)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self.actor = policy.load(str(self.directory), dtype, device)
+        return policy.load(str(self.directory), dtype, device)
+
+    def fitting(self, examples: Sequence[Example]) -> list[Example]:
+        if not examples:
+            return []
         window, fitting = policy.window(self.actor), []
         for example in progress_bar(examples, desc="reading questions"):
             why = policy.too_long(self.actor, example, window, self.asking.max_new_tokens, answered=False)
@@ -147,17 +166,19 @@ class Sampled:
                 raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
         return fitting
 
-    def answer(self, examples: Sequence[Example]) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], how: Drawn = GREEDY) -> list[Answer]:
         actor, most = self.actor, self.asking.max_new_tokens
-        unused = np.zeros(most)  # greedy decoding draws nothing
-        requests = [sampler.Request(actor.encode(example), [unused]) for example in examples]
-        settings = sampler.Settings(most, temperature=0.0, cache_bytes=self.asking.cache_mb * 2**20)
+        draws = [uniforms(how.seed, "answer", example.id, how.number, most) for example in examples]
+        shown = [actor.encode(example) for example in examples]
+        requests = [sampler.Request(ids, [own]) for ids, own in zip(shown, draws, strict=True)]
+        settings = sampler.Settings(most, how.temperature, cache_bytes=self.asking.cache_mb * 2**20)
         total = len(examples) * most
         with progress_bar(total=total, desc="answering", unit="tok") as bar:
             groups = actor.sample(requests, settings, bar.update)
         return [
             {"response": actor.decode(one.ids), "finished": one.finished, "only_thoughts": one.only_thoughts}
-            for (one,) in groups
+            | {"tokens_in": len(ids), "tokens_out": len(one.ids)}
+            for ids, (one,) in zip(shown, groups, strict=True)
         ]
 
 
@@ -171,8 +192,9 @@ class Served:
     def fitting(self, examples: Sequence[Example]) -> list[Example]:
         return list(examples)
 
-    def answer(self, examples: Sequence[Example]) -> list[Answer]:
-        body = {"model": self.endpoint.model, "temperature": 0.0, "seed": 0, "max_tokens": self.most}
+    def answer(self, examples: Sequence[Example], how: Drawn = GREEDY) -> list[Answer]:
+        body = {"model": self.endpoint.model, "temperature": how.temperature, "max_tokens": self.most}
+        body["seed"] = 1000 * how.seed + how.number
         shown = [prompts.policy_messages(example.messages) for example in examples]
         shown = [[turn | {"content": inert(turn["content"])} for turn in turns] for turns in shown]
         bodies = (body | {"messages": turns} for turns in shown)
@@ -189,7 +211,15 @@ def written(reply: dict[str, Any]) -> Answer:
     text = refusal if text is None else text
     if not isinstance(text, str):
         raise Failure("empty")
-    return {"response": forms.whole(text).strip(), "finished": reason != "length"}
+    return {"response": forms.whole(text).strip(), "finished": reason != "length"} | _tokens(reply)
+
+
+def _tokens(reply: dict[str, Any]) -> dict[str, int]:
+    try:
+        usage = Usage.model_validate(reply.get("usage"))
+    except ValidationError:
+        return {}
+    return {"tokens_in": usage.read, "tokens_out": usage.written}
 
 
 class Given:
@@ -209,13 +239,16 @@ class Given:
             )
         return list(examples)
 
-    def answer(self, examples: Sequence[Example]) -> list[Answer]:
+    def answer(self, examples: Sequence[Example], how: Drawn = GREEDY) -> list[Answer]:
         return [{"response": self.responses[example.id], "finished": None} for example in examples]
 
 
 Source = Sampled | Served | Given
 """Where answers come from. `identity` is what they depend on besides the conversation. `fitting` returns the
 examples that can be answered, or raises ValueError that names one that cannot. `answer` answers each."""
+
+Work = Callable[[Source, list[Example]], list[dict[str, Any]]]
+"""Answers some examples and grades the answers: the fields of each one's row."""
 
 
 def source_of(name: str, asking: Answering, judging: Asking) -> Source:
@@ -252,15 +285,39 @@ def graded(
     asking: Answering,
     judging: Asking,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """Have the examples answered and graded that are not yet in NAME.jsonl. `form` is that of its rows.
+    """Have the examples answered once and graded that are not yet in NAME.jsonl; `grade` uses `judge`, if
+    there is one. The rest is as of `worked`."""
 
-    `grade` uses `judge`, if there is one. Returns what the result says about the policy, a row for each
-    example that could be answered, and the file for the result.
+    def work(source: Source, batch: list[Example]) -> list[dict[str, Any]]:
+        replies = source.answer(batch)
+        grades = grade([(example, each["response"]) for example, each in zip(batch, replies, strict=True)])
+        return [each | fields for each, fields in zip(replies, grades, strict=True)]
+
+    return worked(name, form, examples, work, judge, asking, judging)
+
+
+def worked(
+    name: str,
+    form: type[Kept],
+    examples: list[Example],
+    work: Work,
+    judge: JudgeLike | None,
+    asking: Answering,
+    judging: Asking,
+    facts: Sequence[Any] = (),
+    answers: int = 1,
+) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
+    """Have the examples worked on that are not yet in NAME.jsonl, whose rows have this `form`.
+
+    `work` uses `judge`, if there is one, for so many `answers` to each example; `facts` are what a row
+    depends on besides policy, question and judge. Returns what the result says about the policy, a row for
+    each example that could be answered, and the file for the result.
     """
     policy_name, folder = asking.located()
     source, log = source_of(policy_name, asking, judging), folder / f"{name}.jsonl"
     digests = {
-        e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else ""]) for e in examples
+        e.id: digest([source.identity, e.messages, judge.digest(e, "") if judge else "", *facts])
+        for e in examples
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     account = Account.beside(log)
@@ -275,17 +332,13 @@ def graded(
         skipped = len(todo) - len(fitting)
         counts = f"{len(fitting)} answers to ask for, {skipped} prompts too long"
         print(f"policy    {policy_name}: {counts}, rows in {log}")
-        if judge and (cost := judge.estimate(fitting, len(fitting), asking.max_new_tokens)):
-            print(f"grading   at most {cost}")
+        if judge and (cost := judge.estimate(fitting, answers * len(fitting), asking.max_new_tokens)):
+            print(f"grading   at most {cost.removeprefix('at most ')}")
         for start in range(0, len(fitting), BATCH):
             batch = fitting[start : start + BATCH]
-            replies = source.answer(batch)
-            grades = grade(
-                [(example, each["response"]) for example, each in zip(batch, replies, strict=True)]
-            )
             new = {
-                example.id: {"prompt_id": example.id} | each | fields | {"asked": digests[example.id]}
-                for example, each, fields in zip(batch, replies, grades, strict=True)
+                example.id: {"prompt_id": example.id} | fields | {"asked": digests[example.id]}
+                for example, fields in zip(batch, work(source, batch), strict=True)
             }
             append_rows(log, new.values())
             rows |= new

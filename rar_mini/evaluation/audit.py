@@ -74,7 +74,7 @@ def newly_credited(
         own = criteria(example, recipe)
         if last and [v["title"] for v in last["verdicts"]] == [v["title"] for v in row["verdicts"]]:
             for item, old, new in zip(own, last["verdicts"], row["verdicts"], strict=True):
-                if _credit(old["verdict"], item.weight) is False and _credit(new["verdict"], item.weight):
+                if credited(old["verdict"], item.weight) is False and credited(new["verdict"], item.weight):
                     yield New(row, example, item)
 
 
@@ -85,7 +85,7 @@ def criteria(example: Example, recipe: Recipe) -> Sequence[Criterion]:
     return recipe.config.design.apply(example.rubric, example.id).criteria
 
 
-def _credit(verdict: float | None, weight: float) -> bool | None:
+def credited(verdict: float | None, weight: float) -> bool | None:
     """Whether an item is earned; None if that is not known, or if it weighs nothing."""
     return None if verdict is None or not weight else (verdict >= 0.5) == (weight > 0)
 
@@ -154,7 +154,7 @@ def _length(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The words of an answer, the items that it earns, and its earned items for 100 words."""
     words = np.array([len(row["response"].split()) for row in rows], dtype=float)
     earned = np.array(
-        [sum(bool(_credit(v["verdict"], v["weight"])) for v in row["verdicts"]) for row in rows]
+        [sum(bool(credited(v["verdict"], v["weight"])) for v in row["verdicts"]) for row in rows]
     )
     density = 100 * earned.sum() / words.sum() if words.sum() else float("nan")
     return {"words": mean(words), "earned": mean(earned.astype(float)), "density": float(density)}

@@ -272,13 +272,15 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
     norm and the metrics of tokens. Raises FloatingPointError where they are no numbers."""
     parts, temperature = [], t.config.temperature
     for batch in progress_bar(batches, desc="training"):
-        logp, entropy = grpo.token_logp(t.actor.model, batch, temperature)  # (N,), (N,)
+        rows = grpo.states(t.actor.model, batch)  # (N, D)
+        logp, entropy = grpo.token_logp(t.actor.model, batch, temperature, rows)  # (N,), (N,)
         if batch.old_logp is None and not t.config.supervised:
             batch.old_logp = logp.detach()
         if t.config.beta and batch.ref_logp is None:
             with torch.no_grad():
                 batch.ref_logp, _ = grpo.token_logp(t.reference.model, batch, temperature)
-        share, sums = t.recipe.loss(logp, batch)
+        viewed = dataclasses.replace(batch, views=sequences.views(t, batch, rows))
+        share, sums = t.recipe.loss(logp, viewed)
         share.backward()
         parts.append(sums | {"entropy": entropy.detach().sum()})
     parts = sum(ranks.gather([{name: float(x) for name, x in part.items()} for part in parts]), [])

@@ -199,6 +199,7 @@ class MicroBatch:
     sampler_logp: Tensor  # (N,), or (0,) of reference answers
     old_logp: Tensor | None = None  # (N,) set in the first inner epoch, but never of reference answers
     ref_logp: Tensor | None = None  # (N,) set where there is a KL penalty
+    views: Any = None  # sequences.Views, set for a recipe that overrides `told`
 
 
 def micro_batches(
@@ -300,14 +301,21 @@ def _micro_batch(
     return MicroBatch(packed, *places, *numbers)
 
 
-def token_logp(model: Decoder, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of a batch's completion tokens, (N,) each, at the sampling
-    temperature."""
+def states(model: Decoder, batch: MicroBatch) -> Tensor:
+    """The hidden states that predict a batch's completion tokens, (N, D)."""
     hidden = model(batch.packed.ids, batch.packed.positions, batch.packed.attend)  # (T, D)
-    head = model.head.to(hidden.device)  # of a reference on the CPU, a copy
     # An embedding, not an index: rows occur several times, and the gradient of an index adds them up by
     # atomics, in another order each time.
-    rows = F.embedding(batch.row, hidden)  # (N, D)
+    return F.embedding(batch.row, hidden)
+
+
+def token_logp(
+    model: Decoder, batch: MicroBatch, temperature: float, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of a batch's completion tokens, (N,) each, at the sampling temperature;
+    `rows` are its `states`, if they are known."""
+    rows = states(model, batch) if rows is None else rows  # (N, D)
+    head = model.head.to(rows.device)  # of a reference on the CPU, a copy
     return linear_logprob(rows, head, batch.target, temperature=temperature)
 
 

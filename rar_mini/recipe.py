@@ -93,6 +93,11 @@ class Recipe:
         the policy's first, then the user's, and so on to the policy's newest. Asked in threads."""
         return None
 
+    def told(self, example: Example) -> Sequence[dict[str, str]] | None:
+        """A second conversation, behind which the policy as it was at the start reads an example's rollouts:
+        `loss` then finds what both make of each token in batch.views. None if there is none."""
+        return None
+
     def answer(self, example: Example, text: str) -> str:
         """The part of what the policy wrote that the judge reads."""
         return text

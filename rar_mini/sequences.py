@@ -1,7 +1,9 @@
-"""Log-probabilities of whole completions, for recipes that need them and for the gap of `evaluate.py audit`;
-and DPO as an advantage, which is made of them."""
+"""What a recipe may need of completions besides the log-probabilities of their tokens: those of whole
+completions (also for the gap of `evaluate.py audit`), DPO as an advantage, which is made of them, and a
+second reader's view of each token."""
 
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from rar_mini import grpo, ranks
 from rar_mini.config import Config
 from rar_mini.model import Decoder
+from rar_mini.recipe import overrides
 from rar_mini.scores import Rollouts
 from rar_mini.setup import Training
 
@@ -63,3 +66,35 @@ def check_dpo(config: Config, recipe: str) -> None:
     if c.loss_norm != "sum" or c.inner_epochs > 1 or other:
         needs = "--loss-norm sum and --inner-epochs 1, without --beta, --mismatch-cap, --train-rollouts"
         raise ValueError(f"{recipe} needs {needs} and --cut-answers mask: else the loss is not DPO's")
+
+
+@dataclass(frozen=True)
+class Views:
+    """What two readers make of a batch's completion tokens: states times head are logits."""
+
+    own: Tensor  # (N, D) by the policy, with gradient
+    head: Tensor  # (V, D) the policy's
+    told: Tensor  # (N, D) by the policy as it was at the start, behind what the recipe's `told` shows
+    told_head: Tensor  # (V, D) that one's
+
+
+def views(t: Training, batch: grpo.MicroBatch, own: Tensor) -> Views | None:
+    """Both views of a batch, whose states by the policy are `own`; None if the recipe has no second one."""
+    if not overrides(t.recipe, "told"):
+        return None
+    rollouts, P, G = t.rollouts, len(t.rollouts.completions), len(t.rollouts.completions[0])
+    teaches = torch.zeros(P * G, dtype=torch.bool)
+    teaches[batch.rollout.cpu()] = True
+    prompts, questions = list(rollouts.prompts), teaches.view(P, G).any(-1).nonzero()[:, 0].tolist()
+    for p in questions:
+        example = rollouts.examples[p]
+        prompts[p] = [t.actor.encode(example, t.recipe.told(example))] * G
+    how = {"loss_norm": "sum", "max_new_tokens": 0, "tokens_per_batch": sys.maxsize, "own": questions}
+    how |= {"device": own.device, "attention": t.config.attention}
+    (second,) = grpo.micro_batches(replace(rollouts, prompts=prompts), teaches.view(P, G), **how)
+    with torch.no_grad():
+        told = grpo.states(t.reference.model, second)
+    # Rollouts of several prompts may stand in another order in the two batches.
+    place = second.rollout.argsort(stable=True)[batch.rollout.argsort(stable=True).argsort()]
+    head, told_head = (model.head.to(own.device) for model in (t.actor.model, t.reference.model))
+    return Views(own, head, told[place], told_head)

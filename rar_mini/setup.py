@@ -68,7 +68,7 @@ class Training:
     config: Config
     recipe: Recipe
     actor: Policy
-    reference: Policy | None  # what a KL penalty, or a recipe with needs_logp, compares with
+    reference: Policy | None  # what a KL penalty, or a recipe with needs_logp or `told`, compares with
     optimizer: AdamW
     judge: JudgeLike | None = None
     gold: dict[str, JudgeLike] = field(default_factory=dict)  # monitors by name: gold, gold2, ...
@@ -191,10 +191,11 @@ def _pinned(judge: str) -> str:
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
     """What a step works with, and no more: neither questions nor a folder."""
     made = recipe.make(config.recipe, config)
+    compared = made.needs_logp or recipe.overrides(made, "told")
     # Else nothing of the base is read again.
-    if resume is None or config.lora_rank or config.beta or made.needs_logp:
+    if resume is None or config.lora_rank or config.beta or compared:
         ranks.first(lambda: checkpoint.refuse_damaged(config.policy))
-    actor, reference = policy.prepare(config, resume, made.needs_logp)
+    actor, reference = policy.prepare(config, resume, compared)
     talk.refuse(made, actor)
     if config.attention == "flex" and (width := model.head_width(actor.model.config)) < NARROWEST:
         raise ValueError(
@@ -344,6 +345,7 @@ def _longest(t: Training, example: Example) -> Sequence[dict[str, str]]:
     views = [t.recipe.messages(example, None, 0)]
     if not t.config.supervised:
         views += [t.recipe.messages(example, 1, g) for g in range(t.config.group_size)]
+    views += [t.recipe.told(example)] if recipe.overrides(t.recipe, "told") else []
     return max(views, key=lambda view: sum(len(turn["content"]) for turn in view))
 
 

@@ -7,6 +7,8 @@ process of their own.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +34,22 @@ WARP = 64 if torch.version.hip else 32
 """Threads that run together, on the GPUs of a data centre: kernels choose threads and divide."""
 
 
+_plain = False
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within it every tensor takes its torch path: what tests and `train.py --check` hold kernels against."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
 def use_kernel(tensor: Tensor) -> bool:
     """Whether a public function launches its kernel for this tensor rather than taking its torch path."""
-    return triton is not None and (tensor.is_cuda or (INTERPRET and tensor.device.type == "cpu"))
+    if _plain or triton is None:
+        return False
+    return tensor.is_cuda or (INTERPRET and tensor.device.type == "cpu")

@@ -34,8 +34,10 @@ from transformers import AutoConfig, PretrainedConfig
 from rar_mini import forms
 from rar_mini.files import json_object, unfetched
 from rar_mini.forms import Form
+from rar_mini.kernels import rope
 
-# attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5.
+# attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5. One
+# with a method `rotate` turns q and k itself: a cache keeps k and v in the same launch (kernels/decode.py).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -92,15 +94,6 @@ def rope_frequencies(config: PretrainedConfig) -> Tensor:
     return keep * frequency + (1 - keep) * frequency / rope["factor"]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (i, i + d / 2) of x (T, heads, d) by the angles of cos and sin (T, 1, d).
-
-    A pair (a, b) becomes (a cos - b sin, b cos + a sin): with the minus in the first half of `sin`, three
-    operations do all.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 class Attention(nn.Module):
     """Projections, q/k norms and rotation around the attention that the caller brings."""
 
@@ -125,7 +118,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         q, k, v = (y.unflatten(-1, (-1, self.width)) for y in self.project(x))  # (T, H, d), (T, KV, d) twice
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q, k = self.q_norm(q), self.k_norm(k)
+        own = getattr(attend, "rotate", None)
+        q, k = own(self.layer, q, k, v, cos, sin) if own else rope.rotate(q, k, cos, sin)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
 
 

@@ -30,6 +30,23 @@ except ImportError:
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
+
+def _mend_products() -> None:
+    """Triton's interpreter multiplies the bits of a bfloat16 as if they were an integer: widen them first."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    multiply = builder.create_dot
+
+    def create_dot(a: Any, b: Any, *rest: Any) -> Any:
+        wide = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return multiply(*wide, *rest)
+
+    builder.create_dot = create_dot
+
+
+if INTERPRET and triton is not None:
+    _mend_products()
+
 WARP = 64 if torch.version.hip else 32
 """Threads that run together, on the GPUs of a data centre: kernels choose threads and divide."""
 

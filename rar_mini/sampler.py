@@ -7,8 +7,9 @@ tokens, holds
     2 x layers x KV x d x (P n + R max_new_tokens) numbers
 
 instead of R (n + max_new_tokens). Attention is one softmax over two parts: scores against the shared prompt
-(one matrix product for all of a prompt's rollouts) and scores against the row's own past. Rows start
-together, so that all have the same number of own tokens; finished rows leave, and what remains costs less.
+(one matrix product for all of a prompt's rollouts) and scores against the row's own past; a step's is
+kernels/decode.py. Rows start together, so that all have the same number of own tokens; finished rows leave,
+and what remains costs less.
 
 Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
 that distribution. Nothing is cut off it (top-p, top-k), because the trainer takes its log-probabilities under
@@ -18,7 +19,6 @@ the full softmax, too.
 import hashlib
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rar_mini.kernels import decode
 from rar_mini.model import Decoder, head_width
 from rar_mini.onednn import Product, blocked
 from rar_mini.prefix import Heard, Ids, Tree, pack
@@ -276,10 +277,10 @@ class Wave:
     def step(self, span: int) -> None:
         """Read the newest token of each row and write the next. Nothing is read back, and no shape changes
         while `span` stays."""
-        unwritten = torch.arange(span, device=self.position.device) > self.position
-        self.own_bias = torch.zeros(span, device=unwritten.device).masked_fill(unwritten, -torch.inf)
+        shared, grid = (self.shared_keys, self.shared_values, self.lengths), (self.slots, self.back)
+        cache = decode.Cache(self.keys, self.values, *shared, *grid, self.position, span)
         tokens = self.ids[self.rows, self.position]  # (R,)
-        hidden = self.model(tokens, self.starts + self.position, self.attend)  # (R, D)
+        hidden = self.model(tokens, self.starts + self.position, cache)  # (R, D)
         self.position += 1
         self.write(hidden)
 
@@ -289,29 +290,6 @@ class Wave:
         tokens, logp = draw(self.head(hidden), self.draws[at], self.settings)  # (R,), (R,)
         self.ids[at], self.logp[at] = tokens, logp
         self.done[self.rows] |= (tokens[:, None] == self.end_ids).any(-1)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One new token a row: q (R, H, d), k and v (R, KV, d) -> (R, H, d). Scores are in float32, as they
-        are in training: Qwen2's reach hundreds, where a bfloat16 goes by steps of 2."""
-        (R, H, d), KV, span = q.shape, k.shape[1], len(self.own_bias)
-        keys, values = self.keys[layer], self.values[layer]  # (R KV, capacity, d)
-        keys.index_copy_(1, self.position, k.reshape(R * KV, 1, d))
-        values.index_copy_(1, self.position, v.reshape(R * KV, 1, d))
-        shared_keys, shared_values = (
-            self.shared_keys[layer].flatten(0, 1),
-            self.shared_values[layer].flatten(0, 1),
-        )
-        (PKV, n, _), j = shared_keys.shape, H // KV
-        q = q.reshape(R * KV, j, d)
-        grid = q.flatten(1).index_select(0, self.slots).view(PKV, -1, d)  # (P KV, g j, d)
-        shared = scores(self.bias, grid, shared_keys)  # (P KV, g j, n)
-        shared = shared.view(-1, j * n).index_select(0, self.back).view(R * KV, j, n)
-        own = scores(self.own_bias, q, keys[:, :span])  # (R KV, j, span)
-        share = torch.cat([shared, own], -1).softmax(-1).to(q.dtype)
-        grid = share.flatten(1).index_select(0, self.slots).view(PKV, -1, n + span)  # (P KV, g j, n + span)
-        read = (grid[..., :n] @ shared_values).view(-1, j * d).index_select(0, self.back)
-        out = torch.baddbmm(read.view(R * KV, j, d), share[..., n:], values[:, :span])  # (R KV, j, d)
-        return out.view(R, H, d)
 
     def retire(self) -> list[int]:
         """Let rows go that have finished. Returns those that have since the last look."""
@@ -346,19 +324,9 @@ class Wave:
         """Set what depends on the rows of the batch: which completion each one writes, and whose prompt it
         continues."""
         self.batch, self.owner = batch, owner
-        on, (_, P, KV, n, _) = self.keys.device, self.shared_keys.shape
-        seen: Counter[int] = Counter()
-        place = [seen.update([p]) or seen[p] - 1 for p in owner]  # among the rows of the same prompt
-        heads, g = torch.arange(KV), max(place) + 1
-        slots = torch.zeros(P, KV, g, dtype=torch.long)  # a slot that no row needs reads the first row's
-        back = torch.empty(len(batch), KV, dtype=torch.long)
-        for row, (p, i) in enumerate(zip(owner, place, strict=True)):
-            slots[p, :, i], back[row] = row * KV + heads, (p * KV + heads) * g + i
-        self.slots, self.back = slots.flatten().to(on), back.flatten().to(on)
+        on, (_, P, KV, _, _) = self.keys.device, self.shared_keys.shape
+        self.slots, self.back = (x.to(on) for x in decode.grid(owner, P, KV))
         self.rows, self.starts = torch.tensor(batch, device=on), self.lengths[owner]  # (R,), (R,)
-        padding = torch.arange(n, device=on) >= self.lengths[:, None]  # (P, n)
-        bias = torch.zeros(padding.shape, device=on).masked_fill(padding, -torch.inf)
-        self.bias = bias.repeat_interleave(KV, 0)[:, None]  # (P KV, 1, n)
         self.replay: tuple[Callable[[], object], int] | None = None  # a captured step, and its span
 
     def advance(self, written: int) -> None:
@@ -384,14 +352,6 @@ class Wave:
             self.step(span)
         self.graphs.append(graph)
         return graph.replay
-
-
-def scores(bias: Tensor, q: Tensor, keys: Tensor) -> Tensor:
-    """bias + q keys^T / sqrt(d) in float32: q (B, m, d), keys (B, n, d), bias that spreads to (B, m, n)."""
-    scale = q.shape[-1] ** -0.5
-    if q.is_cuda and q.dtype != torch.float32:  # not rounded, and no wide copy of the keys
-        return torch.add(bias, torch.bmm(q, keys.mT, out_dtype=torch.float32), alpha=scale)
-    return torch.baddbmm(bias, q.float(), keys.float().mT, alpha=scale)
 
 
 def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from rar_mini import config, grpo, model, onednn, sampler
+from rar_mini.kernels import decode
 from rar_mini.model import Decoder
 from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
 from rar_mini.tools import speed
@@ -546,7 +547,7 @@ def test_scores_are_not_rounded_to_bfloat16() -> None:
     keys += 100
     bias = torch.zeros(50)
     bias[40:] = -torch.inf
-    got = sampler.scores(bias, q, keys)
+    got = decode.scores(bias, q, keys)
     right = bias + q.double() @ keys.double().mT / 8
     assert got.dtype == torch.float32 and right[..., :40].abs().max() > 100
     assert (got - right)[..., :40].abs().max() < 1e-3 and got[..., 40:].eq(-torch.inf).all()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rar_mini.kernels import adamw, advantage, logprob
+from rar_mini.kernels import adamw, advantage, decode, logprob, rope
 from rar_mini.kernels.backend import triton
 
 TARGETS = {f"sm_{number}": ("cuda", number, 32) for number in (80, 89, 90, 100, 120)}
@@ -42,6 +42,8 @@ class Case:
     fuse: bool
     wide: int  # accesses of 16 bytes that the path without a mask needs, by one thread
     excess: float  # bytes moved over the fewest possible
+    stages: int | None = None  # tiles on their way to a matrix product at once
+    fewest: int = 6  # programs that fit on an SM at once, as its file claims
 
 
 def cases() -> Iterator[Case]:
@@ -70,6 +72,42 @@ def cases() -> Iterator[Case]:
     for dtype, wide in (("bf16", 3), ("fp32", 4)):  # a batch's gradient, and the sum over processes
         yield Case(f"sum bf16 + {dtype}", adamw._add, f"*bf16 *{dtype} i64 i64 i32 i32 i32",
                    {"BLOCK": adamw.BLOCK}, "total g", adamw.THREADS, True, wide, 1.0)  # fmt: skip
+    yield from decoding()
+
+
+def decoding() -> Iterator[Case]:
+    """A step of Qwen2.5-7B: 96 rows of 6 prompts of 512 tokens, with 3,072 of their own."""
+    R, P, H, KV, d, n, t = 96, 6, 28, 4, 128, 512, 3072
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        once = 2 * KV * d * size * (P * n + R * t) + 2 * R * H * d * size
+        pieces = n // decode.PROMPT + t // decode.OWN
+        # Each piece reads its queries, and what it leaves is written and read; each tile reads its keys.
+        more = 8 * R * H * (d + 2) * pieces + R * H * d * size * (pieces - 1)
+        tiles = -(-112 // decode.tile(112, d, size)["BLOCK_M"])
+        excess = 1 + (more + 2 * KV * d * size * P * n * (tiles - 1)) / once
+        types = " ".join([f"*{dtype}"] * 3 + ["*i64"] * 2 + ["*fp32"] * 3 + ["i32"] * 5 + ["fp32"])
+        aligned = "q keys values ends slots out top total stride"
+        groups = (16, 8, 4, 2) if size == 2 else (16,)  # rows of a prompt, as they leave
+        shapes = [("prompt", g * H // KV, decode.PROMPT) for g in groups]
+        for name, rows, piece in (*shapes, ("own", H // KV, decode.OWN)):
+            constants = {"d": d, "SHARED": name == "prompt", "PIECE": piece}
+            constants |= decode.tile(rows, d, size)
+            threads, stages = decode.options(constants["BLOCK_M"])
+            yield Case(f"decode {name} {dtype}", decode._pieces, types, constants, aligned, threads, True, 4,
+                       excess, stages, fewest=1)  # fmt: skip
+        constants = {"d": d, "BLOCK_S": decode.JOINED, "BLOCK_D": d}
+        streams = f"*fp32 *fp32 *fp32 *i64 *{dtype} i32 i32 i32 i32 i32"
+        yield Case(f"decode join {dtype}", decode._join, streams, constants, "out top total back into",
+                   decode.THREADS, True, 0, excess)  # fmt: skip
+        types = " ".join([f"*{dtype}"] * 8 + ["*i64 i32 i32 fp32"] + ["i32"] * 8)
+        names = rope._rotate.arg_names
+        aligned = " ".join(x for x in names[: names.index("d")] if x not in ("H", "KV", "sign"))
+        constants = {"d": d, "INTO": True, "HEADS": rope.HEADS, "HALF": d // 2}
+        blocks = -(-H // rope.HEADS) + 2 * -(-KV // rope.HEADS)  # each reads the angles and the position
+        moved, angles = 2 * (H + 2 * KV) * d * size, d * size + 8
+        excess = (moved + blocks * angles) / (moved + angles)
+        yield Case(f"rope {dtype}", rope._rotate, types, constants, aligned, rope.THREADS, True, 2,
+                   excess)  # fmt: skip
 
 
 def build(case: Case, target: str) -> Any:
@@ -82,6 +120,7 @@ def build(case: Case, target: str) -> Any:
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in case.aligned.split()}
     source = ASTSource(case.fn, dict(zip(names, types, strict=True)), case.constants, attrs)
     options = {"num_warps": case.threads // machine.warp_size, "enable_fp_fusion": case.fuse}
+    options |= {"num_stages": case.stages} if case.stages else {}
     return triton.compile(source, target=machine, options=options)
 
 

@@ -33,7 +33,7 @@ from rar_mini import lora, prefix, pretrained, sampler, setup
 from rar_mini.config import TARGETS, Config
 from rar_mini.judging import local as local_judge
 from rar_mini.judging.wires import Worded
-from rar_mini.kernels import adamw, logprob
+from rar_mini.kernels import adamw, decode, logprob, rope
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
@@ -99,7 +99,9 @@ class Flex(torch.autograd.Function):
 def traced(monkeypatch: pytest.MonkeyPatch) -> Tracker:
     """A tracker, with the code's choices as on CUDA."""
     launch = type("Launch", (), {"__getitem__": lambda self, grid: lambda *args, **options: None})()
-    for module, names in ((logprob, ("_statistics", "_gradient")), (adamw, ("_adamw", "_add"))):
+    kernels = {logprob: ("_statistics", "_gradient"), adamw: ("_adamw", "_add")}
+    kernels |= {decode: ("_pieces", "_join"), rope: ("_rotate",)}
+    for module, names in kernels.items():
         monkeypatch.setattr(module, "use_kernel", lambda tensor: True)
         for name in names:
             monkeypatch.setattr(module, name, launch)

@@ -35,6 +35,7 @@ from rar_mini import pretrained, recipe
 from rar_mini.config import Config
 from rar_mini.judging.local import TOKENS
 from rar_mini.judging.probe import Head
+from rar_mini.kernels import decode
 from rar_mini.kernels.logprob import CHUNK_BYTES
 from rar_mini.model import Decoder, head_width, read_config
 from rar_mini.options import Parser, to_json
@@ -198,8 +199,11 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
         yield twice | {"prompt cache": read, "activations": 2 * once * token}  # by layer, then side by side
         yield twice | {"prompt cache": read, "KV cache": own, "activations": read * 3 // 2}  # on their way
         # Logits in float32, their exponentials, and those again in float64, of which torch makes sums; or
-        # scores in float32 as they come and side by side, and their softmax.
-        drawing = rows * max(16 * m.V, m.H * (n + c) * 12)
+        # what the pieces of attention leave; on a CPU scores in float32 as they come and side by side, and
+        # their softmax.
+        pieces = -(-n // decode.PROMPT) - (-c // decode.OWN)
+        attending = m.H * (n + c) * 12 if on_cpu(config) else 4 * (m.A + 2 * m.H) * pieces
+        drawing = rows * max(16 * m.V, attending)
         # Twice: the graphs of a wave share a pool, and the plain step before each capture takes its own.
         drawing *= 2 if config.graph and not on_cpu(config) else 1
         yield twice | {"prompt cache": read, "KV cache": own, "activations": drawing}

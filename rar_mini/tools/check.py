@@ -48,7 +48,7 @@ from transformers import AutoConfig
 from rar_mini import grpo, model, pretrained, ranks
 from rar_mini.config import Config
 from rar_mini.files import without_nan
-from rar_mini.kernels import adamw, advantage, backend, bench, logprob
+from rar_mini.kernels import adamw, advantage, backend, bench, decode, logprob, rope
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder, head_width
 from rar_mini.options import Parser
@@ -222,6 +222,9 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
     adamw.add_(total, p, seed=7, step=3, index=1, turn=2)
     equal &= torch.equal(total, adamw.round_stochastically(g.float() + p.float(), right))
     hold(equal, "AdamW is not bit for bit its reference", **numbers)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        off = numbers[f"decoding {str(dtype)[6:]}"] = decoded(dtype, b.device)
+        hold(worst(off) <= bound, f"a step's attention or rotation is off by {worst(off):.1e}", **numbers)
     errors = ", ".join(f"{name} {worst(errors):.0e}" for name, errors in numbers.items())
     return f"{'interpreted: ' if small else ''}{errors}; AdamW and its sums equal their reference", numbers
 
@@ -230,6 +233,21 @@ def logprob_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, 
     """What `linear_logprob` computes, written out."""
     log_p = (hidden @ weight.T).log_softmax(-1)
     return log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def decoded(dtype: torch.dtype, device: str) -> list[float]:
+    """How far a step's attention, queries that are turned and keys that are kept are from float64."""
+    cache, q = decode.drawn((40, 9, 130), [0, 2, 0, 2, 1, 2], (14, 2), 64, 270, 300, dtype, device)
+    names = ("keys", "values", "shared_keys", "shared_values")
+    wide = replace(cache, **{name: getattr(cache, name).double() for name in names})
+    errors = [apart(cache(0, q, q, q), wide(0, q.double(), q, q))]
+    angles = torch.arange(6 * 32.0, device=device).view(6, 1, 32)
+    cos, sin = (torch.cat(x, -1).to(dtype) for x in ([angles.cos()] * 2, [-angles.sin(), angles.sin()]))
+    k = q[:, :2]
+    turned, _ = cache.rotate(0, q, k, k, cos, sin)
+    kept = cache.keys[0, :, 270].view(6, 2, 64)
+    right = (rope.reference(x.double(), cos.double(), sin.double()) for x in (q, k))
+    return errors + [apart(*pair) for pair in zip((turned, kept), right, strict=True)]
 
 
 LAYOUTS = ((14, 2, 64), (28, 4, 128))  # query heads, key heads, width: seven queries a key, as Qwen2.5's
@@ -343,34 +361,43 @@ def decoding(b: Bench) -> tuple[str, Numbers]:
     work = requests(decoder, 3, 6, 40, 300)
     ends = frozenset(range(0, decoder.config.vocab_size, 200))  # rows leave on the way, and 300 passes spans
 
-    def decode(graph: bool) -> list[Completion]:
+    def written(graph: bool) -> list[Completion]:
         return sum(sample(decoder, work, ends, Settings(300, graph=graph)), [])
 
-    first = decode(True)
+    first = written(True)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     with nothing_waits():
-        again = decode(True)
+        again = written(True)
     torch.cuda.synchronize()
     leak = torch.cuda.memory_allocated() - before
+    numbers: Numbers = {"rows": len(first), "left_bytes": leak}
+    numbers["differ_early"], numbers["gap"] = between(first, written(False))
+    with backend.plain():
+        numbers["differ_early_from_torch"], numbers["gap_to_torch"] = between(first, written(False))
+    hold(first == again, "captured decoding does not repeat itself", **numbers)
+    early = max(numbers["differ_early"], numbers["differ_early_from_torch"])
+    gap = worst((numbers["gap"], numbers["gap_to_torch"]))
+    # Sums go in another order: now and then a draw lies so near to a token's bound that it tips over.
+    hold(early <= len(first) / 6, f"{early} of {len(first)} captured rows differ within 20 tokens", **numbers)
+    hold(gap <= 1e-3, f"log-probabilities differ by {gap:.1e}", **numbers)
+    hold(leak == 0, f"{leak} bytes more are held after a second wave", **numbers)
+    words = f"captured as plain, and as torch without kernels: {early} of {len(first)} rows differ within 20"
+    return (
+        f"{words} tokens, log-probabilities by {gap:.0e}; repeats itself, nothing waits, memory back",
+        numbers,
+    )
+
+
+def between(these: list[Completion], others: list[Completion]) -> tuple[int, float]:
+    """How many rows differ within 20 tokens, and the largest gap of log-probabilities before they do."""
     early, gaps = 0, []
-    plain = decode(False)
-    for x, y in zip(first, plain, strict=True):
+    for x, y in zip(these, others, strict=True):
         pairs = enumerate(zip(x.ids, y.ids, strict=False))
         alike = next((i for i, (a, c) in pairs if a != c), min(len(x.ids), len(y.ids)))
         early += x.ids != y.ids and alike < 20
         gaps += [abs(a - c) for a, c in zip(x.logp[:alike], y.logp[:alike], strict=True)]
-    numbers = {"rows": len(first), "differ_early": early, "gap": worst(gaps), "left_bytes": leak}
-    hold(first == again, "captured decoding does not repeat itself", **numbers)
-    # Sums go in another order: now and then a draw lies so near to a token's bound that it tips over.
-    hold(early <= len(first) / 6, f"{early} of {len(first)} captured rows differ within 20 tokens", **numbers)
-    hold(worst(gaps) <= 1e-3, f"log-probabilities differ by {worst(gaps):.1e}", **numbers)
-    hold(leak == 0, f"{leak} bytes more are held after a second wave", **numbers)
-    words = f"captured as plain: {early} of {len(first)} rows differ within 20 tokens"
-    return (
-        f"{words}, log-probabilities by {worst(gaps):.0e}; repeats itself, nothing waits, memory back",
-        numbers,
-    )
+    return early, worst(gaps)
 
 
 def drawn_rollouts(decoder: Decoder, work: Sequence[Request], c: int, cache: int = 2**34) -> Rollouts:
@@ -496,6 +523,11 @@ def memory_(b: Bench) -> tuple[str, Numbers]:
     return words, numbers
 
 
+def timed(fn: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return fn(), time.perf_counter() - start
+
+
 def speed(b: Bench) -> tuple[str, Numbers]:
     P, G, n, c = (6, 16, 256, 256) if b.on_gpu else (2, 8, 40, 32)
     decoder = b.decoder()
@@ -508,10 +540,11 @@ def speed(b: Bench) -> tuple[str, Numbers]:
     t = training(decoder, replace(config, device=b.device, dtype=b.dtype, policy=b.name))
     if b.random == "7b":
         decoder.checkpointing = True
-    drawn_rollouts(decoder, work, c)  # to warm up
-    start = time.perf_counter()
-    rollouts = drawn_rollouts(decoder, work, c)
-    decoded = time.perf_counter() - start
+    with backend.plain():
+        drawn_rollouts(decoder, work, c)  # to warm up
+        _, beside = timed(partial(drawn_rollouts, decoder, work, c))
+    drawn_rollouts(decoder, work, c)
+    rollouts, decoded = timed(partial(drawn_rollouts, decoder, work, c))
     # A step reads every weight, each prompt's keys and values once, and those that its row has written.
     read = c * (weights * s + m.cache(s) * (P * n + P * G * c / 2)) / copied
     products = 2 * weights * P * (n + G * c) / multiplied
@@ -526,11 +559,13 @@ def speed(b: Bench) -> tuple[str, Numbers]:
     least = passes * 2 * weights * P * (n + G * c) / multiplied
     numbers = {"decoded_per_second": P * G * c / decoded, "trained_per_second": P * (n + G * c) / taken[-1]}
     numbers |= {"of_reading": read / decoded, "of_products": least / taken[-1]}
+    numbers |= {"decoded_without_kernels": P * G * c / beside}
     numbers |= {"ms_a_step": 1e3 * decoded / c, "decoding_of_products": products / decoded}
     numbers |= {"copy_tb": copied / 1e12, "matmul_tflops": multiplied / 1e12}
     numbers |= {"first_update_seconds": taken[0], "update_seconds": taken[-1]}
     words = (
-        f"decoding {P} x {G} x {c}: {numbers['decoded_per_second']:,.0f} tokens/s, {read / decoded:.2f} of "
+        f"decoding {P} x {G} x {c}: {numbers['decoded_per_second']:,.0f} tokens/s "
+        f"({numbers['decoded_without_kernels']:,.0f} without kernels), {read / decoded:.2f} of "
         f"reading weights and keys; training {numbers['trained_per_second']:,.0f} tokens/s, "
         f"{least / taken[-1]:.2f} of matrix products"
     )

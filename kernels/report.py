@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rar_mini.kernels import adamw, advantage, decode, logprob, rope
+from rar_mini.kernels import adamw, advantage, decode, draw, logprob, rope
 from rar_mini.kernels.backend import triton
 
 TARGETS = {f"sm_{number}": ("cuda", number, 32) for number in (80, 89, 90, 100, 120)}
@@ -72,6 +72,13 @@ def cases() -> Iterator[Case]:
     for dtype, wide in (("bf16", 3), ("fp32", 4)):  # a batch's gradient, and the sum over processes
         yield Case(f"sum bf16 + {dtype}", adamw._add, f"*bf16 *{dtype} i64 i64 i32 i32 i32",
                    {"BLOCK": adamw.BLOCK}, "total g", adamw.THREADS, True, wide, 1.0)  # fmt: skip
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        streams, tile = f"*{dtype} *fp32 *fp64", draw.BLOCK // draw.THREADS * size // 16
+        yield Case(f"draw slices {dtype}", draw._slices, f"{streams} i32 i32 fp32", {"BLOCK": draw.BLOCK},
+                   "logits stride", draw.THREADS, True, tile, 1.0)  # fmt: skip
+        yield Case(f"draw choice {dtype}", draw._choose, f"{streams} *fp64 *i64 *fp32 i32 i32 i32 fp32 i32",
+                   {"BLOCK": draw.BLOCK, "SLICES": draw.SLICES}, "logits stride", draw.CHOOSING, True,
+                   0, 1.0, fewest=1)  # fmt: skip
     yield from decoding()
 
 

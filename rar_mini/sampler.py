@@ -12,12 +12,11 @@ kernels/decode.py. Rows start together, so that all have the same number of own 
 and what remains costs less.
 
 Sampling is from the full softmax at the given temperature, and `logp` is the log-probability under exactly
-that distribution. Nothing is cut off it (top-p, top-k), because the trainer takes its log-probabilities under
-the full softmax, too.
+that distribution (kernels/draw.py). Nothing is cut off it (top-p, top-k), because the trainer takes its
+log-probabilities under the full softmax, too.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rar_mini.kernels import decode
+from rar_mini.kernels.draw import draw
 from rar_mini.model import Decoder, head_width
 from rar_mini.onednn import Product, blocked
 from rar_mini.prefix import Heard, Ids, Tree, pack
-
-BLOCK = 256
-"""Neighbouring tokens of a vocabulary whose probabilities are added up first."""
 
 READ = 8192
 """Tokens of prompts in one forward pass; a wave's prompts are halved until they fit."""
@@ -287,7 +284,7 @@ class Wave:
     def write(self, hidden: Tensor) -> None:
         """Draw the token at `position` of each row from the hidden state (R, D) that predicts it."""
         at = self.rows, self.position
-        tokens, logp = draw(self.head(hidden), self.draws[at], self.settings)  # (R,), (R,)
+        tokens, logp = draw(self.head(hidden), self.draws[at], self.settings.temperature)  # (R,), (R,)
         self.ids[at], self.logp[at] = tokens, logp
         self.done[self.rows] |= (tokens[:, None] == self.end_ids).any(-1)
 
@@ -352,57 +349,6 @@ class Wave:
             self.step(span)
         self.graphs.append(graph)
         return graph.replay
-
-
-def draw(logits: Tensor, uniform: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Choose one token a row: logits (R, V), uniform (R,) in [0, 1) -> (tokens (R,), logp (R,)).
-
-    By inverse CDF, so that one number decides a token. Sums are in float64: in float32 a vocabulary of
-    150,000 loses its rare tokens to rounding. So is what `logp` is made of, and only it is rounded.
-    """
-    logits = logits.float() if settings.temperature in (0, 1) else logits.float() / settings.temperature
-    top = logits.amax(-1, keepdim=True)  # (R, 1)
-    mass = (logits - top).exp_()  # (R, V), of which the likeliest token has 1
-    if math.gcd(mass.shape[-1], BLOCK) < BLOCK // 4:
-        mass = F.pad(mass, (0, -mass.shape[-1] % BLOCK))  # or blocks would be almost as many as tokens
-    sums = _sums(mass)
-    whole = sums.sum(-1, keepdim=True)  # (R, 1)
-    if settings.temperature == 0:
-        tokens = logits.argmax(-1, keepdim=True)
-    else:
-        tokens = _inverse(mass, sums, uniform.to(mass.device)[:, None])  # (R, 1)
-    tokens = tokens.clamp_max(logits.shape[-1] - 1)  # of a policy that is broken, whose sums are NaN
-    logp = logits.gather(-1, tokens).double() - top - whole.log()
-    return tokens[:, 0], logp[:, 0].float()
-
-
-def _sums(mass: Tensor) -> Tensor:
-    """What blocks of neighbouring tokens have together: (R, V) -> (R, blocks), float64."""
-    V = mass.shape[-1]
-    return mass.unflatten(-1, (-1, math.gcd(V, BLOCK))).sum(-1, dtype=torch.float64)
-
-
-def _inverse(mass: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the running sum of mass (R, V) passes uniform (R, 1) of the whole -> (R, 1).
-
-    First the block, then the token in it: a running sum over the whole vocabulary takes ten times as long.
-    """
-    cdf = sums.cumsum(-1)
-    point = uniform * cdf[:, -1:]
-    block = _passing(cdf, point)  # (R, 1)
-    rest = point - (cdf - sums).gather(-1, block)
-    size = mass.shape[-1] // sums.shape[-1]
-    within = mass.unflatten(-1, (-1, size)).take_along_dim(block[..., None], 1)[:, 0]  # (R, size)
-    # Rounding may put the rest below 0, where a first token without mass would pass it.
-    return block * size + _passing(within.cumsum(-1, dtype=torch.float64), rest.clamp_min(0))
-
-
-def _passing(cdf: Tensor, point: Tensor) -> Tensor:
-    """Where cdf (R, n) first exceeds point (R, 1): a place with mass of its own -> (R, 1)."""
-    end = cdf[:, -1:]  # which rounding may let the point reach
-    point = torch.minimum(point, torch.nextafter(end, torch.zeros_like(end)))
-    token = torch.searchsorted(cdf, point, right=True)
-    return token.clamp_max(cdf.shape[-1] - 1)  # of a policy that is broken: nothing exceeds a NaN
 
 
 if __name__ == "__main__":

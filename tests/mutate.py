@@ -53,7 +53,7 @@ STORY = ("train.py", "judge.py", "rar_mini/grpo.py", "rar_mini/sampler.py", "ker
 STORY += ("kernels/logprob.py", "rar_mini/recipe.py")
 RUNS = tuple(f"rar_mini/{name}.py" for name in ("scores", "setup", "guard", "checkpoint", "files"))
 JUDGES = ("rar_mini/judging/wires.py", "rar_mini/judging/ledger.py", "rar_mini/evaluation/agreement.py")
-FILES = STORY + RUNS + JUDGES
+FILES = (*STORY, *RUNS, *JUDGES, "kernels/draw.py")
 
 # --- what can be changed ------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from kernel_cases import needs_triton, not_interpreted
 from torch import Tensor
 
 from rar_mini.kernels import adamw, advantage, decode, logprob, report, rope
+from rar_mini.kernels import draw as drawing
 from rar_mini.kernels.report import TARGETS, Case, build, programs, resources, sass
 
 pytestmark = [needs_triton, not_interpreted]
@@ -78,7 +79,7 @@ def test_everywhere_in_every_dtype_at_every_tile(case: Case, target: str) -> Non
 
 
 def test_that_each_file_claims_what_is_checked() -> None:
-    for module in (logprob, advantage, adamw):
+    for module in (logprob, advantage, adamw, drawing):
         assert "six programs or more" in Path(module.__file__).read_text(encoding="utf-8")
 
 
@@ -95,6 +96,16 @@ def test_that_logits_pass_by_without_a_barrier() -> None:
     assert "LDG.E.128" in loop and not re.search(r"\b(BAR|SHFL|LDS|STS)\b", loop)
     assert loop.count(" ;") <= 11 * logprob.BLOCK // logprob.THREADS, "instructions a logit, as the file says"
     assert re.search(r"\bBAR\b", code) and re.search(r"\bSHFL\b", code)
+
+
+def test_that_a_slice_costs_the_draw_what_its_file_says() -> None:
+    """Instructions a logit, and of those the slow ones: powers of 2, the rounding, float64."""
+    case = next(case for case in report.cases() if case.name == "draw slices bf16")
+    _, code = sass(build(case, "sm_90"))
+    each = drawing.BLOCK // drawing.THREADS
+    assert code.count(" ;") <= 31 * each
+    slow = [len(re.findall(rf"\b{name}\b", code)) for name in ("MUFU", "FRND", "F2F")]
+    assert sum(slow) <= 4.5 * each, slow
 
 
 def test_that_the_optimizer_rounds_as_the_reference_does() -> None:
@@ -141,7 +152,7 @@ def binaries(monkeypatch: pytest.MonkeyPatch) -> Binaries:
 
     monkeypatch.setattr(triton.runtime.driver, "_active", StandIn())
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", stop)
-    for module in (logprob, advantage, adamw, decode, rope):
+    for module in (logprob, advantage, adamw, decode, rope, drawing):
         monkeypatch.setattr(module, "use_kernel", lambda tensor: True)
     return found
 
@@ -185,6 +196,15 @@ def test_groups_of_any_size_run_one_binary_a_tile(binaries: Binaries) -> None:
         verdict, weight = torch.zeros(P + 1, G, K)[1:], torch.zeros(P + 1, K)[1:]
         advantage.group_advantage(verdict, weight, scale=scale)
     assert counts(binaries) == {"_advantage": 7}
+
+
+def test_any_number_of_rows_of_any_vocabulary_is_drawn_by_two_binaries(binaries: Binaries) -> None:
+    """Of each kernel: one for rows that lie a multiple of 16 apart, one for others."""
+    draw = random.Random(0)
+    for V in (16, 17, *draw.sample(range(2, 9999), 50)):
+        R, temperature = draw.randrange(1, 99), draw.choice((0.0, 1.0, draw.random()))
+        drawing.draw(torch.zeros(R, V), torch.zeros(R + 1, dtype=torch.float64)[1:], temperature)
+    assert counts(binaries) == {"_slices": 2, "_choose": 2}
 
 
 def parameter(n: int, dtype: torch.dtype) -> Tensor:
@@ -237,6 +257,7 @@ def test_that_the_table_shows_what_is_launched(binaries: Binaries) -> None:
         adamw.add_(total, torch.zeros(3, dtype=dtype), seed=1, step=1, index=1, turn=1)
         for G in (2, 4, 8, 16):
             attended(dtype, G=G)
+        drawing.draw(torch.zeros(3, 16, dtype=dtype), torch.zeros(3, dtype=torch.float64))
 
     def launched(one: dict[str, Any]) -> tuple[Any, ...]:
         names, (attributes,) = list(one["signature"]), one["configs"]

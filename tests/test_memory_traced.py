@@ -33,7 +33,7 @@ from rar_mini import lora, prefix, pretrained, sampler, setup
 from rar_mini.config import TARGETS, Config
 from rar_mini.judging import local as local_judge
 from rar_mini.judging.wires import Worded
-from rar_mini.kernels import adamw, decode, logprob, rope
+from rar_mini.kernels import adamw, decode, draw, logprob, rope
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
@@ -100,16 +100,13 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Tracker:
     """A tracker, with the code's choices as on CUDA."""
     launch = type("Launch", (), {"__getitem__": lambda self, grid: lambda *args, **options: None})()
     kernels = {logprob: ("_statistics", "_gradient"), adamw: ("_adamw", "_add")}
-    kernels |= {decode: ("_pieces", "_join"), rope: ("_rotate",)}
+    kernels |= {decode: ("_pieces", "_join"), rope: ("_rotate",), draw: ("_slices", "_choose")}
     for module, names in kernels.items():
         monkeypatch.setattr(module, "use_kernel", lambda tensor: True)
         for name in names:
             monkeypatch.setattr(module, name, launch)
     monkeypatch.setitem(logprob.CHUNK_BYTES, "meta", logprob.CHUNK_BYTES["cuda"])
     monkeypatch.setattr(prefix, "flex_attention", lambda q, k, v, **options: Flex.apply(q, k, v))
-    # On CUDA a sum into float64 begins with a copy in float64, inside the operation, where no trace sees it.
-    sums = sampler._sums
-    monkeypatch.setattr(sampler, "_sums", lambda mass: sums(mass.double()))
     pack = prefix.pack
     for module in (sampler, local_judge):
         monkeypatch.setattr(module, "pack", lambda tree, device: pack(tree, device, "flex"))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from rar_mini import config, grpo, model, onednn, sampler
 from rar_mini.kernels import decode
 from rar_mini.model import Decoder
-from rar_mini.sampler import Request, Settings, draw, end_tokens, sample, uniforms
+from rar_mini.sampler import Request, Settings, end_tokens, sample, uniforms
 from rar_mini.tools import speed
 from rar_mini.tools.check import random_weights
 
@@ -440,104 +440,6 @@ def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) ->
 def test_end_tokens_are_the_union_of_all_that_are_named() -> None:
     """A model that stops with an id that one file forgets looks as if 97 % of its answers were cut."""
     assert end_tokens(2, [2, 7], None, 9) == {2, 7, 9}
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_distribution(temperature: float) -> None:
-    """Inverse CDF on an even grid of numbers gives each token its share to within one in the grid."""
-    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -1.0]])
-    grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens, logp = draw(logits.expand(10_000, -1), grid, Settings(1, temperature))
-    share = torch.bincount(tokens, minlength=5) / 10_000
-    truth = (logits[0].double() / temperature).log_softmax(-1)
-    assert (share - truth.exp()).abs().max() <= 1e-4
-    assert logp.dtype == torch.float32 and (logp - truth[tokens]).abs().max() < 3e-7
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_logits_of_half_precision_are_read_in_float32(temperature: float) -> None:
-    logits = (4 * torch.randn(50, 999, generator=torch.Generator().manual_seed(0))).bfloat16()
-    numbers = torch.linspace(0, 0.99, 50, dtype=torch.float64)
-    settings = Settings(1, temperature)
-    for got, right in zip(
-        draw(logits, numbers, settings), draw(logits.float(), numbers, settings), strict=True
-    ):
-        assert torch.equal(got, right)
-
-
-QWEN = 151_936
-
-
-@pytest.mark.parametrize("likely", [0, 70_000])
-def test_rare_tokens_of_a_large_vocabulary_are_drawn(likely: int) -> None:
-    """Beside one token all others have 1e-10 each. In float32 a running sum that has come to 1 stays there:
-    those behind the likely one, 1.5e-5 in all, would never be drawn."""
-    logits = torch.full((1, QWEN), math.log(1e-10))
-    logits[0, likely] = 0.0
-    wanted = torch.tensor([0, 5, 127, 128, 69_999, 70_000, 70_001, 100_000, QWEN - 1])
-    mass = logits[0].exp().double()
-    middles = ((mass.cumsum(0) - mass / 2) / mass.sum())[wanted]
-    tokens, _ = draw(logits.expand(len(wanted), -1), middles, Settings(1))
-    assert tokens.tolist() == wanted.tolist()
-
-
-@pytest.mark.parametrize("spread", [1, 3])
-def test_logp_errs_by_its_rounding_alone_at_the_largest_vocabulary(spread: int) -> None:
-    """Of a number from 8 to 16 that is 4.8e-7. A log-softmax in float32 errs by 1e-6 and 2e-5."""
-    generator = torch.Generator().manual_seed(1)
-    logits = spread * torch.randn(24, QWEN, generator=generator)
-    numbers = torch.rand(24, generator=generator, dtype=torch.float64)
-    tokens, logp = draw(logits, numbers, Settings(1))
-    truth = logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-    assert (logp - truth).abs().max() < 5e-7 and -16 < truth.min() < -8
-
-
-@pytest.mark.parametrize("V", [259, 1003, 49152])
-def test_draws_are_those_of_one_running_sum(V: int) -> None:
-    """Blocks are for speed alone. A token without mass is never drawn, even by the last number below 1."""
-    logits = 4 * torch.randn(64, V, generator=torch.Generator().manual_seed(V))
-    logits[:, ::3] = logits[:, -2:] = -torch.inf
-    numbers = torch.linspace(0, 0.999, 64, dtype=torch.float64)
-    tokens, logp = draw(logits, numbers, Settings(1))
-    truth = logits.double().log_softmax(-1)
-    cdf = truth.exp().cumsum(-1)
-    assert torch.equal(tokens, torch.searchsorted(cdf, numbers[:, None], right=True)[:, 0])
-    assert (logp - truth.gather(-1, tokens[:, None])[:, 0]).abs().max() < 2e-6
-    assert draw(logits, torch.full((64,), 1 - 2**-53, dtype=torch.float64), Settings(1))[1].isfinite().all()
-
-
-def test_rounding_draws_no_token_without_mass() -> None:
-    """The number that is just where a block begins. Sums of masses as far apart as 1 and e^-30 are rounded,
-    and what was left of it within its block was below 0: less than the first token's nothing."""
-    mass = (-30 * torch.rand(1000, 512, generator=torch.Generator().manual_seed(0))).exp()
-    mass[:, 256] = 0
-    sums = sampler._sums(mass)
-    cdf = sums.cumsum(-1)
-    tokens = sampler._inverse(mass, sums, cdf[:, :1] / cdf[:, -1:])
-    assert (mass.gather(-1, tokens) > 0).all() and (tokens > 256).any()
-
-
-def test_a_broken_policy_does_not_stop_the_sampler() -> None:
-    """The loss is not a number then, and train.py says so, with what it came from."""
-    for settings in (Settings(1), Settings(1, temperature=0.0)):
-        for V in (512, 259):
-            tokens, logp = draw(torch.full((2, V), torch.nan), torch.tensor([0.1, 0.9]), settings)
-            assert logp.isnan().all() and (tokens < V).all()
-
-
-@pytest.mark.parametrize("V", [255, 259, 151_665, 152_064])
-def test_a_vocabulary_of_any_size_is_drawn_from_in_its_order(V: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token gets the numbers between the sum of those before it and its own; blocks are few."""
-    blocks, sums = [], sampler._sums
-    monkeypatch.setattr(sampler, "_sums", lambda mass: blocks.append((made := sums(mass)).shape[-1]) or made)
-    logits = torch.randn(1, V, generator=torch.Generator().manual_seed(0)) * 3
-    cdf = logits[0].double().softmax(-1).cumsum(-1)
-    chosen = torch.tensor([0, 1, V // 2, V - 2, V - 1])
-    below = torch.cat([torch.zeros(1, dtype=torch.float64), cdf])[chosen]
-    point = (below + cdf[chosen]) / 2
-    tokens, _ = draw(logits.expand(len(chosen), -1), point, Settings(1))
-    assert tokens.tolist() == chosen.tolist()
-    assert blocks and max(blocks) <= V // 64 + 2
 
 
 def test_scores_are_not_rounded_to_bfloat16() -> None:

@@ -48,7 +48,7 @@ from transformers import AutoConfig
 from rar_mini import grpo, model, pretrained, ranks
 from rar_mini.config import Config
 from rar_mini.files import without_nan
-from rar_mini.kernels import adamw, advantage, backend, bench, decode, logprob, rope
+from rar_mini.kernels import adamw, advantage, backend, bench, decode, draw, logprob, rope
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder, head_width
 from rar_mini.options import Parser
@@ -205,6 +205,9 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
         numbers[f"logprob {str(dtype)[6:]}"] = errors
         off = worst(errors)
         hold(off <= bound, f"log-probabilities off by {off:.1e}, at most {bound:g} expected", **numbers)
+    numbers["draw"] = drawn(b, 3 if small else 96, V)
+    off = worst(numbers["draw"])
+    hold(off <= 1e-6, f"draws off by {off:.1e}, at most 1e-6 expected", **numbers)
     verdict, w = torch.rand(6, 16, 12, device=b.device), torch.randn(6, 12, device=b.device)
     ours = advantage.group_advantage(verdict, w)
     truth = advantage.reference(verdict.double(), w.double(), "group")
@@ -227,6 +230,17 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
         hold(worst(off) <= bound, f"a step's attention or rotation is off by {worst(off):.1e}", **numbers)
     errors = ", ".join(f"{name} {worst(errors):.0e}" for name, errors in numbers.items())
     return f"{'interpreted: ' if small else ''}{errors}; AdamW and its sums equal their reference", numbers
+
+
+def drawn(b: Bench, R: int, V: int) -> list[float]:
+    """How far the draw's log-probabilities are from float64's, and its numbers from what their tokens own."""
+    logits = 3 * torch.randn(R, V, generator=torch.Generator().manual_seed(0)).to(b.device)
+    uniform = torch.linspace(0, 0.999, R, dtype=torch.float64).to(b.device)
+    tokens, logp = draw.draw(logits, uniform, 0.5)
+    truth = (logits.double() / 0.5).log_softmax(-1)  # (R, V)
+    own, cdf = (x.gather(-1, tokens[:, None])[:, 0] for x in (truth, truth.exp().cumsum(-1)))
+    outside = torch.maximum(cdf - own.exp() - uniform, uniform - cdf).clamp_min(0)
+    return [apart(logp, own), outside.max().item()]
 
 
 def logprob_of(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -199,8 +199,8 @@ def sampling(m: Model, config: Config) -> Iterator[Parts]:
         yield twice | {"prompt cache": read, "activations": 2 * once * token}  # by layer, then side by side
         yield twice | {"prompt cache": read, "KV cache": own, "activations": read * 3 // 2}  # on their way
         # Logits, which a kernel draws from; torch makes them float32, their exponentials, and those again in
-        # float64 for their sums. Or what the pieces of attention leave; on a CPU scores in float32 as they come
-        # and side by side, and their softmax.
+        # float64 for their sums. Or what the pieces of attention leave; on a CPU scores in float32 as they
+        # come and side by side, and their softmax.
         pieces = -(-n // decode.PROMPT) - (-c // decode.OWN)
         attending = m.H * (n + c) * 12 if on_cpu(config) else 4 * (m.A + 2 * m.H) * pieces
         drawing = rows * max((16 if on_cpu(config) else s) * m.V, attending)

@@ -2,6 +2,7 @@
 
     python -m rar_mini.tools.launches                          # Qwen2.5-7B on CUDA: torch beside the kernels
     python -m rar_mini.tools.launches --cpu                    # the default policy on this CPU
+    python -m rar_mini.tools.launches --compile                # the same step by torch.compile
 
 The first traces a step of the sampler over tensors that have shapes and no data (the meta device, which says
 that it is CUDA), once with torch's operators alone and once with the kernels of `kernels/`, whose launches
@@ -16,6 +17,7 @@ happen: some operators of torch launch more than once, and caches of a GPU save 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -266,6 +268,35 @@ def timed(fn: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def compiled(options: argparse.Namespace) -> None:
+    """Print what torch.compile makes of the step, in seconds of CPUs, which other processes change least.
+
+    Its products are torch's own, because inductor refuses oneDNN's operators over weights that it does not
+    freeze, and one length serves all steps. The sampler's own steps go in turns with it.
+    """
+    P, G, _, c = options.sizes
+    own, other = (policy.load(options.policy, torch.float32, "cpu") for _ in range(2))
+    taken: tuple[list[float], list[float]] = [], []
+    with blocked(own.model) as product, torch.no_grad():
+        waves = real_wave(own, product, P, G, c), real_wave(other, lambda x: x @ other.model.head.T, P, G, c)
+        step = torch.compile(waves[1].step, dynamic=False)
+        waves[0].step(1)
+        first = cpu_seconds(partial(step, c))
+        for span in range(2, min(c, options.runs + 2)):
+            taken[0].append(cpu_seconds(partial(waves[0].step, span)))
+            taken[1].append(cpu_seconds(partial(step, c)))
+    ours, theirs = (1e3 * statistics.median(each) for each in taken)
+    print(f"{first:.0f} s to compile; {ours:.0f} ms a step of the sampler, {theirs:.0f} ms compiled")
+    print("the same tokens" if torch.equal(waves[0].ids, waves[1].ids) else "other tokens")
+
+
+def cpu_seconds(fn: Callable[[], object]) -> float:
+    """Of this process and of compilers that it starts."""
+    before = sum(os.times()[:4])
+    fn()
+    return sum(os.times()[:4]) - before
+
+
 # --- the command --------------------------------------------------------------------------------------------
 
 GPU, CPU = (6, 16, 512, 3072), (4, 8, 0, 80)
@@ -279,15 +310,17 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cpu", action="store_true", help="a real step on this CPU, counted and timed")
+    parser.add_argument("--compile", action="store_true", help="what torch.compile makes of that step")
     parser.add_argument("--policy", help="one whose shapes are known here; with --cpu, as for train.py")
     parser.add_argument("--runs", type=counted, default=15, help="steps that the median is taken of")
     parser.add_argument("--sizes", type=counted, nargs=4, metavar=("P", "G", "PROMPT", "ANSWER"))
     options = parser.parse_args(argv)
-    options.policy = options.policy or ("smollm2-135m" if options.cpu else "Qwen/Qwen2.5-7B")
-    options.sizes = options.sizes or (CPU if options.cpu else GPU)
-    if not options.cpu and options.policy not in memory.KNOWN:
+    cpu = options.cpu or options.compile
+    options.policy = options.policy or ("smollm2-135m" if cpu else "Qwen/Qwen2.5-7B")
+    options.sizes = options.sizes or (CPU if cpu else GPU)
+    if not cpu and options.policy not in memory.KNOWN:
         raise ValueError(f"no shapes of {options.policy!r} are known: expected {', '.join(memory.KNOWN)}")
-    (on_cpu if options.cpu else on_cuda)(options)
+    (compiled if options.compile else on_cpu if cpu else on_cuda)(options)
 
 
 if __name__ == "__main__":

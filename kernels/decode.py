@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -264,6 +265,15 @@ def _launch(cache: Cache, layer: int, q: Tensor) -> Tensor:
     fused = {"num_warps": THREADS // WARP, "enable_fp_fusion": True}
     _join[(own,)](out, top, total, cache.back, into, *sizes, **fused)
     return into
+
+
+def moved(kernel: str, given: dict[str, Any]) -> int | None:
+    """Bytes that a launch reads and writes: of the results of all pieces, its own."""
+    if kernel != "_pieces":
+        return None
+    n, d = given["keys"].shape[-2:]
+    results = given["keys"].numel() // (n * d) * given["rows"] * triton.cdiv(n, given["PIECE"])
+    return 4 * results * (d + 2) + sum(given[x].nbytes for x in ("q", "keys", "values", "ends", "slots"))
 
 
 # --- benchmark ----------------------------------------------------------------------------------------------

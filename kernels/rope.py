@@ -115,6 +115,12 @@ def _run(
     )  # fmt: skip
 
 
+def moved(kernel: str, given: dict[str, Any]) -> int | None:
+    """Bytes that a launch reads and writes: of the caches one position, as large as k and v."""
+    tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
+    return sum(tensors[name[0] if name in ("k_out", "v_out") else name].nbytes for name in tensors)
+
+
 # --- autograd and public ------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,25 @@ def _masked_lanes_poisoned() -> Iterator[None]:
         builder.create_masked_load = real
 
 
+def _rounds_to_nearest() -> None:
+    """Interpreted kernels round float32 to bfloat16 as GPUs do. By itself the interpreter cuts."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    real = InterpreterBuilder.cast_impl
+
+    def cast(self: Any, src: Any, kind: Any) -> Any:
+        if src.dtype.scalar == backend.tl.float32 and kind.scalar == backend.tl.bfloat16:
+            rounded = torch.from_numpy(np.array(src.data)).bfloat16().view(torch.int16).numpy()
+            return TensorHandle(rounded.view(np.uint16), kind.scalar)
+        return real(self, src, kind)
+
+    InterpreterBuilder.cast_impl = cast
+
+
+if backend.INTERPRET:
+    _rounds_to_nearest()
+
+
 def untouched(*shape: int, **options: Any) -> torch.Tensor:
     """A tensor of more than 2^31 numbers, of which a test touches so few that it costs no memory."""
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rar_mini.kernels import adamw, advantage, decode, draw, logprob, rope
+from rar_mini.kernels import adamw, advantage, decode, draw, logprob, norm, rope, swiglu
 from rar_mini.kernels.backend import triton
 
 TARGETS = {f"sm_{number}": ("cuda", number, 32) for number in (80, 89, 90, 100, 120)}
@@ -80,6 +80,14 @@ def cases() -> Iterator[Case]:
                    {"BLOCK": draw.BLOCK, "SLICES": draw.SLICES}, "logits stride", draw.CHOOSING, True,
                    0, 1.0, fewest=1)  # fmt: skip
     yield from decoding()
+    yield from norms()
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        tile, more = swiglu.BLOCK // swiglu.THREADS * size // 16, (swiglu.THREADS, True)
+        yield Case(f"swiglu forward {dtype}", swiglu._swiglu_forward, f"*{dtype} *{dtype} *{dtype} i64",
+                   {"BLOCK": swiglu.BLOCK}, "gate up y", *more, 3 * tile, 1.0)  # fmt: skip
+        yield Case(f"swiglu backward {dtype}", swiglu._swiglu_backward, " ".join([f"*{dtype}"] * 6) + " i64",
+                   {"AGAIN": True, "BLOCK": swiglu.BLOCK}, "dy gate up dgate dup y", *more, 6 * tile,
+                   1.0)  # fmt: skip
 
 
 def decoding() -> Iterator[Case]:
@@ -115,6 +123,25 @@ def decoding() -> Iterator[Case]:
         excess = (moved + blocks * angles) / (moved + angles)
         yield Case(f"rope {dtype}", rope._rotate, types, constants, aligned, rope.THREADS, True, 2,
                    excess)  # fmt: skip
+
+
+def norms() -> Iterator[Case]:
+    """In a layer whose weights learn: at the narrowest tile, at that of Qwen2.5-7B, and at the widest."""
+    for dtype, size, D in (("bf16", 2, 64), ("bf16", 2, 3584), ("bf16", 2, 8192), ("fp32", 4, 8192)):
+        how = norm.tile(D)
+        threads = norm.threads(**how)
+        tile = how["LINES"] * how["BLOCK"] // threads * size // 16
+        row = 4 * D * size + 4  # beyond it, the weight, of which each program reads its copy
+        yield Case(f"norm of {D} forward {dtype}", norm._norm_forward,
+                   " ".join([f"*{dtype}"] * 5) + " *fp32 i32 i32 fp32", {"ADD": True} | how,
+                   "x delta weight total y root D", threads, True, 5 * tile,
+                   1 + D * size / how["LINES"] / row, fewest=1024 // threads)  # fmt: skip
+        # And its gradient's sums, in float32, written and read.
+        yield Case(f"norm of {D} backward {dtype}", norm._norm_backward,
+                   f"*{dtype} *{dtype} *fp32 *{dtype} *{dtype} *{dtype} *fp32 i32 i32",
+                   {"ADD": True, "LEARNS": True, "ROWS": norm.ROWS} | how,
+                   "h weight root dy dtotal dh sums D", threads, True, 5 * tile,
+                   1 + D * (size + 8) / norm.ROWS / row, fewest=1024 // threads)  # fmt: skip
 
 
 def build(case: Case, target: str) -> Any:

@@ -35,6 +35,8 @@ from rar_mini import forms
 from rar_mini.files import json_object, unfetched
 from rar_mini.forms import Form
 from rar_mini.kernels import rope
+from rar_mini.kernels.norm import add_rms_norm, rms_norm
+from rar_mini.kernels.swiglu import swiglu, swiglu_linear
 
 # attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5. One
 # with a method `rotate` turns q and k itself: a cache keeps k and v in the same launch (kernels/decode.py).
@@ -70,9 +72,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()  # a mean of bfloat16 squares has two or three digits
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)  # rounded before the scale, as the families do
+        return rms_norm(x, self.weight, self.eps)
+
+
+class ResidualNorm(RMSNorm):
+    """The same of the residual stream x (T, D), after it has taken up what is to be added: returns both."""
+
+    def forward(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        if delta is None:
+            return x, rms_norm(x, self.weight, self.eps)
+        return add_rms_norm(x, delta, self.weight, self.eps)
 
 
 def rope_frequencies(config: PretrainedConfig) -> Tensor:
@@ -135,22 +144,31 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (T, D)
+        gate, up = self.gate_proj(x), self.up_proj(x)  # (T, F) twice
+        if type(self.down_proj) is nn.Linear and self.down_proj.bias is None:  # it need not keep its input
+            return swiglu_linear(gate, up, self.down_proj.weight)  # (T, D)
+        return self.down_proj(swiglu(gate, up))
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each reading a normed copy of the residual stream and adding to it."""
+    """Attention, then feed-forward, each reading a normed copy of the residual stream and adding to it.
+
+    What the feed-forward adds is handed on beside the stream: the next norm makes the sum in the same pass.
+    """
 
     def __init__(self, config: PretrainedConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = ResidualNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = ResidualNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        x, normed = self.input_layernorm(x, delta)
+        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, cos, sin, attend))
+        return x, self.mlp(normed)
 
 
 class Visitor(nn.Module):
@@ -201,7 +219,7 @@ class Decoder(nn.Module):
         # Where pad and end are one, that is a token which every conversation really reads.
         self.model["embed_tokens"] = nn.Embedding(V, D)
         self.model["layers"] = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
-        self.model["norm"] = RMSNorm(D, eps)
+        self.model["norm"] = ResidualNorm(D, eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(D, V, bias=False)
         # Not a buffer: `decoder.bfloat16()` would round it by up to 1/512, at position 8000 by radians.
@@ -232,13 +250,17 @@ class Decoder(nn.Module):
         `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k
         and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
-        for x in self.states(ids, positions, attend):  # noqa: B007, the last one is read
+        for stream in self._layers(ids, positions, attend):  # noqa: B007, the last one is read
             pass
-        return self.model["norm"](x)
+        return self.model["norm"](*stream)[1]
 
     def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[Tensor]:
         """What each layer leaves in the residual stream, (T, D), layer by layer: who stops early pays for no
         layer above. Arguments are those of `forward`."""
+        return (x + delta for x, delta in self._layers(ids, positions, attend))
+
+    def _layers(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each layer, the residual stream and what is still to be added to it."""
         assert ids.ndim == 1 and ids.shape == positions.shape, "one flat row, and a position for each token"
         embedding = self.model["embed_tokens"]
         x = embedding(ids.to(embedding.weight.device)).to(ids.device)  # (T, D)
@@ -247,13 +269,17 @@ class Decoder(nn.Module):
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
         cos, sin = angles.cos(), angles.sin()
         cos, sin = (torch.cat(pair, -1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))  # (T, 1, d)
+        delta = None
         for layer in self.model["layers"]:
             if self.checkpointing and torch.is_grad_enabled():
+                if delta is not None:
+                    x, delta = x + delta, None  # one tensor to keep, not two
                 # Nothing here draws random numbers, so there is no generator to rewind.
-                x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
+                how = {"use_reentrant": False, "preserve_rng_state": False}
+                x, delta = checkpoint(layer, x, delta, cos, sin, attend, **how)
             else:
-                x = layer(x, cos, sin, attend)
-            yield x
+                x, delta = layer(x, delta, cos, sin, attend)
+            yield x, delta
 
 
 def reference_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

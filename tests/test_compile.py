@@ -15,7 +15,7 @@ import torch
 from kernel_cases import needs_triton, not_interpreted
 from torch import Tensor
 
-from rar_mini.kernels import adamw, advantage, decode, logprob, report, rope
+from rar_mini.kernels import adamw, advantage, decode, logprob, norm, report, rope, swiglu
 from rar_mini.kernels import draw as drawing
 from rar_mini.kernels.report import TARGETS, Case, build, programs, resources, sass
 
@@ -54,7 +54,7 @@ def check(case: Case, target: str) -> None:
     assert found["wide"] >= case.wide, found
     if not case.name.endswith("fp64"):
         assert programs(case, found, target) >= fewest(case), found
-    if not case.name.startswith(("decode", "rope")):  # whose tensors are a wave's own
+    if not case.name.startswith(("decode", "rope", "norm")):  # their tensors are whole rows
         odd = resources(build(replace(case, aligned=""), target))  # logits that lie anywhere
         assert odd["spills"] == 0, odd
 
@@ -79,7 +79,8 @@ def test_everywhere_in_every_dtype_at_every_tile(case: Case, target: str) -> Non
 
 
 def test_that_each_file_claims_what_is_checked() -> None:
-    for module in (logprob, advantage, adamw, drawing):
+    assert "1,024 threads or more" in norm.threads.__doc__
+    for module in (logprob, advantage, adamw, swiglu, drawing):
         assert "six programs or more" in Path(module.__file__).read_text(encoding="utf-8")
 
 
@@ -152,7 +153,7 @@ def binaries(monkeypatch: pytest.MonkeyPatch) -> Binaries:
 
     monkeypatch.setattr(triton.runtime.driver, "_active", StandIn())
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", stop)
-    for module in (logprob, advantage, adamw, decode, rope, drawing):
+    for module in (logprob, advantage, adamw, decode, rope, norm, swiglu, drawing):
         monkeypatch.setattr(module, "use_kernel", lambda tensor: True)
     return found
 
@@ -245,6 +246,25 @@ def test_a_step_at_any_position_of_any_wave_runs_few_binaries(binaries: Binaries
     assert counts(binaries) == {"_rotate": 1, "_pieces": 2, "_join": 1}
 
 
+def layer(N: int, D: int, dtype: torch.dtype) -> None:
+    """The norm of a sum and SwiGLU of N rows, both ways."""
+    x, delta, gate, up = (torch.zeros(N, D, dtype=dtype, requires_grad=True) for _ in range(4))
+    weight = torch.ones(D, dtype=dtype, requires_grad=True)
+    square = torch.zeros(D, D, dtype=dtype, requires_grad=True)
+    total, y = norm.add_rms_norm(x, delta, weight, 1e-6)
+    (total + y + swiglu.swiglu_linear(gate, up, square)).sum().backward()
+
+
+def test_layers_of_any_length_run_one_binary_a_width(binaries: Binaries) -> None:
+    """And one more of norms without a sum, which a model's first is, and of weights that do not learn."""
+    for N in (1, 2, 16, 31, 1000):
+        layer(N, 576, torch.bfloat16)
+    names = [f"_{kernel}_{way}" for kernel in ("norm", "swiglu") for way in ("forward", "backward")]
+    assert counts(binaries) == dict.fromkeys(names, 1)
+    norm.rms_norm(torch.zeros(3, 576, dtype=torch.bfloat16), torch.ones(576, dtype=torch.bfloat16), 1e-6)
+    assert counts(binaries)["_norm_forward"] == 2
+
+
 def test_that_the_table_shows_what_is_launched(binaries: Binaries) -> None:
     """Types, tiles, threads, fusing, and what counts as divisible by 16: of every case, and no other."""
     for dtype in (torch.bfloat16, torch.float32):
@@ -258,6 +278,13 @@ def test_that_the_table_shows_what_is_launched(binaries: Binaries) -> None:
         for G in (2, 4, 8, 16):
             attended(dtype, G=G)
         drawing.draw(torch.zeros(3, 16, dtype=dtype), torch.zeros(3, dtype=torch.float64))
+    for dtype, D in (
+        (torch.bfloat16, 64),
+        (torch.bfloat16, 3584),
+        (torch.bfloat16, 8192),
+        (torch.float32, 8192),
+    ):
+        layer(2, D, dtype)
 
     def launched(one: dict[str, Any]) -> tuple[Any, ...]:
         names, (attributes,) = list(one["signature"]), one["configs"]

@@ -131,7 +131,7 @@ def test_no_layer_above_and_no_logits_are_computed(
         kind, tiny, system="s", shared="{question}\n{response}\n", met="{criterion}", avoided="a {criterion}"
     )
     assert len(read.loaded.model.model["layers"]) == 1
-    monkeypatch.setattr(read.loaded.model.model["norm"], "forward", lambda x: pytest.fail("the final norm"))
+    monkeypatch.setattr(read.loaded.model.model["norm"], "forward", lambda *x: pytest.fail("the final norm"))
     example = data.read(labels)[0]
     (x,) = read.numbers([Asked(example, "b", example.rubric.criteria)])
     assert x.shape == (3, read.size)

@@ -48,7 +48,7 @@ from transformers import AutoConfig
 from rar_mini import grpo, model, pretrained, ranks
 from rar_mini.config import Config
 from rar_mini.files import without_nan
-from rar_mini.kernels import adamw, advantage, backend, bench, decode, draw, logprob, rope
+from rar_mini.kernels import adamw, advantage, backend, bench, decode, draw, logprob, norm, rope, swiglu
 from rar_mini.kernels.adamw import AdamW
 from rar_mini.model import Decoder, head_width
 from rar_mini.options import Parser
@@ -229,7 +229,45 @@ def kernels(b: Bench) -> tuple[str, Numbers]:
         off = numbers[f"decoding {str(dtype)[6:]}"] = decoded(dtype, b.device)
         hold(worst(off) <= bound, f"a step's attention or rotation is off by {worst(off):.1e}", **numbers)
     errors = ", ".join(f"{name} {worst(errors):.0e}" for name, errors in numbers.items())
-    return f"{'interpreted: ' if small else ''}{errors}; AdamW and its sums equal their reference", numbers
+    words = f"{'interpreted: ' if small else ''}{errors}; AdamW and its sums equal their reference"
+    more, layers = layer_kernels(b)
+    return f"{words}; {more}", numbers | layers
+
+
+def layer_kernels(b: Bench) -> tuple[str, Numbers]:
+    """The norm of a sum and SwiGLU, both ways: no further from float64 than plain torch but for a rounding of
+    float32 and a tenth of one in their dtype; of bfloat16 a whole one under the interpreter, which cuts where
+    a GPU rounds. On a GPU with milliseconds, beside plain torch's."""
+    (N, D), numbers, words = ((8192, 3584) if b.on_gpu else (40, 64)), {}, []
+    norms = [partial(fn, eps=1e-6) for fn in (norm.add_rms_norm, norm.plain, norm.late)]
+    for dtype in (torch.float32, torch.bfloat16):
+        random, kind = torch.Generator().manual_seed(0), str(dtype)[6:]
+        x, y, up = (torch.randn(N, D, generator=random).to(b.device, dtype) for _ in range(3))
+        weight = (1 + 0.1 * torch.randn(D, generator=random)).to(b.device, dtype)
+        room = torch.finfo(torch.float32).eps + (0.1 if b.on_gpu else 1.0) * torch.finfo(dtype).eps
+        for name, given, (fn, plain, exact) in (
+            ("norm", (x, y, weight), norms),
+            ("SwiGLU", (x, y), (swiglu.swiglu, swiglu.reference, swiglu.reference)),
+        ):
+            truth = both_ways(exact, [tensor.double() for tensor in given], up.double())
+            ours, theirs = ([*map(apart, both_ways(f, given, up), truth)] for f in (fn, plain))
+            numbers[f"{name} {kind}"] = {"errors": ours, "plain": theirs}
+            off = worst(a - c for a, c in zip(ours, theirs, strict=True))
+            hold(off <= room, f"{name} in {kind} is off by {off:.1e} more than plain torch", **numbers)
+            if b.on_gpu and dtype == torch.bfloat16:
+                ms = [1e3 * bench.seconds(partial(both_ways, f, given, up), "cuda") for f in (fn, plain)]
+                numbers[f"{name} ms"] = ms
+                words.append(f"{name} of {N} x {D} both ways {ms[0]:.2f} ms, plain {ms[1]:.2f}")
+    near = "no further off than" if b.on_gpu else "within a rounding of"
+    return "; ".join([f"norm and SwiGLU {near} plain torch", *words]), numbers
+
+
+def both_ways(fn: Callable, given: Sequence[Tensor], up: Tensor) -> list[Tensor]:
+    """What a function makes of its inputs, and their gradients."""
+    leaves = [tensor.detach().requires_grad_() for tensor in given]
+    out = fn(*leaves)
+    out = out if isinstance(out, tuple) else (out,)
+    return [*out, *torch.autograd.grad(out, leaves, [up] * len(out))]
 
 
 def drawn(b: Bench, R: int, V: int) -> list[float]:

@@ -113,8 +113,8 @@ def tile(D: int) -> dict[str, int]:
 
 
 def threads(LINES: int, BLOCK: int) -> int:
-    """8 numbers each: in bfloat16, one access of 16 bytes. At up to 64 registers, 1,024 threads or more fit
-    on an SM, and keep 48 KB in flight on the way back."""
+    """8 numbers each: in bfloat16, one access of 16 bytes. 1,024 threads or more fit on an SM, and keep 40 KB
+    in flight on the way back."""
     return LINES * BLOCK // 8
 
 

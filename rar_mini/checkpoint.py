@@ -50,7 +50,7 @@ BEFORE = {"answers": "full", "cut_answers": "train"}
 FREE = {"design", "judging", "preset", "steps", "max_usd", "out", "track", "save_every", "keep", "show_every"}
 FREE |= {"data", "recipe", "prompts", "policy", "prices", "base_url", "concurrency", "timeout", "rpm", "tpm"}
 FREE |= {"retries", "cache", "device", "judge_device", "reference_device", "tokens_per_batch", "cache_mb"}
-FREE |= {"graph", "attention", "checkpoint_activations", "max_judge_failures"}
+FREE |= {"graph", "attention", "checkpoint_activations", "checkpoint_layers", "max_judge_failures"}
 """Settings that may change in a run: what they name is compared by its content, or they change no number
 beyond rounding."""
 MANIFEST = "trainer/state.json"

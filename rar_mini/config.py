@@ -201,6 +201,9 @@ class Config:
     checkpoint_activations: bool = False
     """keep no layer's activations for the backward pass but compute them again: less memory, a third more
     work"""
+    checkpoint_layers: Annotated[int | Literal["auto"] | None, Within(0, 1000)] = None
+    """in place of --checkpoint-activations: so many layers, the first ones, keep none; auto: as few as the
+    GPU's free memory allows by the count of --plan, and none on a CPU"""
     device: str = "auto"
     """cpu, cuda, or auto"""
 
@@ -256,6 +259,16 @@ class Config:
     def supervised(self) -> bool:
         """Whether a step learns from reference answers, with neither rollouts nor rewards."""
         return self.method == "sft"
+
+    def checkpointed(self, layers: int) -> int:
+        """How many of a model's layers keep no activations. Raises ValueError if it has fewer than that."""
+        asked = self.checkpoint_layers
+        assert asked != "auto", "setup.settle decides"
+        if asked is None:
+            return layers if self.checkpoint_activations else 0
+        if asked > layers:
+            raise ValueError(f"--checkpoint-layers {asked}: expected at most {layers}, the model's layers")
+        return asked
 
 
 PRESETS = {

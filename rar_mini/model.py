@@ -204,15 +204,16 @@ def pin(part: nn.Module) -> None:
 class Decoder(nn.Module):
     """Token ids to hidden states. Logits are `hidden @ decoder.head.T`, taken by callers only where needed.
 
-    With `checkpointing` on, a layer keeps only its input for the backward pass and computes the rest again
-    then. That costs a second forward pass, and calls `attend` a second time: it must not write to a cache.
+    The first `checkpointed` layers keep only their input for the backward pass and compute the rest again
+    then. That costs their forward pass once more, and calls `attend` a second time: it must not write to a
+    cache. The first, because their turn comes last, when what the others have kept is gone.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
         refuse_unsupported(config)
         self.config = config
-        self.checkpointing = False
+        self.checkpointed = 0
         V, D, eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
         self.model = nn.ModuleDict()
         # No padding_idx: transformers sets it, which silences the gradient of the pad token's embedding.
@@ -270,8 +271,8 @@ class Decoder(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         cos, sin = (torch.cat(pair, -1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))  # (T, 1, d)
         delta = None
-        for layer in self.model["layers"]:
-            if self.checkpointing and torch.is_grad_enabled():
+        for number, layer in enumerate(self.model["layers"]):
+            if number < self.checkpointed and torch.is_grad_enabled():
                 if delta is not None:
                     x, delta = x + delta, None  # one tensor to keep, not two
                 # Nothing here draws random numbers, so there is no generator to rewind.

@@ -209,7 +209,7 @@ def prepare(
         actor = replace(actor, base=base, merge=config.lora_save == "merged")
         if checkpoint:
             lora.load(actor.model, actor.adapters(checkpoint))
-    actor.model.checkpointing = config.checkpoint_activations
+    actor.model.checkpointed = config.checkpointed(actor.model.config.num_hidden_layers)
     if not (config.beta or compared):
         return actor, None
     if adapted:

@@ -167,7 +167,9 @@ def settle(config: Config) -> tuple[Config, str]:
     settled = {"policy": name, "data": source, "revision": revision}
     settled |= {"judge": judge, "gold_judge": tuple(gold)}
     settled |= _auto(config)
-    return dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day), why
+    config = dataclasses.replace(config, **settled, recipe=own, device=device, group_size=G, day=day)
+    layers = ranks.first(lambda: memory.checkpoint_layers(config))
+    return dataclasses.replace(config, checkpoint_layers=layers), why
 
 
 def _auto(config: Config) -> dict[str, str]:

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "train_rollouts": 3,
     "lora_targets": ("q_proj", "down_proj"),
     "mismatch_cap": 2.0,
+    "checkpoint_layers": "auto",
     "day": "2026-02-28",
     "track": "wandb",
     "out": Path("/tmp/run with spaces"),

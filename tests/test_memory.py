@@ -144,6 +144,30 @@ def test_a_remedy_is_enough_and_no_more_than_that(changes: dict[str, Any]) -> No
             assert not fits(replace(mended, **{name: own})), f"{remedy} has more than it needs"
 
 
+def test_auto_checkpoints_as_few_layers_as_fit(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Not one of them more, none where all fit, and all where nothing helps."""
+    words = ("--preset", "paper", "--policy", config_only(tmp_path, qwen7()), "--checkpoint-layers")
+    said = planned_json(capsys, "--gpu", 80, *words, "auto")
+    layers = said["settings"]["checkpoint_layers"]
+    assert 0 < layers < 28 and not said["obstacles"]
+    assert said["training"][f"{layers} of 28 layers checkpointed"] == said["phases"]["training"]
+    assert planned_json(capsys, "--gpu", 80, *words, layers)["phases"] == said["phases"]
+    assert planned_json(capsys, "--gpu", 80, *words, layers - 1)["obstacles"]
+    assert planned_json(capsys, "--gpu", 300, *words, "auto")["settings"]["checkpoint_layers"] == 0
+    assert planned_json(capsys, "--gpu", 40, *words, "auto")["settings"]["checkpoint_layers"] == 28
+    with pytest.raises(ValueError, match="--checkpoint-layers 29: expected at most 28, the model's layers"):
+        train.main(["--plan", "--gpu", "80", *words, "29"])
+
+
+def test_a_run_takes_what_its_gpu_has_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, of which nobody knows what is free, none."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 2**30, 2**37))
+    config = replace(PRESETS["paper"], policy=config_only(tmp_path, qwen7()), checkpoint_layers="auto")
+    assert 0 < memory.checkpoint_layers(replace(config, device="cuda")) < 28
+    assert memory.checkpoint_layers(replace(config, device="cpu")) == 0
+    assert memory.checkpoint_layers(replace(config, device="cpu", checkpoint_layers=None)) is None
+
+
 def test_no_option_puts_seven_billion_on_a_small_gpu() -> None:
     """Its weights alone are 15 GB; where they fit, adapters do."""
     m, options = Model(qwen7()), replace(PRESETS["paper"], device="cuda")
@@ -261,7 +285,7 @@ def test_a_table_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture) 
     said = capsys.readouterr().out
     for part in (*memory.PARTS, "peak", "room"):
         assert f"\n  {part}" in said
-    assert "it does not fit: training needs" in said and "what makes it fit: --checkpoint-activations" in said
+    assert "it does not fit: training needs" in said and "what makes it fit: --checkpoint-layers auto" in said
     with pytest.raises(ValueError, match="--gpu 0: expected the memory of a GPU in GiB"):
         train.main(["--plan", "--gpu", "0", *words])
     with pytest.raises(ValueError, match="no option --group-sizes: did you mean --group-size"):

@@ -33,7 +33,7 @@ from rar_mini import lora, prefix, pretrained, sampler, setup
 from rar_mini.config import TARGETS, Config
 from rar_mini.judging import local as local_judge
 from rar_mini.judging.wires import Worded
-from rar_mini.kernels import adamw, decode, draw, logprob, rope
+from rar_mini.kernels import adamw, decode, draw, logprob, norm, rope, swiglu
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prompts import JudgePrompts
@@ -101,6 +101,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Tracker:
     launch = type("Launch", (), {"__getitem__": lambda self, grid: lambda *args, **options: None})()
     kernels = {logprob: ("_statistics", "_gradient"), adamw: ("_adamw", "_add")}
     kernels |= {decode: ("_pieces", "_join"), rope: ("_rotate",), draw: ("_slices", "_choose")}
+    kernels |= {norm: ("_norm_forward", "_norm_backward"), swiglu: ("_swiglu_forward", "_swiglu_backward")}
     for module, names in kernels.items():
         monkeypatch.setattr(module, "use_kernel", lambda tensor: True)
         for name in names:
@@ -132,7 +133,7 @@ def traced_step(tracker: Tracker, config: PretrainedConfig, options: Config) -> 
         reference.visit()
     elif options.beta:
         reference = hollow(config, dtype)
-    model.checkpointing = options.checkpoint_activations
+    model.checkpointed = options.checkpointed(config.num_hidden_layers)
     optimizer = adamw.AdamW(model.parameters(), 1e-5)
     for p in (p for p in model.parameters() if p.requires_grad):
         optimizer.state[p].update(step=1, m=torch.zeros_like(p), v=torch.zeros_like(p))
@@ -247,6 +248,15 @@ def test_training(
     options = options_of(shape, dtype=dtype, checkpoint_activations=checkpointed)
     peak = traced_step(traced, THIN[name], options)
     within(memory.plan(Model(THIN[name]), options)["training"], peak)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [2, 5])
+def test_training_with_some_layers_checkpointed(layers: int, traced: Tracker) -> None:
+    """Of six. With five the last one's activations go before the first of the others computes its own."""
+    options = options_of(SHAPES[0], dtype="bfloat16", checkpoint_layers=layers)
+    peak = traced_step(traced, THIN["smollm2"], options)
+    within(memory.plan(Model(THIN["smollm2"]), options)["training"], peak)
 
 
 @pytest.mark.slow

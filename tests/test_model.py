@@ -180,21 +180,22 @@ def test_attend_is_handed_few_heads_and_the_layer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointing_changes_no_number(name: str, tmp_path: Path) -> None:
     _, ours = pair(name, tmp_path)
-    gradients, calls = {}, {}
-    for on in (False, True):
-        ours.checkpointing, calls[on] = on, 0
+    gradients, again = {}, {}
+    for layers in range(4):
+        ours.checkpointed, calls = layers, []
         ours.zero_grad()
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, on: bool = on) -> Tensor:
-            calls[on] += 1
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, calls: list[int] = calls) -> Tensor:
+            calls.append(layer)
             return reference_attention(layer, q, k, v)
 
         ours(some_ids(9), torch.arange(9), attend).square().sum().backward()
         parts = ours.model.named_parameters()  # without the head, which was not asked
-        gradients[on] = {name: parameter.grad.clone() for name, parameter in parts}
-    assert calls == {False: 3, True: 6}  # it really computed the layers again
-    for parameter, gradient in gradients[False].items():
-        assert torch.equal(gradient, gradients[True][parameter]), parameter
+        gradients[layers] = {name: parameter.grad.clone() for name, parameter in parts}
+        again[layers] = calls[3:]
+    assert again == {0: [], 1: [0], 2: [1, 0], 3: [2, 1, 0]}  # what the backward pass computed anew
+    for parameter, gradient in gradients[0].items():
+        assert all(torch.equal(gradient, gradients[n][parameter]) for n in gradients), parameter
 
 
 def test_the_pad_token_learns(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from test_train import numbers, options, records
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import train
-from rar_mini import grpo, model, sampler
+from rar_mini import grpo, model, policy, sampler
 from rar_mini.config import PRESETS, Config, Options
 from rar_mini.hub import RELEASED
 from rar_mini.judging import local as local_judge
@@ -410,16 +410,40 @@ def test_what_costs_or_saves_memory_changes_no_number(
 
     for out, extra in (
         ("plain", []),
+        ("some", "--checkpoint-layers 1".split()),
         ("lean", "--checkpoint-activations --no-graph --attention loop --reference-device cpu".split()),
     ):
         kept.append(0)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             words = options(tiny, questions, tmp_path / out, **NEVER | {"steps": 2, "beta": 0.1})
             train.main([*words, *extra])
-        seen = {"graph": not extra, "attention": "loop" if extra else "auto"}
-        assert handed == seen | ({"visits": True} if extra else {})
-    assert numbers(tmp_path / "lean") == numbers(tmp_path / "plain")
-    assert kept[1] < 0.5 * kept[0], kept
+        lean = out == "lean"
+        seen = {"graph": not lean, "attention": "loop" if lean else "auto"}
+        assert handed == seen | ({"visits": True} if lean else {})
+        assert numbers(tmp_path / out) == numbers(tmp_path / "plain")
+    plain, some, least = kept
+    assert some < 0.8 * plain and least < 0.5 * plain, kept
+
+
+@pytest.mark.parametrize(("asked", "layers"), [("1", 1), ("auto", 0)])
+def test_a_run_that_goes_on_keeps_its_checkpointed_layers(
+    tiny: Path, tmp_path: Path, questions: Path, monkeypatch: pytest.MonkeyPatch, asked: str, layers: int
+) -> None:
+    """Its settings have the number that was taken; on a CPU, auto takes none."""
+    taken, prepare = [], policy.prepare
+
+    def prepared(*words: Any) -> Any:
+        pair = prepare(*words)
+        taken.append(pair[0].model.checkpointed)
+        return pair
+
+    monkeypatch.setattr(policy, "prepare", prepared)
+    run = tmp_path / "run"
+    changes = NEVER | {"steps": 1, "save_every": 1, "checkpoint_layers": asked}
+    train.main(options(tiny, questions, run, **changes))
+    assert json.loads((run / "config.json").read_text())["settings"]["checkpoint_layers"] == layers
+    train.main(["--resume", str(run), "--steps", "2"])
+    assert taken == [layers, layers]
 
 
 def test_adapters_are_as_asked(tiny: Path, tmp_path: Path, questions: Path) -> None:
@@ -491,7 +515,7 @@ HELD_BY = {
     "test_batches_change_no_number_beyond_rounding": "tokens_per_batch",
     "test_the_cache_of_the_sampler_has_a_bound": "cache_mb",
     "test_what_costs_or_saves_memory_changes_no_number": "graph attention checkpoint_activations "
-    "reference_device",
+    "reference_device checkpoint_layers",
     "test_bfloat16_trains_and_its_weights_move": "dtype",
     "test_two_steps": "device",
     "test_adapters_are_as_asked": "lora_rank lora_alpha lora_targets lora_save",

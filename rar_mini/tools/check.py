@@ -561,7 +561,7 @@ def memory_(b: Bench) -> tuple[str, Numbers]:
     full = 2 * (config.max_prompt_tokens + config.group_size * config.max_new_tokens)
     config = replace(config, tokens_per_batch=full, cache_mb=8192, checkpoint_activations=big)
     decoder = b.decoder()
-    decoder.checkpointing = big
+    decoder.checkpointed = config.checkpointed(len(decoder.model["layers"]))
     peaks = peaks_of(b, config, decoder)
     planned = {phase: parts["peak"] for phase, parts in memory.plan(memory.read(b.name), config).items()}
     off = {phase: peaks[phase] / planned[phase] - 1 for phase in ("sampling", "training")}
@@ -591,7 +591,7 @@ def speed(b: Bench) -> tuple[str, Numbers]:
     config = replace(Config(), lr=1e-6, max_new_tokens=c, tokens_per_batch=8192 if b.on_gpu else 2048)
     t = training(decoder, replace(config, device=b.device, dtype=b.dtype, policy=b.name))
     if b.random == "7b":
-        decoder.checkpointing = True
+        decoder.checkpointed = len(decoder.model["layers"])
     with backend.plain():
         drawn_rollouts(decoder, work, c)  # to warm up
         _, beside = timed(partial(drawn_rollouts, decoder, work, c))
@@ -607,7 +607,7 @@ def speed(b: Bench) -> tuple[str, Numbers]:
         if b.on_gpu:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    passes = 4 if decoder.checkpointing else 3
+    passes = 4 if decoder.checkpointed else 3
     least = passes * 2 * weights * P * (n + G * c) / multiplied
     numbers = {"decoded_per_second": P * G * c / decoded, "trained_per_second": P * (n + G * c) / taken[-1]}
     numbers |= {"of_reading": read / decoded, "of_products": least / taken[-1]}

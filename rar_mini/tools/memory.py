@@ -8,14 +8,14 @@ instants; a part stands in the table as high as it gets, which need not be at th
 bytes, with A = H d and B = KV d, a token takes
 
     2 layers B s                                 in the cache
-    2 (4 + 2 s) D + s (2 A + 2 B + 4 F) + 4 H    in a layer that keeps it for the backward pass
-    s D                                          in one that computes it again
+    4 s D + s (2 A + 2 B + 2 F) + 4 H            in a layer that keeps it for the backward pass
+    s D                                          in one that computes it again (--checkpoint-layers)
 
-The second line is two norms, each with its input in float32 and, in the weights' dtype, the normed copy and
-the scaled one; queries, keys, values and what attention makes of them; gate, silu(gate), up and their
-product; and the sums of attention. Frozen weights need no normed copies, nor what they are multiplied with;
-an adapter needs its input and r numbers (x A^T). tests/test_memory_traced.py holds each phase against the
-code itself, traced.
+The second line is two norms, each with its input and what it makes of it; queries, keys, values and what
+attention makes of them; gate and up; and the sums of attention. Frozen weights need nothing of what they are
+multiplied with; an adapter needs its input and r numbers (x A^T). A CPU has no kernels for norms and SwiGLU:
+there a norm keeps 4 D more, its input in float32 beside a normed copy, and SwiGLU s 2 F more.
+tests/test_memory_traced.py holds each phase against the code itself, traced.
 
 Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. A plan
 leaves room for what it cannot know: the CUDA context and the workspaces of libraries (RESERVE), and the holes
@@ -87,14 +87,15 @@ class Model:
 
     def kept(self, s: int, config: Config) -> int:
         """Bytes a token that a layer keeps for its backward pass."""
-        frozen, targets = config.lora_rank > 0, config.lora_targets
-        normed = 0 if frozen else s
+        frozen, targets, plain = config.lora_rank > 0, config.lora_targets, on_cpu(config)
         widths = 2 * self.D + (self.A + self.B if self.qk_norms else 0)
+        norms = (4 + (0 if frozen else s)) * widths if plain else s * widths
         read = {("q_proj", "k_proj", "v_proj"): self.D, ("gate_proj", "up_proj"): self.D}
-        read |= {("down_proj",): self.F}  # attention keeps o_proj's input
+        if plain or frozen:  # else the kernel makes it again; and attention keeps o_proj's input
+            read |= {("down_proj",): self.F}
         inputs = sum(width for names, width in read.items() if not frozen or {*names} & {*targets})
-        low = config.lora_rank * len(targets)
-        return (4 + normed) * widths + s * (inputs + low + 2 * self.A + 2 * self.B + 3 * self.F) + 4 * self.H
+        low, wide = config.lora_rank * len(targets), 3 if plain else 2
+        return norms + s * (inputs + low + 2 * self.A + 2 * self.B + wide * self.F) + 4 * self.H
 
     def adapters(self, config: Config) -> int:
         """How many numbers the adapters have."""
@@ -104,8 +105,9 @@ class Model:
         return self.layers * config.lora_rank * sum(sizes[name] for name in config.lora_targets)
 
     def passing(self, s: int) -> int:
-        """Bytes a token in a layer that keeps nothing, at its highest: three widths of the feed-forward."""
-        return 3 * s * (self.D + self.F)
+        """Bytes a token in a layer that keeps nothing, at its highest: three widths of the feed-forward, and
+        four of the residual stream, of which two are what the layer was given."""
+        return s * (4 * self.D + 3 * self.F)
 
 
 def judge_of(spec: str) -> Model | None:
@@ -245,22 +247,27 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     loops = config.attention == "loop" or on_cpu(config)
     plain = 4 * (m.H * (n + c) + m.A + 2 * m.A * (n + c) // c) if loops else 0
     layer = T * (m.kept(s, config) + plain)
-    kept = T * s * m.D * m.layers if config.checkpoint_activations else layer * m.layers
-    again = layer if config.checkpoint_activations else 0
+    again = config.checkpointed(m.layers)  # layers
+    kept = again * T * s * m.D + (m.layers - again) * layer
     # The final norm, the head's rows, cos and sin.
-    ends = T * ((4 + (1 if frozen else 2) * s) * m.D + 2 * s * m.A // m.H)
-    # Gradients within a feed-forward: three widths, one of which takes the memory of down_proj's input.
-    wide = 3 if frozen and "down_proj" not in config.lora_targets else 2
-    moving = s * (wide * m.F * T + (0 if frozen else m.F * m.D) + 2 * m.D * T)
+    norm = (4 + (0 if frozen else s)) * m.D if on_cpu(config) else s * m.D
+    ends = T * (norm + s * m.D + 2 * s * m.A // m.H)
+    # Gradients within a feed-forward: three widths, one of which takes the memory of down_proj's input where
+    # that was kept; then its weight's gradient, before which a GPU makes that input again.
+    spared = "down_proj" in config.lora_targets if frozen else on_cpu(config)
+    wide = (2 if spared else 3) * T + (0 if frozen else m.D if on_cpu(config) else max(m.D, T))
+    moving = s * (m.F * wide + 2 * m.D * T)
     fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
     chunks = -(-T // fit)
     chunk = -(-T // chunks) * m.V * s
     # Over several chunks a bfloat16 gradient adds up in float32, and each product stands beside it.
     summed = head if chunks == 1 or s == 4 else head * (4 + s) // s
     before, first, last = (0, head - waits, gradients - head) if alone else [gradients] * 3
+    border = last - (last - first) * again // m.layers  # when the layers above those are done
     held = {"gradients": before, "activations": kept + ends, "log-prob chunk": chunk}
     yield held | {"head gradient": summed, "activations": kept + ends + T * s * m.D}
-    yield {"gradients": first, "head gradient": waits, "activations": kept + again + moving}
+    yield {"gradients": first, "head gradient": waits, "activations": kept + moving}
+    yield {"gradients": border, "head gradient": waits, "activations": again * T * s * m.D + layer + moving}
     yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
     # The embedding's gradient; if the head is tied, also the head's and their sum.
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
@@ -279,6 +286,7 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
 
 def obstacles(m: Model, config: Config, room: float, judges: Sequence[Model] = ()) -> list[str]:
     """What keeps a run out of `room` bytes, in words; nothing if it fits."""
+    config = replace(config, checkpoint_layers=fewest(m, config, room, judges))
     peaks = {phase: parts["peak"] for phase, parts in plan(m, config, judges=judges).items()}
     reasons = [f"{phase} needs {gb(peak)} GB" for phase, peak in peaks.items() if peak > room]
     if rollout(m, config) > config.cache_mb:
@@ -286,6 +294,18 @@ def obstacles(m: Model, config: Config, room: float, judges: Sequence[Model] = (
     if config.max_new_tokens >= m.window:
         reasons.append(f"an answer of {config.max_new_tokens} tokens fills the model's window of {m.window}")
     return reasons
+
+
+def fewest(m: Model, config: Config, room: float, judges: Sequence[Model] = ()) -> int | None:
+    """What --checkpoint-layers auto means: the fewest with which training fits, or all if it never does."""
+    if config.checkpoint_layers != "auto":
+        return config.checkpoint_layers
+
+    def peak(layers: int) -> int:
+        tried = replace(config, checkpoint_layers=layers)
+        return plan(m, tried, judges=judges)["training"]["peak"]
+
+    return next((n for n in range(m.layers) if peak(n) <= room), m.layers)
 
 
 def rollout(m: Model, config: Config) -> int:
@@ -321,7 +341,7 @@ def limits(m: Model, config: Config, fits: Fits) -> dict[str, int | None]:
 
 def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
     """The smallest sets of options that make a run fit, with values as near to the run's own as can be."""
-    least = {"checkpoint_activations": True, "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
+    least = {"checkpoint_layers": "auto", "tokens_per_batch": 1, "cache_mb": rollout(m, config)}
     answer = min(-(-config.max_new_tokens // 8), m.window - 1)
     least |= {"group_size": min(config.train_rollouts or 2, config.group_size), "max_new_tokens": answer}
     least |= {"reference_device": "cpu"} if copied(config) else {}
@@ -334,7 +354,7 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
             if fits(tried):
                 for name in names:  # raise them again, one after the other
                     own = getattr(config, name)
-                    if isinstance(own, int) and least[name] < own:
+                    if isinstance(own, int) and least[name] != "auto" and least[name] < own:
                         tried = replace(tried, **{name: largest(fits, tried, name, least[name], own)})
                 sets.append({name: getattr(tried, name) for name in names})
         if sets:
@@ -345,20 +365,39 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
 # --- the plan in words --------------------------------------------------------------------------------------
 
 
+def inhabitants(config: Config, gpu: float) -> tuple[Model, int, list[Model]]:
+    """The policy and the local judges that share a GPU of `gpu` bytes, and the room there, in the middle."""
+    specs = () if config.judging.judge_device == "cpu" else (config.judge, *config.gold_judge)
+    return read(config.policy), int(gpu * (1 - HOLES)) - RESERVE, list(filter(None, map(judge_of, specs)))
+
+
+def checkpoint_layers(config: Config) -> int | None:
+    """A run's --checkpoint-layers; auto goes by what its GPU has free. On a CPU it takes none: nobody knows
+    what is free there, and to compute again costs time."""
+    if config.checkpoint_layers != "auto":
+        return config.checkpoint_layers
+    if on_cpu(config):
+        return 0
+    m, room, judges = inhabitants(config, torch.cuda.mem_get_info(config.device)[0])
+    return fewest(m, config, room, judges)
+
+
 def document(config: Config, gpu: float) -> dict[str, Any]:
     """All there is to say about a run on a GPU of `gpu` bytes, in bytes; `table` says it in words."""
     config = replace(config, group_size=1) if config.supervised else config
-    m, room = read(config.policy), int(gpu * (1 - HOLES)) - RESERVE
-    specs = () if config.judging.judge_device == "cpu" else (config.judge, *config.gold_judge)
-    judges = list(filter(None, map(judge_of, specs)))
+    m, room, judges = inhabitants(config, gpu)
 
     def fits(tried: Config) -> bool:
         return not obstacles(m, tried, room, judges)
 
-    def trained(on: bool) -> Parts:
-        return plan(m, replace(config, checkpoint_activations=on), judges=judges)["training"]
+    def trained(layers: int) -> Parts:
+        return plan(m, replace(config, checkpoint_layers=layers), judges=judges)["training"]
 
-    reasons = obstacles(m, config, room, judges)
+    asked, reasons = config, obstacles(m, config, room, judges)
+    config = replace(config, checkpoint_layers=fewest(m, config, room, judges))
+    some = config.checkpointed(m.layers)
+    ways = {"checkpointed activations": m.layers, "all activations": 0}
+    ways |= {f"{some} of {m.layers} layers checkpointed": some} if some not in ways.values() else {}
     return {
         "settings": to_json(config),
         "parameters": m.parameters,
@@ -366,10 +405,10 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
         "gpu": int(gpu),
         "room": room,
         "phases": plan(m, config, judges=judges),
-        "training": {"checkpointed activations": trained(True), "all activations": trained(False)},
+        "training": {how: trained(layers) for how, layers in ways.items()},
         "obstacles": reasons,
-        "remedies": remedies(m, config, fits) if reasons else [],
-        "largest": limits(m, config, fits),
+        "remedies": remedies(m, asked, fits) if reasons else [],
+        "largest": limits(m, asked, fits),
     }
 
 

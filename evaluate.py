@@ -268,6 +268,7 @@ def audited(
     with opened.texts():
         jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
     print(f"panel     {', '.join(panel)} after {config.judge}, method {config.method}")
+    panel = tuple(choose(spec)[0] for spec in panel)
     made = recipe.make(config.recipe, config)
     result = audit.report(run, made, jurors)
     result |= {"gap": selfgap.report(opened, made, jurors, gap)} if gap else {}

@@ -453,6 +453,20 @@ def each_record(
         yield row, end
 
 
+def newest(model: str) -> str:
+    """What a model's name means: in place of a run's folder its newest checkpoint, else the name itself.
+    Raises ValueError for a run without a checkpoint."""
+    folder = Path(model).expanduser()
+    if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
+        if checkpoints := Run(folder).checkpoints():
+            return str(checkpoints[-1])
+        if (folder / "rollouts.jsonl").exists():
+            raise ValueError(
+                f"{folder} is a run without a checkpoint: expected one (--save-every), or a model"
+            )
+    return model
+
+
 def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint; None for anything else, such as step-8-backup, a file, or a link to a folder
     that others may need."""

@@ -174,13 +174,20 @@ def finite(number: float) -> float | None:
 
 
 def choose(spec: str, checked: bool = False) -> tuple[str, str]:
-    """Resolve the judge `auto`, and say why: (spec, reason). `checked` says that every item has a check.
-    Raises ValueError for a key in the place of a name, and for no name at all."""
+    """Resolve the judge `auto`, or `local:RUN` to a checkpoint, and say why: (spec, reason). `checked` says
+    that every item has a check. Raises ValueError for a key in the place of a name, for no name at all, and
+    for a run without a checkpoint."""
     if not spec.strip():
         raise ValueError(
             "the judge's name is empty: expected auto, keyword, rules, or KIND:NAME; is a variable unset?"
         )
     refuse_key("the judge's name", spec)
+    kind, _, name = spec.partition(":")
+    if kind == "local":
+        from rar_mini.checkpoint import newest  # seconds of imports that no other judge needs
+
+        if (found := newest(name)) != name:
+            return f"local:{found}", f"the newest checkpoint of {name}"
     if spec != "auto":
         return spec, "as asked"
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):

@@ -272,3 +272,18 @@ def test_a_reference_is_needed_where_the_method_compares(tmp_path: Path) -> None
     asker.check(examples[::2])
     for method in sorted({*judges.METHODS} - {"reference-likert"}):
         asker.by(method).check(examples)
+
+
+def test_a_run_that_is_named_as_a_judge_is_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 10):
+        (tmp_path / "run" / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    run, model = tmp_path / "run", tmp_path / "model"
+    newest = f"local:{run}/checkpoints/step-10"
+    assert judges.choose(f"local:{run}") == (newest, f"the newest checkpoint of {run}")
+    assert judges.choose(newest) == (newest, "as asked")
+    for spec in (f"local:{model}", "local:smollm2-135m", f"local:{'x' * 5000}", f"chat:{run}"):
+        assert judges.choose(spec) == (spec, "as asked")
+    model.mkdir()
+    (model / "rollouts.jsonl").touch()
+    with pytest.raises(ValueError, match="model is a run without a checkpoint: expected one"):
+        judges.choose(f"local:{model}")

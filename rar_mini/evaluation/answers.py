@@ -26,7 +26,7 @@ import torch
 from pydantic import ValidationError
 
 from rar_mini import forms, policy, prompts, ranks, sampler
-from rar_mini.checkpoint import Run, refuse_damaged
+from rar_mini.checkpoint import newest, refuse_damaged
 from rar_mini.config import Asking
 from rar_mini.data import Example, Name
 from rar_mini.files import cut_half_line, digest, lines, locked
@@ -107,10 +107,8 @@ class Answering:
         home = Path("evaluations") / re.sub(r"[^\w.-]+", "-", name).strip("-.")
         if self.responses:
             name, home = str(self.responses), self.responses.with_suffix("")
-        elif checkpoints := Run(path).checkpoints():
-            name, home = str(checkpoints[-1]), path
-        elif (path / "rollouts.jsonl").exists():
-            raise ValueError(f"{path} is a run without a checkpoint: expected one (--save-every), or a model")
+        elif (found := newest(name)) != name:
+            name, home = found, path
         elif path.parent.name == "checkpoints":
             home = path.parent.parent
         return name, self.out or home

@@ -125,7 +125,12 @@ def steps(row: Row) -> float:
     return float(reached[0] + 5 if len(reached) else len(curve) + 1)
 
 
-NUMBERS = {"truth": truth, "steps": steps}
+def auc(row: Row) -> float:
+    """The AUC of the verdicts by which it was trained."""
+    return row["auc"]
+
+
+NUMBERS = {"truth": truth, "steps": steps, "auc": auc}
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Result:
     @property
     def verdict(self) -> str:
         """What the seeds say of the claim; nothing without one."""
-        margin = paired.MARGIN if self.of.number == "truth" else 1.0
+        margin = 1.0 if self.of.number == "steps" else paired.MARGIN
         return paired.verdict(self.low, self.high, margin) if self.of.claim else ""
 
 
@@ -198,7 +203,7 @@ def table(compared: Sequence[Result]) -> list[tuple[str, ...]]:
     """The lines of the table of comparisons."""
     lines = [HEAD]
     for each in compared:
-        of, form = each.of, ".3f" if each.of.number == "truth" else ".1f"
+        of, form = each.of, ".1f" if each.of.number == "steps" else ".3f"
         other = "baseline" if of.against_baseline else str(of.other)
         numbers = (f"{each.mean:{form}}", f"{each.other:{form}}")
         gap = f"{each.value:+{form}} [{each.low:+{form}}, {each.high:+{form}}]"
@@ -248,8 +253,8 @@ def page(compared: Sequence[Result], rows: Sequence[Row], form: Form) -> str:
     return (
         f"{form.seeds} seeds, {form.steps} steps of 4 x 16 answers; intervals are 95 %, over seeds. Numbers\n"
         "are truths of fresh answers to held-out questions after training, or steps until five in a row\n"
-        f"have a mean truth of {LEVEL} on training questions. A training that never gets there counts as "
-        f"{form.steps + 1}.\n\n"
+        f"have a mean truth of {LEVEL} on training questions; a training that never gets there counts as "
+        f"{form.steps + 1}.\nThose of judges are the AUC of verdicts on careless answers.\n\n"
         f"The baseline under each condition:\n\n{markdown(baselines(rows))}\n"
         f"Recipes less what they are compared with:\n\n{markdown(table(compared))}\n"
         "![Truth after training, and what it is compared with](../figures/lab.png)\n\n"

@@ -38,9 +38,11 @@ from transformers import LlamaConfig
 
 import train
 from lab.delay import Noisy, Rates
+from lab.gcpo import GCPO
 from rar_mini import data, files, grpo, recipe
 from rar_mini.config import PRESETS, Config
 from rar_mini.data import Example
+from rar_mini.evaluation import agreement
 from rar_mini.judging import rules
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.kernels.adamw import AdamW
@@ -271,6 +273,80 @@ class Witness(Wrapper):
 
     def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
         of = truth(examples, responses)
+# --- a judge that learns ------------------------------------------------------------------------------------
+
+
+def features(item: Criterion, response: str) -> list[float]:
+    """What a reader sees of an answer under an item: whether its fact and the opposite are stated, length and
+    padding; once for pitfalls and once for other items."""
+    words, fact = response.split(), item.description
+    counts = len(words) / ROOM, words.count(PADDING) / ROOM
+    seen = [1.0, float(fact in words), float(opposite(fact) in words), *counts]
+    nothing = [0.0] * len(seen)
+    return [*nothing, *seen] if item.asks_avoidance else [*seen, *nothing]
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A logistic judge, as a policy that says yes or no."""
+
+    weights: Tensor  # (F,)
+
+    def chance(self, seen: Tensor) -> Tensor:
+        """The probability of a yes to features (..., F): (...,)."""
+        return (seen @ self.weights).sigmoid()
+
+
+def parted(example: Example, random: np.random.Generator) -> list[list[float]]:
+    """The features, (2, F), of two careless answers to a question: the first is good on an item, the second
+    is not."""
+    while True:
+        answers = [Writer.decode(Writer, careless(example, random)) for _ in range(3)]
+        verdict = np.array([true_verdicts(example, answer) for answer in answers])  # (3, K)
+        if len(parts := np.flatnonzero(verdict.min(0) < verdict.max(0))):
+            k = random.choice(parts)
+            best, worst = verdict[:, k].argmax(), verdict[:, k].argmin()
+            return [features(example.rubric.criteria[k], answers[n]) for n in (best, worst)]
+
+
+@lru_cache(maxsize=4)
+def grader(steps: int, seed: int) -> Grader:
+    """A grader that goes by length, after so many steps of gcpo on pairs of careless answers to training
+    questions. It sees neither the policy that it will judge nor the held-out questions."""
+    config, random = settings(steps, seed), np.random.default_rng(seed)
+    P, G, own = config.prompts_per_step, config.group_size, GCPO(config=config)
+    drawn, known = torch.Generator().manual_seed(seed), questions(seed)["train"]
+    judge = Grader(torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0] * 2))
+    for _ in range(steps):
+        chosen = [known[i] for i in random.integers(len(known), size=P)]
+        seen = torch.tensor([parted(example, random) for example in chosen])  # (P, 2, F)
+        p = judge.chance(seen)[..., None].expand(P, 2, G // 2)
+        yes = torch.bernoulli(p, generator=drawn)
+        scores = Scores((1 + yes.view(P, G, 1)) / 3, torch.ones(P, 1), torch.full((P, G), NAN), [])
+        rollouts = Rollouts(chosen, [], [], [], scores, own.reward(scores))
+        adv = own.advantage(rollouts).view(P, 2, G // 2)
+        step = (adv * (yes - p)).mean(-1, keepdim=True) * seen  # (P, 2, F), the policy gradient
+        judge.weights.add_(10 * step.mean((0, 1)))
+    return judge
+
+
+class Trained(Wrapper):
+    """A judge that is a grader."""
+
+    def __init__(self, grader: Grader) -> None:
+        super().__init__()
+        self.grader = grader
+
+    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
+        of = truth(examples, responses)  # for its weights
+        verdict = torch.full_like(of.verdict, NAN)
+        for p, example in enumerate(examples):
+            items = example.rubric.criteria
+            seen = torch.tensor([[features(item, text) for item in items] for text in responses[p]])
+            verdict[p, :, : len(items)] = self.grader.chance(seen)  # (G, K)
+        return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
+
+
         verdict = of.verdict.masked_fill((of.weight == 0)[:, None], NAN)
         return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
 
@@ -318,11 +394,12 @@ class Condition:
             items = tuple(dataclasses.replace(item, description=item.description[0]) for item in items)
         rubric = Rubric((*items, *self.more, *([self.rule] if self.rule else ())))
         row = {"hidden": {"passage": DOCUMENT + example.reference}}
+    trained: int | None = None  # the judge is a grader, after so many steps of gcpo
         return dataclasses.replace(example, rubric=rubric, row=row)
 
     def make_judge(self, state: dict[str, Any], seed: int) -> JudgeLike:
         """The judge, whose errors are drawn anew for each `state["step"]`."""
-        made = self.judge()
+        made = self.judge() if self.trained is None else Trained(grader(self.trained, seed))
         if self.noise:
             made = Noisy(made, *self.noise, state=state, seed=seed)
         return Wrapper(made, self.beside()) if self.beside else made
@@ -365,8 +442,10 @@ CONDITIONS = {
 SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
 """What a recipe's file says of itself; it changes no training."""
 
-SHARED = (__name__, "lab.delay", "train", "rar_mini.grpo", "rar_mini.model", "rar_mini.sampler")
+SHARED = (__name__, "lab.delay", "lab.gcpo", "train", "rar_mini.grpo", "rar_mini.model", "rar_mini.sampler")
 """Files whose code every training here runs."""
+    "untrained-judge": Condition("by a judge who knows no facts and prefers long answers", trained=0),
+    "trained-judge": Condition("by that judge after gcpo on pairs of careless answers", trained=150),
 
 
 def digest(spec: str | None) -> str:
@@ -411,9 +490,20 @@ def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> di
     plain, curve = {example.id: example for example in known["train"]}, []
     for step in range(1, steps + 1):
         state["step"] = step
+def judge_auc(condition: Condition, seed: int) -> float:
+    """How often a condition's judge has the higher verdict on the good one of two items of careless answers
+    to held-out questions; a tie counts half."""
+    random, examples = np.random.default_rng(seed), questions(seed)["held_out"]
+    answers = [[Writer.decode(Writer, careless(example, random)) for _ in range(8)] for example in examples]
+    of = truth(examples, answers)
+    said = condition.make_judge({"step": 0}, seed).score([condition.pose(e) for e in examples], answers)
+    own = (of.weight != 0)[:, None].expand_as(of.verdict)  # without what the condition adds
+    return agreement.auc(said.verdict[..., : own.shape[-1]][own].numpy(), of.verdict[own].numpy())
+
+
         rollouts = roll(t, step)
         of = truth([plain[example.id] for example in rollouts.examples], rollouts.responses)
         curve.append((of.value * keeps(condition.rule, rollouts.responses)).mean().item())
     after = examined(config, actor, known["held_out"], condition.rule)
     job = {"recipe": spec, "condition": name, "digest": digest(spec), "seed": seed}
-    return job | {"before": before, "after": after, "curve": curve}
+    return job | {"before": before, "after": after, "curve": curve, "auc": judge_auc(condition, seed)}

@@ -233,7 +233,8 @@ def prepare(
         t.first += checkpoint.step_of(resume)
     if config.steps:
         t.optimizer.make_moments()
-    t.questions = read_questions(t)
+    with run.texts() if run else nullcontext():  # a recipe may make questions of the judge's texts
+        t.questions = read_questions(t)
     t.scored = {split: data.spread(rows, config.eval_questions) for split, rows in t.questions.items()}
     # Nothing is left to be refused: now the folder is made, or brought to where the run goes on.
     ranks.refuse_unlike("weights", lambda: policy.checksum(t.actor))

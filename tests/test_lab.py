@@ -123,6 +123,23 @@ def test_a_strong_judge_stands_beside_the_weak_one(example: Example) -> None:
     assert strong.tolist() == [[[1, 0, 1]] * 64] and not torch.equal(weak, strong)
 
 
+# --- a judge that learns ------------------------------------------------------------------------------------
+
+
+def test_a_trained_judge_parts_good_items_from_bad_ones_and_an_untrained_one_goes_by_length() -> None:
+    for seed in (0, 1):
+        before, after = (world.judge_auc(world.CONDITIONS[f"{n}trained-judge"], seed) for n in ("un", ""))
+        assert 0.55 < before < 0.7 and after > 0.98
+        assert world.judge_auc(world.CONDITIONS["clean"], seed) == 1
+
+
+def test_a_grader_sees_whether_an_items_fact_or_its_opposite_is_stated(example: Example) -> None:
+    fact, _, pitfall = example.rubric.criteria
+    assert world.features(fact, "um a+ b-") == pytest.approx([1, 1, 0, 3 / 12, 1 / 12, 0, 0, 0, 0, 0])
+    assert world.features(fact, "a-")[:3] == [1, 0, 1] and world.features(fact, "")[:5] == [1, 0, 0, 0, 0]
+    assert world.features(pitfall, "c+") == pytest.approx([0, 0, 0, 0, 0, 1, 0, 1, 1 / 12, 0])
+
+
 # --- training in it -----------------------------------------------------------------------------------------
 
 

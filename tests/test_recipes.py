@@ -621,21 +621,27 @@ CONTEXT |= {"rdpo": "--beta 1 --need 0.05", "legal_drill": "--beta 1"}
 nothing."""
 SETTINGS = {"pop": ("--loss-norm", "sum"), "c2_verifier": ("--max-prompt-tokens", 4000)}
 SETTINGS |= {"rdpo": ("--loss-norm", "sum"), "legal_drill": ("--loss-norm", "sum")}
+SETTINGS |= {"gcpo": ("--max-prompt-tokens", 4000)}
 """Options of training without which a recipe refuses to run."""
 TALKS = ("user_simulator", "dagger")
 """Recipes with a user who replies, to answers that end."""
 
 
-def speaking(folder: Path) -> Path:
-    """A tiny policy that often ends as c2_verifier wants it, which no random bytes do: each way to say it is
-    one token, that it likes. Its window is long enough for two answers and a rubric."""
-    ends = [f"\nrubric: {label}\nbetter: {n}" for label in ("helpful", "misleading") for n in "12"]
+VERDICTS = [f"\nrubric: {label}\nbetter: {n}" for label in ("helpful", "misleading") for n in "12"]
+SAYS = {"c2_verifier": VERDICTS, "gcpo": [word + mark for mark in ".,;:" for word in ("yes", "no")]}
+"""What a recipe rewards and no random bytes say."""
+
+
+def speaking(folder: Path, ends: list[str]) -> Path:
+    """A tiny policy that often says one of these: each is one token, which it likes much or not at all, and
+    neighbours alike. Its window is long enough for two answers and a rubric."""
     write_tiny(folder, max_position_embeddings=4096, vocab_size=259 + len(ends))
     tokenizer, decoder = byte_tokenizer(), LlamaForCausalLM.from_pretrained(folder)
     tokenizer.add_tokens(ends)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
-        decoder.model.embed_tokens.weight[259:] *= 8
+        own = decoder.model.embed_tokens.weight[259:]
+        own[:] = 8 * own[::2].repeat_interleave(2, 0)
     decoder.save_pretrained(folder)
     return folder
 
@@ -673,17 +679,22 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(
     breaks = made(own).breaks
     assert breaks.keys() <= {"hidden", "order"} and all(breaks.values()), "each needs its reason"
     rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
+    rubric = rubric[-1:] if own == "gcpo" else rubric  # which shows one item at a time
     known = {"preferred": "Rest.", "worsened": "Run.", "helpful": True}  # what c2_verifier reads
     known |= {"hidden": {"user_turns": ["And then?"]}}  # what is replied in a conversation
     rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric, **known) for i in range(4)]
     questions = write_rows(tmp_path / "questions.jsonl", rows)
     words = ("--recipe", own, *SETTINGS.get(own.split()[0], ()), *SAVED)
-    start = speaking(tmp_path / "speaking") if own == "c2_verifier" else many if own in TALKS else tiny
+    start = many if own in TALKS else tiny
+    if own in SAYS:
+        start = speaking(tmp_path / "speaking", SAYS[own])
     run = trained(start, questions, tmp_path / "run", *words)
     actor, leaks = policy.load(str(start), torch.float32, "cpu"), []
     for row in records(run, "rollouts"):
         shown = actor.tokenizer.decode(row["prompt_ids"])
-        assert row["prompt"] in shown and "zebra" not in shown
+        # The records of gcpo show both answers to a question, its prompts one.
+        asked = row["prompt"].partition("\n\n")[0] if own == "gcpo" else row["prompt"]
+        assert asked in shown and "zebra" not in shown
         leaks.append("alrus" in shown)
     assert any(leaks) == ("hidden" in breaks), "a criterion is shown by those alone who say so"
     assert any("turns" in row for row in records(run, "rollouts")) == (own in TALKS)

@@ -93,6 +93,19 @@ def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     return pairs
 
 
+def parted(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
+    """The pairs of answers that one item parts, which is the pair's whole rubric: of a row's labelled
+    responses, each that is good on the item with each that is not; of its `preferred` and `worsened`, by each
+    item. Items with choices and of weight 0 are left out. Raises ValueError if there is no pair."""
+    pairs = [pair for row in rows(file, _parted, domain, skip_bad) for pair in row]
+    if not pairs:
+        raise ValueError(
+            f"{file or domain} has no pairs that an item parts: expected rows with `preferred` and "
+            "`worsened`, or with `labelled_responses` whose labels differ"
+        )
+    return pairs
+
+
 def rows(
     file: Path | None, make: Callable[[Example], T], domain: str = "all", skip_bad: bool = False
 ) -> list[T]:
@@ -144,3 +157,19 @@ def _pairs(example: Example) -> list[Pair]:
     two = Compared.model_validate(row)
     unaided = data.categories(row, name, Counter()) if row.get(name) is not None else None
     return [Pair(example, two.preferred, two.worsened, unaided)]
+
+
+def _parted(example: Example) -> list[Pair]:
+    """The pairs of one row that an item parts."""
+    example = unchecked(example)
+    row, found = example.row, []
+    two = Compared.model_validate(row) if row.get("preferred") is not None else None
+    answers = [] if two else _responses(example)
+    for k, item in enumerate(example.rubric.criteria):
+        alone = replace(example, rubric=Rubric((item,)))
+        good, bad = ([a.response for a in answers if bool(a.labels[k]) == yes] for yes in (True, False))
+        if two:
+            good, bad = [two.preferred], [two.worsened]
+        if item.weight and not item.choices:
+            found += [Pair(alone, better, worse) for better in good for worse in bad]
+    return found

@@ -51,6 +51,16 @@ T = TypeVar("T")
 Leaves = list[list[int]]  # G x Q, the segment of a tree that each answer's each prompt ends with
 
 
+def messages(texts: JudgePrompts, asked: Worded, i: int) -> list[dict[str, str]]:
+    """The conversation in which a model is asked question i."""
+    choices, closing = asked.of(i), texts.letter if asked.rated else texts.yes_no
+    if choices:
+        closing = fill(texts.choice, last=ascii_uppercase[len(choices) - 1])
+    question = asked.questions[i] + listed(texts, choices, ascii_uppercase)
+    user = f"{asked.shared}{question}\n{closing}"
+    return [{"role": "system", "content": texts.system}, {"role": "user", "content": user}]
+
+
 class Reader:
     """The weights that `pretrained.resolve` finds under a name, and how they read a tree of prompts. `device`
     is cpu, cuda, or auto.
@@ -95,15 +105,10 @@ class Reader:
 
     def prompts(self, answers: Sequence[Worded]) -> list[list[str]]:
         """What is read of each of G answers: a whole prompt for each of its Q questions."""
-        return [[self._prompt(each, i) for i in range(len(each.questions))] for each in answers]
-
-    def _prompt(self, asked: Worded, i: int) -> str:
-        """The whole prompt of question i."""
-        choices, closing = asked.of(i), self.texts.letter if asked.rated else self.texts.yes_no
-        if choices:
-            closing = fill(self.texts.choice, last=ascii_uppercase[len(choices) - 1])
-        question = asked.questions[i] + listed(self.texts, choices, ascii_uppercase)
-        return self._render(self.texts.system, f"{asked.shared}{question}\n{closing}")
+        return [
+            [self._render(messages(self.texts, each, i)) for i in range(len(each.questions))]
+            for each in answers
+        ]
 
     def tree(self, prompts: Sequence[Sequence[str]]) -> tuple[Tree, Leaves]:
         """G answers' Q prompts as a tree, and the segment that each prompt ends with, G x Q."""
@@ -118,10 +123,9 @@ class Reader:
             leaves.append([tree.add(self._encode(text[cut:], first=not cut), stem) for text in each])
         return tree, leaves
 
-    def _render(self, system: str, user: str) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    def _render(self, shown: list[dict[str, str]]) -> str:
         # Qwen3 would think first; other templates do not read this.
-        text = self.loaded.turns.render(messages, enable_thinking=False)
+        text = self.loaded.turns.render(shown, enable_thinking=False)
         # The judge is asked for its next token, which must not be one of its thoughts.
         return f"{text}\n{UNTHINK}\n\n" if text.rstrip().endswith(THINK) else text
 

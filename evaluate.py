@@ -9,6 +9,7 @@ anyone trains on them and afterwards.
     python evaluate.py judges --judge keyword local:NAME --data FILE... --out judges.md
     python evaluate.py replay RUN --judge chat:NAME
     python evaluate.py audit RUN --panel chat:NAME chat:OTHER
+    python evaluate.py matrix RUN... --judge keyword --judge chat:NAME
     python evaluate.py alignment --judge chat:NAME
 
 `healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row. A killed evaluation goes
@@ -16,12 +17,13 @@ on with the same command, nothing is asked twice, and scores can be computed aga
 failed is not a zero: it is left out, counted, and asked for again by the same command. `table` shows the
 results beside the paper's.
 
-`judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, a file of the
-same form, or public labels. `judges` makes one table of several judges and sets. `replay` has other judges
-score the rollouts of a finished run: if they disagree with the training's, and more so towards the end, the
-policy has learnt that judge's weakness. `audit` has a panel look at what the training's judge newly credits
-as a run goes on. `alignment` is the paper's Fig. 3: how often a judge rates the better of two answers
-strictly higher; and whether it names the better one if it is shown both, in both orders.
+`judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, a file of the same
+form, or public labels. `judges` makes one table of several judges and sets. `replay` has other judges score
+the rollouts of a finished run: if they disagree with the training's, and more so towards the end, the policy
+has learnt that judge's weakness. `audit` has a panel look at what the training's judge newly credits as a run
+goes on. `matrix` has several judges score the last held-out answers of several runs. `alignment` is the
+paper's Fig. 3: how often a judge rates the better of two answers strictly higher; and whether it names the
+better one if it is shown both, in both orders.
 
 Intervals are 95 %. They come from a bootstrap over questions; for shares of pairs and of injections they are
 Wilson's, and over runs Student's. Wilson's takes cases as independent: it is too narrow if a question has
@@ -52,6 +54,7 @@ from rar_mini.evaluation import (
     healthbench,
     judges,
     labelled,
+    matrix,
     paper,
     preference,
     refine,
@@ -265,14 +268,37 @@ def audited(
         raise ValueError(f"{run} has no verdicts on items (--method {config.method}): expected rar-explicit")
     if not panel:
         raise ValueError("--panel: expected one judge or more, got none")
+    panel = tuple(choose(spec)[0] for spec in panel)
     with opened.texts():
         jurors = [Judge(spec, "rar-explicit", **vars(judging)) for spec in panel]
     print(f"panel     {', '.join(panel)} after {config.judge}, method {config.method}")
-    panel = tuple(choose(spec)[0] for spec in panel)
     made = recipe.make(config.recipe, config)
     result = audit.report(run, made, jurors)
     result |= {"gap": selfgap.report(opened, made, jurors, gap)} if gap else {}
     finish({"panel": list(panel), "after": config.judge} | result, Wrapper(*jurors))
+
+
+def cross(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    judge: tyro.conf.UseAppendAction[tuple[str, ...]],
+    judging: Judging = DEFAULTS,
+) -> None:
+    """Have several judges score the last held-out answers of several runs that differ by their judge.
+
+    Args:
+        runs: folders of runs with the same held-out questions, rubrics and method
+        judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME or probe:PATH; several
+            times for several judges
+    """
+    found = matrix.read(runs)
+    specs = dict.fromkeys(choose(spec)[0] for spec in judge)
+    if not specs:
+        raise ValueError("--judge: expected one judge or more, got none")
+    print(f"judges    {', '.join(specs)}, method {found[0].config.method}")
+    how = {"design": found[0].config.design} | vars(judging)
+    askers = [Judge(spec, found[0].config.method, **how) for spec in specs]
+    finish({"runs": matrix.report(found, askers)}, Wrapper(*askers))
 
 
 def align(
@@ -444,8 +470,9 @@ def finish(result: dict[str, Any], judge: JudgeLike | None = None, file: Path | 
     print(json.dumps(result))
 
 
-COMMANDS = {"judge": measure, "judges": tabulate, "replay": replay, "audit": audited, "alignment": align}
-COMMANDS |= {"healthbench": on_healthbench, "gpqa": on_gpqa, "refine": refined, "table": table}
+COMMANDS = {"judge": measure, "judges": tabulate, "replay": replay, "audit": audited, "matrix": cross}
+COMMANDS |= {"alignment": align, "healthbench": on_healthbench, "gpqa": on_gpqa, "refine": refined}
+COMMANDS |= {"table": table}
 
 LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (healthbench and gpqa have it)"
 

@@ -3,6 +3,7 @@
     python -m lab rvpo gdpo                    # two recipes of lab/
     python -m lab my/idea.py "rvpo --k 2"      # a file, and one with options
     python -m lab --full                       # all of lab/, into docs/lab.md and figures/lab.png
+    python -m lab --matrix                     # training judge by evaluation judge
 
 A recipe is trained under the clean condition and under those that its file names in CONDITIONS; what is
 compared is the truth of fresh answers after training, the recipe's less the baseline's (RaR), seed by seed.
@@ -22,6 +23,8 @@ import tyro
 from lab import paired, world
 from lab.paired import Row
 from rar_mini import recipe
+from rar_mini.evaluation.agreement import correlation
+from rar_mini.evaluation.matrix import by_others
 from rar_mini.files import write_whole
 from rar_mini.options import run_command
 from rar_mini.viewing.plot import DARK, GREY, LIGHT, STYLE, WARM, drawing
@@ -227,6 +230,24 @@ def baselines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
+def crossed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The lines of the table of judges: what each says of the policies that each has trained, what those say
+    that did not train it, and the truth. The last line: how each column correlates with the truth."""
+    lines, cells = [("trained by", "its AUC", *world.JUDGES, "others", "truth", "95 %")], []
+    for name in world.JUDGES:
+        own = [row for row in rows if row["recipe"] is None and row["condition"] == name]
+        said = np.array([[row["after"]["by"][judge] for row in own] for judge in world.JUDGES])  # (J, S)
+        mine = np.array([judge == name for judge in world.JUDGES])
+        true, low, high = paired.interval(np.array([truth(row) for row in own]))
+        others = by_others(said[None], mine[None])[0].mean()
+        cells.append([np.mean([auc(row) for row in own]), *said.mean(-1), others, true])
+        shown = (f"{x:.3f}" + "*" * (at == name) for at, x in zip(lines[0][1:], cells[-1], strict=False))
+        lines.append((name, *shown, f"{low:.3f} to {high:.3f}"))
+    table = np.array(cells)  # (J, J + 3)
+    fits = (f"{correlation(column, table[:, -1]):+.2f}" for column in table.T)
+    return [*lines, ("correlation with truth", *fits, "")]
+
+
 def uncompared() -> list[tuple[str, ...]]:
     """The lines of the table of recipes that are not compared."""
     found = [(paper, claim, name, lacks) for name, (paper, claim, lacks) in lacking().items()]
@@ -318,6 +339,7 @@ def main(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     *,
     full: bool = False,
+    matrix: bool = False,
     seeds: int | None = None,
     steps: int | None = None,
     out: Path | None = None,
@@ -330,6 +352,8 @@ def main(
         full: all recipes of lab/ with more seeds and steps, about ten minutes on 2 quiet cores by arithmetic;
             writes docs/lab.md and figures/lab.png, and keeps its trainings in runs/lab.json: it goes on where
             it was stopped
+        matrix: train RaR by each of seven judges, and have each of them judge what all have trained; a star
+            marks the judge by which a policy was trained
         seeds: trainings of each arm; 3, or 6 with --full
         steps: of each training; 40, or 80 with --full
         out: a JSON file of all trainings; if it is there already, it is continued
@@ -342,8 +366,13 @@ def main(
     if full:
         drawing()  # what is missing is said before the work
         KEPT.parent.mkdir(exist_ok=True)
+    elif matrix:
+        arms = [Arm(None, name) for name in world.JUDGES]
+        print(f"{len(arms)} judges x {form.seeds} seeds, {form.steps} steps each")
+        print(f"\n{plain(crossed(trainings(arms, form, out, processes)))}")
+        return
     elif not names:
-        raise ValueError("expected names of recipes, or --full; --help explains them")
+        raise ValueError("expected names of recipes, --full or --matrix; --help explains them")
     names = names or [name for name in papers() if name not in lacking()]
     asked = sum(map(comparisons, names), [])
     arms = [arm for each in asked for arm in (each.arm, each.other)]

@@ -24,7 +24,7 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -243,9 +243,13 @@ def beginner(warm: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def examined(
-    config: Config, actor: Writer, examples: list[Example], rule: Criterion | None = None
+    config: Config,
+    actor: Writer,
+    examples: list[Example],
+    rule: Criterion | None = None,
+    judges: Mapping[str, JudgeLike] | None = None,
 ) -> dict[str, Any]:
-    """What is true of 16 fresh answers to each question, on average."""
+    """What is true of 16 fresh answers to each question, on average; and the reward that judges give them."""
     drawn = [(example, 0) for example in examples]
     rollouts = train.sample(training(config, actor), drawn, 16, "eval", Clock())
     of, kept = truth(examples, rollouts.responses), keeps(rule, rollouts.responses)
@@ -255,6 +259,10 @@ def examined(
         "words": sum(map(len, words)) / len(words),
         "padding": sum(each.count(PADDING) for each in words) / len(words),
         "generic": of.generic.mean((0, 1)).tolist(),  # correct, complete, concise, useful
+        "by": {
+            name: grpo.reward(judge.score(examples, rollouts.responses)).mean().item()
+            for name, judge in (judges or {}).items()
+        },
     }
 
 
@@ -265,14 +273,6 @@ def keeps(rule: Criterion | None, responses: Sequence[Sequence[str]]) -> Tensor:
     )
 
 
-# --- conditions ---------------------------------------------------------------------------------------------
-
-
-class Witness(Wrapper):
-    """A judge who tells the truth, in the trainer's eyes a judge like others."""
-
-    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
-        of = truth(examples, responses)
 # --- a judge that learns ------------------------------------------------------------------------------------
 
 
@@ -347,6 +347,14 @@ class Trained(Wrapper):
         return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
 
 
+# --- conditions ---------------------------------------------------------------------------------------------
+
+
+class Witness(Wrapper):
+    """A judge who tells the truth, in the trainer's eyes a judge like others."""
+
+    def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
+        of = truth(examples, responses)
         verdict = of.verdict.masked_fill((of.weight == 0)[:, None], NAN)
         return Scores(verdict, of.weight, torch.full_like(of.value, NAN), [e.rubric for e in examples])
 
@@ -386,6 +394,7 @@ class Condition:
     more: tuple[Criterion, ...] = ()  # that stand in each rubric, too
     rule: Criterion | None = None  # the same; an answer that breaks it is worth nothing
     vague: bool = False  # whether criteria leave open which fact is right; the hidden passage says it
+    trained: int | None = None  # the judge is a grader, after so many steps of gcpo
 
     def pose(self, example: Example) -> Example:
         """A question as the trainer has it under this condition."""
@@ -394,7 +403,6 @@ class Condition:
             items = tuple(dataclasses.replace(item, description=item.description[0]) for item in items)
         rubric = Rubric((*items, *self.more, *([self.rule] if self.rule else ())))
         row = {"hidden": {"passage": DOCUMENT + example.reference}}
-    trained: int | None = None  # the judge is a grader, after so many steps of gcpo
         return dataclasses.replace(example, rubric=rubric, row=row)
 
     def make_judge(self, state: dict[str, Any], seed: int) -> JudgeLike:
@@ -436,7 +444,14 @@ CONDITIONS = {
     "documents": Condition(
         "either fact is credited by a judge who is not shown the document", judge=Reader, vague=True
     ),
+    "untrained-judge": Condition("by a judge who knows no facts and prefers long answers", trained=0),
+    "trained-judge": Condition("by that judge after gcpo on pairs of careless answers", trained=150),
 }
+
+JUDGES = ("clean", "false-negatives", "false-positives", "harmless-trigger", "harmful-trigger")
+JUDGES += ("untrained-judge", "trained-judge")
+"""Conditions that differ in their judge alone. Each of them judges what policies trained by all of them
+answer."""
 
 
 SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
@@ -444,8 +459,6 @@ SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
 
 SHARED = (__name__, "lab.delay", "lab.gcpo", "train", "rar_mini.grpo", "rar_mini.model", "rar_mini.sampler")
 """Files whose code every training here runs."""
-    "untrained-judge": Condition("by a judge who knows no facts and prefers long answers", trained=0),
-    "trained-judge": Condition("by that judge after gcpo on pairs of careless answers", trained=150),
 
 
 def digest(spec: str | None) -> str:
@@ -477,19 +490,6 @@ def module(spec: str) -> ModuleType:
     return sys.modules[type(recipe.make(spec)).__module__]
 
 
-def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> dict[str, Any]:
-    """Train a seed's initial policy by a recipe, RaR for None, under a condition: how true its answers are
-    before, on the way and after."""
-    condition, config, known = CONDITIONS[name], settings(steps, seed), questions(seed)
-    weights, before = beginner(warm, seed)
-    actor = Writer(decoder(seed))
-    actor.model.load_state_dict(weights)
-    t, state = training(config, actor, recipe.make(spec, config)), {}
-    t.questions = {split: [condition.pose(each) for each in examples] for split, examples in known.items()}
-    t.judge = t.recipe.judge(condition.make_judge(state, seed))
-    plain, curve = {example.id: example for example in known["train"]}, []
-    for step in range(1, steps + 1):
-        state["step"] = step
 def judge_auc(condition: Condition, seed: int) -> float:
     """How often a condition's judge has the higher verdict on the good one of two items of careless answers
     to held-out questions; a tie counts half."""
@@ -501,9 +501,23 @@ def judge_auc(condition: Condition, seed: int) -> float:
     return agreement.auc(said.verdict[..., : own.shape[-1]][own].numpy(), of.verdict[own].numpy())
 
 
+def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> dict[str, Any]:
+    """Train a seed's initial policy by a recipe, RaR for None, under a condition: how true its answers are
+    before, on the way and after, how good the judge is, and what other judges say of RaR's."""
+    condition, config, known = CONDITIONS[name], settings(steps, seed), questions(seed)
+    weights, before = beginner(warm, seed)
+    actor = Writer(decoder(seed))
+    actor.model.load_state_dict(weights)
+    t, state = training(config, actor, recipe.make(spec, config)), {}
+    t.questions = {split: [condition.pose(each) for each in examples] for split, examples in known.items()}
+    t.judge = t.recipe.judge(condition.make_judge(state, seed))
+    plain, curve = {example.id: example for example in known["train"]}, []
+    for step in range(1, steps + 1):
+        state["step"] = step
         rollouts = roll(t, step)
         of = truth([plain[example.id] for example in rollouts.examples], rollouts.responses)
         curve.append((of.value * keeps(condition.rule, rollouts.responses)).mean().item())
-    after = examined(config, actor, known["held_out"], condition.rule)
+    judges = {each: CONDITIONS[each].make_judge({"step": 0}, seed) for each in JUDGES if spec is None}
+    after = examined(config, actor, known["held_out"], condition.rule, judges)
     job = {"recipe": spec, "condition": name, "digest": digest(spec), "seed": seed}
     return job | {"before": before, "after": after, "curve": curve, "auc": judge_auc(condition, seed)}

@@ -156,6 +156,7 @@ def test_the_noise_of_a_recipe_is_that_of_the_condition() -> None:
     """delay under the clean condition, with the rates of another, is the baseline under that one."""
     one = world.trained("delay --tpr 0.5", "clean", 0, 2, 5)
     other = world.trained(None, "false-negatives", 0, 2, 5)
+    one["after"]["by"] = other["after"]["by"]  # other judges are only asked about the baseline's answers
     assert one["curve"] == other["curve"] and one["after"] == other["after"]
 
 
@@ -310,7 +311,7 @@ def test_a_difference_too_small_to_be_called_one_holds_no_claim(
 @pytest.mark.parametrize(
     ("names", "seeds", "message"),
     [
-        ((), None, "expected names of recipes, or --full"),
+        ((), None, "expected names of recipes, --full or --matrix"),
         (("gated",), None, "no recipe 'gated'"),
         (("examples/gated",), 1, "expected 2 to 10 --seeds, got 1"),
         (("examples/own_data",), None, "expected --recipe.path"),
@@ -332,6 +333,7 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
         monkeypatch.setattr(lab, name, tmp_path / place)
     lab.PAGE.write_text(lab.BEGIN + lab.END)
     monkeypatch.setattr(lab, "FULL", lab.Form(2, 1, 1))
+    monkeypatch.setattr(world, "JUDGES", ("clean",))
     monkeypatch.setattr(
         world, "CONDITIONS", {name: world.CONDITIONS[name] for name in ("clean", "hard-rule")}
     )
@@ -344,6 +346,43 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
     assert outputs[0] == outputs[1] and "3 arms x 2 seeds, 1 steps each" in outputs[0]
     assert "|  |  | examples/gated | clean | baseline |" in lab.PAGE.read_text()
     assert lab.FIGURE.read_bytes().startswith(b"\x89PNG")
+
+
+def judged_rows() -> list[dict]:
+    """By hand, of two seeds: policies are as true as their judge's place in the list says, which all judges
+    see but their own, who is always pleased."""
+    found = []
+    for place, name in enumerate(world.JUDGES):
+        by = {judge: 0.9 if judge == name else 0.1 * place for judge in world.JUDGES}
+        for seed in range(2):
+            found.append(row(None, name, seed, 0.1 * place, []) | {"auc": 0.5})
+            found[-1]["after"]["by"] = by
+    return found
+
+
+def test_the_table_of_judges_marks_ones_own_and_says_who_sees_the_truth() -> None:
+    head, *lines, fits = lab.crossed(judged_rows())
+    assert head == ("trained by", "its AUC", *world.JUDGES, "others", "truth", "95 %")
+    assert (
+        lines[1][:4] == ("false-negatives", "0.500", "0.100", "0.900*") and lines[1][-3:-1] == ("0.100",) * 2
+    )
+    assert sum(cell.endswith("*") for line in lines for cell in line) == len(world.JUDGES)
+    assert fits[-3:-1] == ("+1.00", "+1.00") and all(float(cell) < 1 for cell in fits[2:-3])
+
+
+def test_every_judge_judges_what_all_have_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(world, "JUDGES", ("clean", "trained-judge"))
+    monkeypatch.setattr(lab, "SHORT", lab.Form(2, 1, 1))
+    monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    lab.main(matrix=True)
+    said = capsys.readouterr().out
+    assert "2 judges x 2 seeds, 1 steps each" in said
+    (clean,) = [line.split() for line in said.splitlines() if line.startswith("clean ")]
+    assert clean[1] == "1.000*"[:5] and clean[2].rstrip("*") == clean[-4], (
+        "who tells the truth says the truth"
+    )
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 
 CLAIM = "pairs that the policy gets wrong teach more than all pairs"
-LACKS = "a policy to compare with, as it was at the start"
+LACKS = "a model that names mistakes"
 TASK = "Name the answer's mistake in one sentence that begins with a verb, such as: Applies a foreign law."
 CORRECT = Criterion("Correct", "The response answers the question correctly.", "essential", 1.0)
 

@@ -17,7 +17,7 @@ without essential items has no gate.
 What came out (tests/lab/test_rdpo.py): a table that writes 20 % bare answers, with what is essential and
 nothing else, and 60 % flashy ones, which miss an essential item and earn more, comes to 86 and 14 %, 3 seeds.
 DPO without the gate makes 99 % of them flashy. What breaks the gate is in no pair, so that it is left behind
-and not unlearnt. The claim was not compared in the lab's world.
+and not unlearnt.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from rar_mini import grpo, sequences
 from rar_mini.recipe import Example, Recipe, Rollouts
 
 CLAIM = "a gate on what is essential keeps pairs from teaching what breaks it"
-LACKS = "a policy to compare with, as it was at the start"
+CONDITIONS = ("hard-rule",)
 
 
 @dataclass(frozen=True)

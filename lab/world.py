@@ -20,6 +20,7 @@ false positives are about as frequent as the random ones.
 """
 
 import ast
+import copy
 import dataclasses
 import math
 import shlex
@@ -209,7 +210,8 @@ def training(config: Config, actor: Writer, own: Recipe | None = None) -> Traini
     """What train.py's functions work with."""
     own = own or Recipe(config=config)
     optimizer = AdamW(actor.model.parameters(), config.lr)
-    return Training(config, own, actor, None, optimizer, planned=config.steps)
+    reference = Writer(copy.deepcopy(actor.model)) if own.needs_logp else None
+    return Training(config, own, actor, reference, optimizer, planned=config.steps)
 
 
 def roll(t: Training, step: int) -> Rollouts:
@@ -508,7 +510,10 @@ def trained(spec: str | None, name: str, seed: int, steps: int, warm: int) -> di
     weights, before = beginner(warm, seed)
     actor = Writer(decoder(seed))
     actor.model.load_state_dict(weights)
-    t, state = training(config, actor, recipe.make(spec, config)), {}
+    own, state = recipe.make(spec, config), {}
+    if own.needs_logp:  # an advantage that is DPO's: its loss is a sum
+        own = dataclasses.replace(own, config=dataclasses.replace(config, loss_norm="sum"))
+    t = training(own.config, actor, own)
     t.questions = {split: [condition.pose(each) for each in examples] for split, examples in known.items()}
     t.judge = t.recipe.judge(condition.make_judge(state, seed))
     plain, curve = {example.id: example for example in known["train"]}, []

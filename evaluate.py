@@ -162,8 +162,8 @@ def tabulate(
 
     Args:
         judge: keyword, chat:NAME, systemone:NAME, decisions:NAME, local:NAME or probe:PATH, one or more
-        data: sets: medical or science, bundled; files with labelled responses or public labels; folders of
-            such files
+        data: sets: medical or science, bundled, or a split of them, such as medical:held_out; files with
+            labelled responses or public labels; folders of such files
         out: a page for the table: a new one, or one with marks, between which its own rows are replaced.
             What they are made of is kept beside it, in a .jsonl file
         limit: ask about the answers to at most so many questions of each set

@@ -185,6 +185,22 @@ def test_so_many_questions_are_drawn_whole_by_a_seed(
         assert found["all"]["verdicts"] == 30, "what another draw has kept does not count"
 
 
+def test_a_bundled_set_may_be_one_of_its_splits(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """A bundled probe was fitted on the training questions, and its row on all of them would flatter it."""
+    sets = judges.sets_of(["medical", "medical:train", "medical:held_out"], None, 0, False)
+    for split in ("train", "held_out"):
+        own = [item for item in sets["medical"] if item.example.split == split]
+        assert sets[f"medical:{split}"] == own != []
+    assert tabulated(capsys, tmp_path / "t.md", "keyword", data=("medical:held_out",), limit=2).keys() == {
+        "medical:held_out"
+    }
+    assert "\n| medical:held_out | `keyword` | " in (tmp_path / "t.md").read_text()
+    for source in ("medical:dev", "medical:"):
+        expected = f"--data {source}: expected medical for all of its questions, or medical:held_out or"
+        with pytest.raises(ValueError, match=expected):
+            judges.sets_of([source], None, 0, False)
+
+
 def test_what_cannot_be_a_table_or_a_set_is_refused(tmp_path: Path, sets: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# My notes\n")

@@ -94,20 +94,33 @@ def run(make: Callable[[str], Asker], specs: Sequence[str], sets: Sets, out: Pat
 
 
 def sets_of(sources: Sequence[str], limit: int | None, seed: int, skip_bad: bool) -> Sets:
-    """The sets of bundled domains, of files, and of all files in folders; of each the answers to at most so
-    many questions, which a seed draws. Raises ValueError for a source without labels; in a folder, files
-    without are left out."""
-    found: Sets = {}
+    """The sets of bundled domains or of one of their splits (medical:held_out), of files, and of all files in
+    folders; of each the answers to at most so many questions, which a seed draws. Raises ValueError for a
+    source without labels; in a folder, files without are left out."""
+    sets: Sets = {}
     for source in sources:
-        bundled = source in data.DOMAINS and not Path(source).exists()
+        domain, colon, split = source.partition(":")
+        bundled = domain in data.DOMAINS and not Path(source).exists()
         for file in [None] if bundled else files_of(Path(source)):
             name = source if file is None else name_of(file)
-            if name in found:
+            if name in sets:
                 raise ValueError(f"--data: expected one set of the name {name}, got two; rename a file")
-            found[name] = drawn(read(file, source if bundled else "all", skip_bad), limit, seed)
-            questions = len({item.example.id for item in found[name]})
-            print(f"data      {printable(name)}: {len(found[name])} answers to {questions} questions")
-    return found
+            items = read(file, domain if bundled else "all", skip_bad)
+            if bundled and colon:
+                items = of_split(items, domain, split)
+            sets[name] = drawn(items, limit, seed)
+            questions = len({item.example.id for item in sets[name]})
+            print(f"data      {printable(name)}: {len(sets[name])} answers to {questions} questions")
+    return sets
+
+
+def of_split(items: list[Labelled], domain: str, split: str) -> list[Labelled]:
+    """The answers to a bundled domain's questions of a split. Raises ValueError if there are none."""
+    splits = sorted({item.example.split for item in items})
+    if split not in splits:
+        names = " or ".join(f"{domain}:{name}" for name in splits)
+        raise ValueError(f"--data {domain}:{split}: expected {domain} for all of its questions, or {names}")
+    return [item for item in items if item.example.split == split]
 
 
 def files_of(source: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import question, write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import evaluate
 import judge as judges
 from judge import Judge
 from rar_mini import data
@@ -211,3 +213,21 @@ def test_a_text_longer_than_a_local_judges_window_is_a_failure(tiny: Path, tmp_p
     asker = Judge(f"local:{tiny}", "rar-explicit", judge_device="cpu")
     assert asker.score(examples, [["long " * 200]]).verdict.isnan().all()
     assert asker.ledger.failures == {"too long": 1} and "reads at most 512" in asker.ledger.reasons()
+
+
+def test_evaluate_tells_answers_that_are_too_long_from_other_failures(
+    tiny: Path, terse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are counted once, although the same answers are asked about again."""
+    row = question(0)
+    said = [("b", "good"), ("long " * 200, "flawed")]
+    labels = [1] * len(row["rubric"])
+    row |= {"labelled_responses": [{"response": t, "quality": q, "labels": labels} for t, q in said]}
+    judging = judges.Options(prompts=terse, judge_device="cpu")
+    file = write_rows(tmp_path / "rows.jsonl", [row])
+    evaluate.measure(f"local:{tiny}", data=file, injections=0, judging=judging)
+    *lines, result = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "questions without an answer: " in line]
+    assert "answer: 1 x too long (" in line and f"and {tiny} reads at most 512" in line
+    assert json.loads(result)["failures"] == {"too long": 1}
+    assert json.loads(result)["failed"] == sum(item["weight"] != 0 for item in row["rubric"])

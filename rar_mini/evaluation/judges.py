@@ -25,9 +25,8 @@ from rar_mini.evaluation.judged import ask
 from rar_mini.evaluation.labelled import Labelled, read
 from rar_mini.files import cut_half_line, lines, locked, without_nan, write_whole
 from rar_mini.forms import ABSENT, Finite, Form, Text, Unit, printable
-from rar_mini.judging.ledger import Account, Ledger
+from rar_mini.judging.ledger import Account
 from rar_mini.judging.wires import Server
-from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.progress import progress_bar
 
 BEGIN, END = "<!-- judges -->\n", "<!-- end of judges -->\n"
@@ -43,10 +42,9 @@ Sets = dict[str, list[Labelled]]  # by name
 Cells = dict[str, dict[str, Any]]  # by set, then by judge
 
 
-class Asker(JudgeLike, Protocol):
+class Asker(trust.Asker, Protocol):
     """A judge that can say what it took, as judge.Judge can."""
 
-    ledger: Ledger
     server: Server | None
 
 

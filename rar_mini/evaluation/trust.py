@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy import ndarray
@@ -27,6 +27,7 @@ from rar_mini.evaluation import agreement
 from rar_mini.evaluation.agreement import accuracy, in_words, interval, mean, resampled, share, wins
 from rar_mini.evaluation.judged import ask
 from rar_mini.evaluation.labelled import FLAWED, GOOD, QUALITIES, Labelled
+from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.kernels.advantage import TIE
 from rar_mini.prompts import fill
@@ -34,6 +35,12 @@ from rar_mini.rubric import Rubric
 from rar_mini.viewing.plot import reliability
 
 MEASURES = {name: getattr(agreement, name) for name in ("accuracy", "balanced", "kappa", "auc", "brier")}
+
+
+class Asker(JudgeLike, Protocol):
+    """A judge that counts what failed, as judge.Judge does."""
+
+    ledger: Ledger
 
 
 def check(items: Sequence[Labelled], injections: int) -> None:
@@ -46,7 +53,7 @@ def check(items: Sequence[Labelled], injections: int) -> None:
 
 
 def report(
-    judge: JudgeLike,
+    judge: Asker,
     items: Sequence[Labelled],
     *,
     explicit: bool,
@@ -64,7 +71,10 @@ def report(
     questions = [item.example.id for item in items]
     count = f"{len(items)} labelled answers to {len(set(questions))} questions"
     print(f"answers   {count}, {judged.failed} verdicts failed")
-    result: dict[str, Any] = {"answers": len(items), "failed": judged.failed}
+    failures = dict(judge.ledger.failures)  # before the same answers are asked about again
+    if failures:
+        print(f"          questions without an answer: {judge.reasons()}")
+    result: dict[str, Any] = {"answers": len(items), "failed": judged.failed, "failures": failures}
     if explicit:
         label, category = table_of(items, judged.verdict.shape[1])
         parts = parts_of(items, label, category)

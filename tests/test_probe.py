@@ -444,6 +444,33 @@ def test_other_weights_are_refused_by_the_model_s_name(fitted: Path, tiny: Path,
         Judge(f"probe:{fitted}", "rar-explicit", judge_device="cpu")
 
 
+def other_template(model: Path) -> None:
+    file = model / "chat_template.jinja"
+    file.write_text(file.read_text().replace("assistant", "model"))
+
+
+def other_cuts(model: Path) -> None:
+    file = model / "tokenizer.json"
+    own = json.loads(file.read_text())
+    own["pre_tokenizer"]["add_prefix_space"] = True
+    file.write_text(json.dumps(own))
+
+
+@pytest.mark.parametrize("change", [other_template, other_cuts])
+def test_another_tokenizer_or_template_is_refused_with_the_same_weights(
+    change: Callable[[Path], None], fitted: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Its numbers would be others. A file of before does not know its tokenizer, and is taken."""
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    rewritten(model=str(model))(fitted)
+    Judge(f"probe:{fitted}", "rar-explicit", judge_device="cpu")
+    change(model)
+    with pytest.raises(ValueError, match=f"on '{model}' with the tokenizer and chat template .*, and they"):
+        Judge(f"probe:{fitted}", "rar-explicit", judge_device="cpu")
+    rewritten(tokenizer=None)(fitted)
+    Judge(f"probe:{fitted}", "rar-explicit", judge_device="cpu")
+
+
 def test_other_prompts_are_refused_where_they_are_read(
     fitted: Path, labels: Path, tiny: Path, terse: Path, tmp_path: Path
 ) -> None:
@@ -454,7 +481,7 @@ def test_other_prompts_are_refused_where_they_are_read(
     fit(labels, out, tiny, reading="whole", prompts=terse)
     Judge(f"probe:{out}", "rar-explicit", **options)
     terse.write_text(terse.read_text().replace("no {criterion}", "not {criterion}"))
-    with pytest.raises(ValueError, match="was fitted with the prompts .*, and they are"):
+    with pytest.raises(ValueError, match="with the prompts .*, and they are"):
         Judge(f"probe:{out}", "rar-explicit", **options)
 
 

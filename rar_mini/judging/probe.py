@@ -13,7 +13,7 @@ criterion, and a product of these with the head is a verdict. There are two read
   of the criterion's tokens: the last one and the mean.
 
 Layers above the highest that is read are never computed, and neither are logits. The file of a probe has a
-few KB: the head, and what it belongs to. With other weights or prompts it is refused.
+few KB: the head, and what it belongs to. With other weights, tokenizers or prompts it is refused.
 """
 
 import hashlib
@@ -55,6 +55,8 @@ MOST = 10**6
 """Numbers that a head may have."""
 QUESTIONS = 128
 """Questions whose criteria's states are kept: 0.6 MB a layer each for the default model."""
+HARD = "Dr. O'Neill's 12,345.6 mg/m² -- it's NAÏVE?!\n\n\t  Ångström ﬁ e\u0301 血圧\u200b🫀"
+"""A text on which tokenizers of one vocabulary differ: spaces, digits, capitals, accents, other scripts."""
 
 
 # --- two readings -------------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ class Reading(Reader):
         if not set(self.layers) <= set(range(1, self.depth + 1)):
             raise ValueError(f"expected layers from 1 to {self.depth} of {name}, got {self.layers}")
         model.model["layers"] = model.model["layers"][: max(self.layers)]
-        self.weights = _digest_of(model)
+        self.weights, self.tokenizer = _digest_of(model), _digest_of_tokenizer(self.loaded.tokenizer)
 
     @staticmethod
     def usual(depth: int) -> tuple[int, ...]:
@@ -221,6 +223,13 @@ def _digest_of(model: torch.nn.Module) -> str:
     return parts.hexdigest()[:16]
 
 
+def _digest_of_tokenizer(tokenizer: Any) -> str:
+    """16 hexadecimal digits that change with the vocabulary, with how texts are cut, and with the chat
+    template. The tokenizer's own JSON would also change with the library's version."""
+    cut = [tokenizer.encode(text) for text in (HARD, f" {HARD} ")]
+    return digest([sorted(tokenizer.get_vocab().items()), cut, tokenizer.chat_template])
+
+
 # --- the file -----------------------------------------------------------------------------------------------
 
 
@@ -239,6 +248,7 @@ class About(Form):
     reading: Literal["late", "whole"] = ABSENT
     model: Annotated[Text, Field(max_length=1000)] = ABSENT
     weights: Text = ABSENT
+    tokenizer: Text | None = None  # and its chat template; files of before lack it
     layers: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1, max_length=64)] = ABSENT
     prompts: Text = ABSENT
     strength: Number = ABSENT
@@ -289,18 +299,19 @@ class Head:
         return cls(about, weight, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
     def refuse_other(self, path: str, reading: Reading) -> None:
-        """Raise ValueError if the head was fitted with other weights or prompts."""
-        about, remedy = self.about, "bring them back, or fit the probe again"
-        if reading.weights != about.weights:
-            raise ValueError(
-                f"probe:{path} was fitted on {about.model!r:.80} with the weights {about.weights:.16}, and "
-                f"they are {reading.weights} now: {remedy}"
-            )
-        if reading.told != about.prompts:
-            raise ValueError(
-                f"probe:{path} was fitted with the prompts {about.prompts:.16}, and they are {reading.told} "
-                f"now: {remedy}"
-            )
+        """Raise ValueError if the head was fitted with other weights or prompts, or another tokenizer."""
+        about = self.about
+        parts = {
+            "weights": (about.weights, reading.weights),
+            "tokenizer and chat template": (about.tokenizer or reading.tokenizer, reading.tokenizer),
+            "prompts": (about.prompts, reading.told),
+        }
+        for name, (fitted, now) in parts.items():
+            if fitted != now:
+                raise ValueError(
+                    f"probe:{path} was fitted on {about.model!r:.80} with the {name} {fitted:.16}, and they "
+                    f"are {now} now: bring them back, or fit the probe again"
+                )
         if len(self.weight) != reading.size + 1:
             raise ValueError(
                 f"probe:{path} is damaged: expected {reading.size + 1} numbers for these layers, got "
@@ -407,6 +418,7 @@ def fit(
         reading=reading,
         model=name,
         weights=reader.weights,
+        tokenizer=reader.tokenizer,
         layers=list(reader.layers),
         prompts=reader.told,
         strength=fitted.strength,

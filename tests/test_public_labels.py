@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_rows
+from conftest import question, write_rows
 
 import evaluate
 import judge as judges
-from rar_mini import prompts
+from rar_mini import data, files, prompts
 from rar_mini.evaluation import agreement, labelled, public
+from rar_mini.evaluation import judges as table
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -158,6 +159,30 @@ def test_a_list_that_is_no_list_is_refused(tmp_path: Path) -> None:
     file.write_text('{"input": "a"}')
     with pytest.raises(ValueError, match=r"x\.json.* expected"):
         labelled.read(file, "all")
+
+
+def test_a_file_is_parsed_once_to_tell_its_form_and_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list as a whole, JSONL row by row, also for a table of a folder, which names its files by form."""
+    parsed: list[Any] = []
+    for module in (public, data):
+        monkeypatch.setattr(module, "parse", lambda text: parsed.append(text) or files.parse(text))
+    written(tmp_path / "dataset.json", PAIR, PAIR)
+    write_rows(tmp_path / "bench.jsonl", [BENCH])
+    write_rows(tmp_path / "results.jsonl", [FOLLOWED | {"kwargs": KWARGS}] * 2)
+    for path in sorted(tmp_path.iterdir()):
+        labelled.read(path, "all")
+    assert len(parsed) == 1 + 1 + 2 + 1, "results.jsonl looks for prompts in bench.jsonl"
+    parsed.clear()
+    assert len(table.sets_of([str(tmp_path)], None, 0, False)) == 3
+    assert len(parsed) == 1 + 1 + 2 + 1
+
+
+def test_rows_of_our_own_form_may_be_a_list_too(tmp_path: Path) -> None:
+    row = question(0, labelled_responses=[{"response": "a", "quality": "good", "labels": [1] * 15}])
+    (item,) = labelled.read(written(tmp_path / "x.json", row), "all")
+    assert item.response == "a" and len(item.labels) == len(item.example.rubric)
 
 
 def test_both_commands_read_public_pairs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -121,26 +121,27 @@ def of_split(items: list[Labelled], domain: str, split: str) -> list[Labelled]:
     return [item for item in items if item.example.split == split]
 
 
-def files_of(source: Path) -> list[Path]:
+def files_of(source: Path) -> list[public.Source]:
     """A file, or the files with labels in a folder."""
     if not source.is_dir():
-        return [source]
+        return [public.Source(source)]
     known = []
-    for file in sorted(path for path in source.rglob("*") if path.suffix in (".json", ".jsonl")):
-        if {*public.FORMS, "labelled_responses"} & public.first_row(file).keys():
+    for path in sorted(path for path in source.rglob("*") if path.suffix in (".json", ".jsonl")):
+        file = public.Source(path)
+        if {*public.FORMS, "labelled_responses"} & file.first.keys():
             known.append(file)
         else:
-            print(f"data      {printable(str(file))} is left out: its first row has no labels")
+            print(f"data      {printable(str(path))} is left out: its first row has no labels")
     if not known:
         raise ValueError(f"--data {source}: expected files with labels (docs/judges.md), got none of them")
     return known
 
 
-def name_of(file: Path) -> str:
+def name_of(file: public.Source) -> str:
     """What a file is called in the table, behind the set that it is of. LLMBar's are all called dataset.json,
     in folders of their own."""
-    name, form = file.parent.name if file.stem == "dataset" else file.stem, public.form_of(file)
-    return f"{form.__name__} {name}" if form in (public.LLMBar, public.JudgeBench) else name
+    name = file.path.parent.name if file.path.stem == "dataset" else file.path.stem
+    return f"{file.form.__name__} {name}" if file.form in (public.LLMBar, public.JudgeBench) else name
 
 
 def drawn(items: list[Labelled], limit: int | None, seed: int) -> list[Labelled]:

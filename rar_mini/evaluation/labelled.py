@@ -73,7 +73,7 @@ class Compared(Form):
     worsened: Response = ABSENT
 
 
-def read(file: Path | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
+def read(file: Path | public.Source | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
     """The labelled responses of a file, or of the bundled sample. Raises ValueError if one is incomplete."""
     items = [item for row in rows(file, _responses, domain, skip_bad) for item in row]
     if not items:
@@ -107,7 +107,10 @@ def parted(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]
 
 
 def rows(
-    file: Path | None, make: Callable[[Example], T], domain: str = "all", skip_bad: bool = False
+    file: Path | public.Source | None,
+    make: Callable[[Example], T],
+    domain: str = "all",
+    skip_bad: bool = False,
 ) -> list[T]:
     """What `make` returns for each row of a file, or of the bundled sample. Prints what was odd about them.
 

@@ -17,7 +17,9 @@ stand in the row or, as published, in the file of prompts, which has to lie in t
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,33 +152,51 @@ def checkers() -> dict[str, str]:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def read(file: Path, skip_bad: bool = False, notes: Counter[str] | None = None) -> list[Example]:
+@dataclass(frozen=True)
+class Source:
+    """A file or folder with labels. A JSON or JSONL file is read once, also to tell the form of its rows."""
+
+    path: Path
+
+    @cached_property
+    def rows(self) -> list[data.Row]:
+        """The rows of a JSON or JSONL file, the first one parsed if it can be. Raises ValueError."""
+        rows = list(_rows(self.path))
+        if rows and isinstance(content := rows[0][3], bytes):
+            with suppress(ValueError):  # whoever reads all rows says so
+                if isinstance(row := parse(content.decode("utf-8-sig")), dict):
+                    rows[0] = (*rows[0][:3], row)
+        return rows
+
+    @cached_property
+    def first(self) -> Row:
+        """The first row, empty if there is none, or none that can be read: whoever reads all of them says
+        so."""
+        if self.path.suffix not in (".json", ".jsonl") or not self.path.is_file():
+            return {}
+        try:
+            row = self.rows[0][3]
+        except (ValueError, IndexError):
+            return {}
+        return row if isinstance(row, dict) else {}
+
+    @property
+    def form(self) -> type[LLMBar | JudgeBench | Followed] | None:
+        """The public form that the first row has."""
+        return next((form for column, form in FORMS.items() if column in self.first), None)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def read(file: Path | Source, skip_bad: bool = False, notes: Counter[str] | None = None) -> list[Example]:
     """The rows of a file with labels, in one of the public forms or in rar-mini's. Raises BadRow as
     data.read does."""
-    if (form := form_of(file)) is None:
-        return data.read(file, skip_bad=skip_bad, notes=notes)
-    arguments = beside(file) if form is Followed else {}
-    convert = partial(_converted, form, arguments)
-    return data.read(file, skip_bad=skip_bad, notes=notes, rows=_rows(file), convert=convert)
-
-
-def form_of(file: Path) -> type[LLMBar | JudgeBench | Followed] | None:
-    """The public form that the first row of a file has."""
-    first = first_row(file)
-    return next((form for column, form in FORMS.items() if column in first), None)
-
-
-def first_row(file: Path) -> Row:
-    """The first row of a file, empty if it has none, or none that can be read: whoever reads all of it says
-    so."""
-    if file.suffix not in (".json", ".jsonl") or not file.is_file():
-        return {}
-    try:
-        content = next(_rows(file))[3]
-        row = parse(content) if isinstance(content, bytes) else content
-    except (ValueError, StopIteration):
-        return {}
-    return row if isinstance(row, dict) else {}
+    source = file if isinstance(file, Source) else Source(file)
+    arguments = beside(source.path) if source.form is Followed else {}
+    convert = partial(_converted, source.form, arguments) if source.form else None
+    rows = source.rows if source.first else None
+    return data.read(source.path, skip_bad=skip_bad, notes=notes, rows=rows, convert=convert)
 
 
 def _rows(file: Path) -> Iterator[data.Row]:
@@ -204,7 +224,7 @@ def _converted(form: type[LLMBar | JudgeBench | Followed], arguments: Arguments,
 
 def beside(file: Path) -> Arguments:
     """The arguments of the prompts in the files beside one of results. Raises ValueError by file and line."""
-    others = filter(is_prompts, sorted(file.parent.glob("*.jsonl")))
+    others = [other for other in sorted(file.parent.glob("*.jsonl")) if other != file and is_prompts(other)]
     numbered = ((other, n, row) for other in others for n, row in enumerate(lines(other, finished=True), 1))
     rows = [forms.read(Prompt, row, f"{other}, line {n}") for other, n, row in numbered]
     return {squeezed(row.prompt): row.kwargs for row in rows}
@@ -212,7 +232,8 @@ def beside(file: Path) -> Arguments:
 
 def is_prompts(file: Path) -> bool:
     """Whether a file has IFEval's or IFBench's prompts, without answers."""
-    return first_row(file).keys() >= {"prompt", "kwargs", "instruction_id_list"} and form_of(file) is None
+    source = Source(file)
+    return source.first.keys() >= {"prompt", "kwargs", "instruction_id_list"} and source.form is None
 
 
 def squeezed(prompt: str) -> str:

@@ -295,6 +295,25 @@ def test_no_question_has_a_say_in_its_own_verdict() -> None:
     assert 0.3 < agreement.auc(p, t.label) < 0.6
 
 
+@pytest.mark.parametrize(
+    ("tried", "words"),
+    [
+        ([0.1, 1.0], "0.1, the least of 2 that were tried: a weaker penalty may fit better"),
+        ([1e-6, 0.1], "0.1, the greatest of 2 that were tried: a stronger penalty may fit better"),
+        ([1e-6, 0.1, 100.0], "0.1"),
+    ],
+)
+def test_a_strength_at_the_edge_of_those_tried_is_said(
+    tried: list[float], words: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best one may lie beyond."""
+    monkeypatch.setattr(probe_fit, "STRENGTHS", np.array(tried))
+    monkeypatch.setattr(probe_fit, "chosen", lambda t: 0.1)
+    rng = np.random.default_rng(0)
+    fitted, _ = probe_fit.fit(table(rng.normal(size=(40, 1)), np.arange(40) % 3 / 2), "all")
+    assert fitted.strength == 0.1 and f"\nstrength  {words}\n" in capsys.readouterr().out
+
+
 def test_pairs_and_spread_are_of_rewards_within_a_question() -> None:
     """Two questions of two answers with items of weight 3 and 1: .25 against .75, and one that ties."""
     weight, answer = np.tile([3.0, 1.0], 4), np.repeat([0, 1, 2, 3], 2)
@@ -340,6 +359,7 @@ def test_a_probe_learns_what_labels_say(
     """Lone letters, on questions that it was not fitted on; its verdicts are what its report is about."""
     about = probe.Head.read(str(fitted)).about
     scores = about.scores["held out"]
+    assert about.strength in about.strengths == probe_fit.STRENGTHS.tolist()
     assert scores["auc"]["value"] > 0.9 and scores["pairs"]["value"] > 0.7
     assert about.labels[0].model_dump() | {"digest": ""} == {
         "name": str(labels),

@@ -252,6 +252,7 @@ class About(Form):
     layers: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1, max_length=64)] = ABSENT
     prompts: Text = ABSENT
     strength: Number = ABSENT
+    strengths: list[Number] | None = None  # those that were tried; files of before lack them
     labels: list[Source] = ABSENT
     scores: dict[str, dict[str, dict[str, Number | None]]] = ABSENT
 
@@ -422,6 +423,7 @@ def fit(
         layers=list(reader.layers),
         prompts=reader.told,
         strength=fitted.strength,
+        strengths=probe_fit.STRENGTHS.tolist(),
         labels=[Source(name=name, **probe_fit.described(source, split)) for name, source in sources.items()],
         scores=without_nan(scores, digits=6),
     )

@@ -213,6 +213,15 @@ def chosen(t: Table) -> float:
     return float(min(STRENGTHS, key=loss))
 
 
+def at_edge(strength: float) -> str:
+    """What to know about the least or greatest strength of those that were tried; "" for any other."""
+    edges = {STRENGTHS.min(): ("least", "weaker"), STRENGTHS.max(): ("greatest", "stronger")}
+    if strength not in edges:
+        return ""
+    which, further = edges[strength]
+    return f", the {which} of {len(STRENGTHS)} that were tried: a {further} penalty may fit better"
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A head, and the strength of the penalty that it was fitted with."""
@@ -240,7 +249,7 @@ def fit(t: Table, split: str) -> tuple[Fitted, dict[str, Scores]]:
     w = logistic(fits, strength)
     if len(held.label):
         scores["held out"] = measured("held out", held, verdicts(w, held))
-    print(f"\nstrength  {strength:.3g}")
+    print(f"\nstrength  {strength:.3g}{at_edge(strength)}")
     return Fitted(w, strength), scores
 
 

@@ -205,13 +205,13 @@ def held_out(file: Path | None, domain: str, skip_bad: bool) -> list[Example]:
     """The questions of a file, or of a bundled domain, that are not for training. Raises ValueError if there
     are none."""
     examples = data.read(file, skip_bad=skip_bad) if file else data.sample(domain)
-    found = [example for example in examples if example.split != "train"]
-    if not found:
+    questions = [example for example in examples if example.split != "train"]
+    if not questions:
         raise ValueError(
             f"{file} has {len(examples)} questions of the split train: expected held-out ones; give their "
             'rows "split": "held_out"'
         )
-    return found
+    return questions
 
 
 def repair(example: Example, answer: Answer) -> Example:

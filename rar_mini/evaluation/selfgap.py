@@ -87,12 +87,12 @@ def held_out(recipe: Recipe) -> list[Example]:
     """Some questions of a run that it was not trained on, with the rubrics by which it is judged."""
     config = recipe.config
     how = {"skip_bad": config.skip_bad_rows, "skip_weightless": config.hygiene, "notes": Counter()}
-    found = [example for example in recipe.load(**how) if example.split == "held_out"]
-    if not found:
+    examples = [example for example in recipe.load(**how) if example.split == "held_out"]
+    if not examples:
         raise ValueError(f"{config.data or config.domain} has no held-out questions: the gap is theirs")
     return [
         replace(example, rubric=Rubric(tuple(criteria(example, recipe))))
-        for example in data.spread(found, QUESTIONS)
+        for example in data.spread(examples, QUESTIONS)
     ]
 
 
@@ -106,8 +106,8 @@ def views(recipe: Recipe, example: Example) -> tuple[Messages, Messages]:
 
 def fits(actor: Policy, recipe: Recipe, example: Example) -> bool:
     """Whether the question, its rubric and an answer fit the policy's window."""
-    told, new = views(recipe, example)[1], recipe.config.max_new_tokens
-    return not policy.too_long(actor, example, policy.window(actor), new, answered=False, messages=told)
+    messages, new = views(recipe, example)[1], recipe.config.max_new_tokens
+    return not policy.too_long(actor, example, policy.window(actor), new, answered=False, messages=messages)
 
 
 def gaps(
@@ -116,10 +116,10 @@ def gaps(
     """The gap of each answer by the policy that is shown the rubric, (Q, samples), and these answers."""
     config = recipe.config
     new, heat = config.max_new_tokens, config.temperature
-    plain, told = ([actor.encode(e, views(recipe, e)[k]) for e in examples] for k in (0, 1))
+    plain, with_rubric = ([actor.encode(e, views(recipe, e)[k]) for e in examples] for k in (0, 1))
     requests = [
         Request(ids, [uniforms(config.seed, "selfgap", e.id, g, new) for g in range(samples)])
-        for e, ids in zip(examples, told, strict=True)
+        for e, ids in zip(examples, with_rubric, strict=True)
     ]
     how = Settings(new, heat, cache_bytes=config.cache_mb * 2**20, graph=config.graph)
     with progress_bar(total=len(requests) * samples * new, desc="sampling", unit="tok") as bar:
@@ -132,7 +132,7 @@ def gaps(
 
     tokens = np.array([[len(completion.ids) for completion in group] for group in written])
     texts = [[_text(actor, recipe, e, c) for c in group] for e, group in zip(examples, written, strict=True)]
-    return (logp(plain) - logp(told)) / tokens, texts
+    return (logp(plain) - logp(with_rubric)) / tokens, texts
 
 
 def _text(actor: Policy, recipe: Recipe, example: Example, completion: Completion) -> str:

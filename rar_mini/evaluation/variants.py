@@ -73,23 +73,23 @@ def ways(judge: Any, items: Sequence[Labelled]) -> dict[str, Way]:
     if judge.kind not in ("chat", "systemone", "decisions", "local"):
         return dict.fromkeys(NAMES, f"{judge.spec} has no words in which it is asked")
     most, own = MOST[judge.kind], "it is set so"
-    found: dict[str, Way] = dict.fromkeys(NAMES, own)
+    ways: dict[str, Way] = dict.fromkeys(NAMES, own)
     if judge.per_call != 1:
-        found["one a call"] = lambda: _verdicts(changed(judge, per_call=1), items)
+        ways["one a call"] = lambda: _verdicts(changed(judge, per_call=1), items)
     if judge.per_call != most:
-        found["all at once"] = lambda: _verdicts(changed(judge, per_call=most), items)
-    found["in reverse order"] = lambda: trust.reordered(changed(judge, per_call=most), items)
+        ways["all at once"] = lambda: _verdicts(changed(judge, per_call=most), items)
+    ways["in reverse order"] = lambda: trust.reordered(changed(judge, per_call=most), items)
     if judge.kind == "local":
-        found["in reverse order"] = "it reads every criterion on its own"
+        ways["in reverse order"] = "it reads every criterion on its own"
     question, line, response = judge.prompts.shared.partition(RESPONSE)
     swapped = replace(judge.prompts, shared=line + response + question)
-    found["answer first"] = lambda: _verdicts(changed(judge, texts=swapped), items)
+    ways["answer first"] = lambda: _verdicts(changed(judge, texts=swapped), items)
     if not line:
-        found["answer first"] = f"its text `shared` has no line that begins with {RESPONSE!r}"
-    found["no reason"] = lambda: _verdicts(changed(judge, reasoned=False), items)
+        ways["answer first"] = f"its text `shared` has no line that begins with {RESPONSE!r}"
+    ways["no reason"] = lambda: _verdicts(changed(judge, reasoned=False), items)
     if judge.kind != "chat":
-        found["a reason first"] = found["no reason"] = "it writes no words"
-    return found
+        ways["a reason first"] = ways["no reason"] = "it writes no words"
+    return ways
 
 
 def changed(judge: Any, per_call: int | None = None, texts: Any = None, reasoned: bool = True) -> JudgeLike:

@@ -638,8 +638,8 @@ def _error_in(reply: dict[str, Any]) -> Any:
 
 def _status(error: Any) -> int | None:
     """The HTTP status that an error in JSON names."""
-    found = [error.get(name) for name in ("code", "status")] if isinstance(error, dict) else []
-    return next((int(str(code)) for code in found if re.fullmatch("[45][0-9][0-9]", str(code))), None)
+    codes = [error.get(name) for name in ("code", "status")] if isinstance(error, dict) else []
+    return next((int(str(code)) for code in codes if re.fullmatch("[45][0-9][0-9]", str(code))), None)
 
 
 def _headers(error: Any, response: Any) -> Any:

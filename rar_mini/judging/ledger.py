@@ -297,11 +297,11 @@ class Cache:
         with self._guarded():
             row = self._db and self._db.execute("SELECT reply FROM replies WHERE key = ?", [key]).fetchone()
             if row:
-                found = None
+                reply = None
                 with suppress(ValueError, TypeError, RecursionError):  # NULL is no text
-                    found = json.loads(row[0])
-                if isinstance(found, dict):
-                    return found
+                    reply = json.loads(row[0])
+                if isinstance(reply, dict):
+                    return reply
                 self._db.execute("DELETE FROM replies WHERE key = ? AND reply IS ?", [key, row[0]])
         return None
 

@@ -175,10 +175,10 @@ class LocalJudge(Reader):
         words = list(dict.fromkeys(word for sets in offered for own in sets for word in own))
         take = partial(self._chances, self._tokens(words))
         read = self.read(self.prompts(answers), self.tree, take)  # (Q, A) an answer
-        found: list[Answer] = []
+        results: list[Answer] = []
         for each, sets, p in zip(answers, offered, read, strict=True):
             if isinstance(p, Failure):
-                found.append(p)
+                results.append(p)
                 continue
             expected = []
             for q, own in enumerate(sets):
@@ -188,8 +188,8 @@ class LocalJudge(Reader):
                 self.mass.append(mass.item())
                 expected.append((chosen / mass[:, None] @ rank).item())
             self._warn(sum(self.mass[-len(sets) :]) / len(sets))
-            found.append(each.verdicts(expected))
-        return found
+            results.append(each.verdicts(expected))
+        return results
 
     def _warn(self, mass: float) -> None:
         if mass < LITTLE and not self._warned:
@@ -215,17 +215,17 @@ class LocalJudge(Reader):
 
     def _tokens(self, offered: Sequence[Sequence[str]]) -> list[list[int]]:
         """The tokens that open each answer: those of its spellings that are one token, else its first."""
-        found = []
+        tokens = []
         for spellings in offered:
             coded = [self.loaded.tokenizer.encode(word, add_special_tokens=False) for word in spellings]
-            found.append(sorted({ids[0] for ids in coded if len(ids) == 1} or {coded[0][0]}))
-        taken = [token for ids in found for token in ids]
+            tokens.append(sorted({ids[0] for ids in coded if len(ids) == 1} or {coded[0][0]}))
+        taken = [token for ids in tokens for token in ids]
         if len(set(taken)) < len(taken):
             raise ValueError(
                 f"local:{self.name} cannot judge: expected a tokenizer in which "
                 f"{', '.join(spellings[0] for spellings in offered)} begin with different tokens"
             )
-        return found
+        return tokens
 
 
 def _offered(asked: Worded, i: int) -> Sequence[Sequence[str]]:

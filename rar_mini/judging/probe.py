@@ -89,7 +89,7 @@ class Reading(Reader):
         raise NotImplementedError
 
     @property
-    def told(self) -> str:
+    def prompts_digest(self) -> str:
         """16 hexadecimal digits that change with the texts around what is read."""
         raise NotImplementedError
 
@@ -100,8 +100,8 @@ class Reading(Reader):
 
     def states(self, packed: Packed) -> Tensor:
         """The states behind each layer that is read: (L, T, D) float32."""
-        found = self.loaded.model.states(packed.ids, packed.positions, packed.attend)
-        kept = {n: x.float() for n, x in enumerate(found, 1) if n in self.layers}
+        states = self.loaded.model.states(packed.ids, packed.positions, packed.attend)
+        kept = {n: x.float() for n, x in enumerate(states, 1) if n in self.layers}
         return torch.stack([kept[n] for n in self.layers])
 
 
@@ -125,7 +125,7 @@ class Late(Reading):
         return 12 * len(self.layers) + 1
 
     @property
-    def told(self) -> str:
+    def prompts_digest(self) -> str:
         return digest(texts_of_prompts.POLICY_SYSTEM)
 
     def numbers(self, group: Sequence[Asked]) -> list[Tensor | Failure]:
@@ -133,18 +133,18 @@ class Late(Reading):
         opening = tuple(self.loaded.encode(example))
         responses = list(dict.fromkeys(each.response for each in group))
         answers = dict(zip(responses, self._behind(opening, responses), strict=True))
-        found: list[Tensor | Failure] = []
+        results: list[Tensor | Failure] = []
         for each in group:
             subjects = tuple(mistake(c.description).subject for c in each.criteria)
             states = [answers[each.response], *self.kept(opening, (example.question, *subjects))]
             if failures := [state for state in states if isinstance(state, Failure)]:
-                found.append(failures[0])
+                results.append(failures[0])
                 continue
             answer, question, *items = states
             near = [torch.cat([_nearness(item, answer), _nearness(item, question)]) for item in items]
             x, mistakes = torch.stack(near).cpu(), _mistakes(each.criteria)  # (K, 6 L), (K, 1)
-            found.append(torch.cat([x, mistakes * x, mistakes], 1))
-        return found
+            results.append(torch.cat([x, mistakes * x, mistakes], 1))
+        return results
 
     def _behind(self, opening: Sequence[int], texts: Sequence[str]) -> list[Tensor | Failure]:
         """The states (L, n, D) of each text's n tokens behind the question, with length 1."""
@@ -188,16 +188,16 @@ class Whole(Reading):
         return 2 * len(self.layers) * self.width + 1
 
     @property
-    def told(self) -> str:
+    def prompts_digest(self) -> str:
         return self.texts.digest
 
     def numbers(self, group: Sequence[Asked]) -> list[Tensor | Failure]:
         literal = self.loaded.turns.literal
         answers = [wires.worded(each, self.texts, self.secret, literal) for each in group]
-        found = self.read(self.prompts(answers), self.tree, self._of_leaves)
+        states = self.read(self.prompts(answers), self.tree, self._of_leaves)
         return [
             x if isinstance(x, Failure) else torch.cat([x, _mistakes(each.criteria)], 1)
-            for each, x in zip(group, found, strict=True)
+            for each, x in zip(group, states, strict=True)
         ]
 
     def _of_leaves(self, packed: Packed, leaves: Leaves) -> Sequence[Tensor]:
@@ -305,7 +305,7 @@ class Head:
         parts = {
             "weights": (about.weights, reading.weights),
             "tokenizer and chat template": (about.tokenizer or reading.tokenizer, reading.tokenizer),
-            "prompts": (about.prompts, reading.told),
+            "prompts": (about.prompts, reading.prompts_digest),
         }
         for name, (fitted, now) in parts.items():
             if fitted != now:
@@ -421,7 +421,7 @@ def fit(
         weights=reader.weights,
         tokenizer=reader.tokenizer,
         layers=list(reader.layers),
-        prompts=reader.told,
+        prompts=reader.prompts_digest,
         strength=fitted.strength,
         strengths=probe_fit.STRENGTHS.tolist(),
         labels=[Source(name=name, **probe_fit.described(source, split)) for name, source in sources.items()],

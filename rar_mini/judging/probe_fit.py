@@ -65,15 +65,15 @@ def of_run(run: Path) -> list[Labelled]:
         raise ValueError(f"{run} has no verdicts on items (--method {config.method}): expected rar-explicit")
     rows = list(records(run, "rollouts.jsonl"))
     examples = replay.examples_of(run, recipe.make(config.recipe, config), rows)
-    found, posed = [], {}
+    items, posed = [], {}
     for row, example in zip(rows, examples, strict=True):
         if id(example) not in posed:
             own = config.method == "rar-explicit"
             rubric = config.design.apply(example.rubric, example.id) if own else Rubric(PREDEFINED)
             posed[id(example)] = replace(example, rubric=rubric)
         labels = [NAN if item["verdict"] is None else float(item["verdict"]) for item in row["verdicts"]]
-        found.append(Labelled(posed[id(example)], row["response"], "", labels))
-    return found
+        items.append(Labelled(posed[id(example)], row["response"], "", labels))
+    return items
 
 
 def described(items: Sequence[Labelled], split: str) -> dict[str, Any]:
@@ -194,12 +194,12 @@ def folds(t: Table, count: int) -> ndarray:
 
 def crossed(t: Table, count: int, fitted: Callable[[Table], ndarray]) -> ndarray:
     """The verdicts on each question, (N,), by what is fitted on the questions of the other folds."""
-    fold, found = folds(t, count), np.empty(len(t.label))
+    fold, verdict = folds(t, count), np.empty(len(t.label))
     for own in range(count):
         there = fold == own
         if there.any():
-            found[there] = verdicts(fitted(t.rows(~there)), t.rows(there))
-    return found
+            verdict[there] = verdicts(fitted(t.rows(~there)), t.rows(there))
+    return verdict
 
 
 def chosen(t: Table) -> float:
@@ -271,23 +271,23 @@ MEASURES |= {"calibration": calibration}
 def measured(name: str, t: Table, verdict: ndarray) -> Scores:
     """A head's verdicts (N,) against their labels, and the keyword judge's beside them, printed as a
     table."""
-    found = {}
+    scores = {}
     for who, said in ((name, verdict), ("keyword", t.keyword)):
         of = {"auc": auc(t, said), "auc, flawed only": auc(t, np.where(t.flawed, said, NAN))}
         line = "".join(f"{interval(each):<22}" for each in of.values())
         of |= {key: {"value": measure(said, t.label)} for key, measure in MEASURES.items()}
         print(f"{who:<16}{line}" + "".join(f"{of[key]['value']:<12.3f}" for key in MEASURES))
-        found |= {key if who == name else f"{key} by keyword": each for key, each in of.items()}
+        scores |= {key if who == name else f"{key} by keyword": each for key, each in of.items()}
 
     def more(at: ndarray) -> float:
         return agreement.auc(verdict[at], t.label[at]) - agreement.auc(t.keyword[at], t.label[at])
 
-    found["auc more"] = resampled(t.question, more)
+    scores["auc more"] = resampled(t.question, more)
     gaps, spread = in_groups(t, verdict)
-    print(f"{'':16}AUC less that of keyword {interval(found['auc more'])}, on {len(t.label)} verdicts")
+    print(f"{'':16}AUC less that of keyword {interval(scores['auc more'])}, on {len(t.label)} verdicts")
     print(f"{'':16}pairs: the better answer wins {in_words(wins(gaps))}")
     print(f"{'':16}spread of rewards within a question {spread[0]:.4f}, of the labels' {spread[1]:.4f}")
-    return found | {"pairs": wins(gaps)["accuracy"], "spread": {"value": spread[0], "of labels": spread[1]}}
+    return scores | {"pairs": wins(gaps)["accuracy"], "spread": {"value": spread[0], "of labels": spread[1]}}
 
 
 def auc(t: Table, verdict: ndarray) -> dict[str, float]:

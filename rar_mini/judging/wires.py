@@ -295,8 +295,8 @@ def chat_text(reply: dict[str, Any]) -> str:
 def token_logprobs(reply: dict[str, Any]) -> list[float]:
     """The log-probabilities of the tokens that a chat model wrote; [] if the server gives no such numbers."""
     try:
-        found = [token["logprob"] for token in reply["choices"][0]["logprobs"]["content"]]
-        return found if all(type(each) in (int, float) and math.isfinite(each) for each in found) else []
+        values = [token["logprob"] for token in reply["choices"][0]["logprobs"]["content"]]
+        return values if all(type(each) in (int, float) and math.isfinite(each) for each in values) else []
     except (KeyError, IndexError, TypeError):
         return []
 
@@ -324,12 +324,12 @@ def parse_verdicts(reply: str, n: int, tops: Sequence[int] = (), reasoned: bool 
     Raises Failure for anything but the object that was asked for: every question once, none that was not
     asked, each reason before its verdict.
     """
-    found = only_json(reply)
-    if not isinstance(found, dict) or found.keys() != {str(i) for i in range(1, n + 1)}:
+    entries = only_json(reply)
+    if not isinstance(entries, dict) or entries.keys() != {str(i) for i in range(1, n + 1)}:
         raise Failure("malformed", f"expected the numbers 1 to {n}")
     verdicts = []
     for i, top in enumerate(tops or [1] * n, 1):
-        entry, names = found[str(i)], ["reason", "verdict"] if reasoned else ["verdict"]
+        entry, names = entries[str(i)], ["reason", "verdict"] if reasoned else ["verdict"]
         if not isinstance(entry, dict) or list(entry) != names:
             raise Failure("malformed", f"expected {' and then '.join(f'a {name}' for name in names)}")
         rank = _rank(entry["verdict"], top)
@@ -350,12 +350,12 @@ def _rank(said: Any, top: int) -> int | None:
 def parse_rating(reply: str) -> list[float]:
     """The one rating, from 1 to 10. Raises Failure for anything but the object that was asked for; the
     reason may be missing, as in the form that the paper prints."""
-    found = only_json(reply)
-    if not isinstance(found, dict) or list(found) not in (["reason", "rating"], ["rating"]):
+    answer = only_json(reply)
+    if not isinstance(answer, dict) or list(answer) not in (["reason", "rating"], ["rating"]):
         raise Failure("malformed", "expected a reason and then a rating")
-    if type(found["rating"]) is not int or not 1 <= found["rating"] <= 10:
+    if type(answer["rating"]) is not int or not 1 <= answer["rating"] <= 10:
         raise Failure("malformed", "expected a whole number from 1 to 10")
-    return [float(found["rating"])]
+    return [float(answer["rating"])]
 
 
 def _within(value: Any, high: float) -> float:

@@ -96,14 +96,14 @@ UNWRITTEN = Rubric((Criterion("No rubric", "It could not be written.", "failed",
 
 def read_rubric(text: str, least: int, most: int) -> Rubric:
     """The rubric in a JSON array [{"criterion": text, "points": 1 to 5}]. Raises Failure."""
-    found = wires.only_json(text)
-    if not isinstance(found, list) or not least <= len(found) <= most:
+    entries = wires.only_json(text)
+    if not isinstance(entries, list) or not least <= len(entries) <= most:
         raise Failure("malformed", f"expected a JSON array of {least} to {most} criteria")
-    for item in found:
+    for item in entries:
         if not isinstance(item, dict) or item.keys() != {"criterion", "points"}:
             raise Failure("malformed", "expected objects of criterion and points")
         words, worth = item["criterion"], item["points"]
         if not isinstance(words, str) or not words.strip() or type(worth) is not int or not 1 <= worth <= 5:
             raise Failure("malformed", "expected a criterion in words, and points from 1 to 5")
-    items = (Criterion(i["criterion"][:40], i["criterion"], "literal", float(i["points"])) for i in found)
+    items = (Criterion(i["criterion"][:40], i["criterion"], "literal", float(i["points"])) for i in entries)
     return Rubric(tuple(items))

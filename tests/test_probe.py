@@ -438,6 +438,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "layers": (rewritten(layers=[3]), "expected layers from 1 to 2"),
     "a model": (rewritten(model="no/\x1b[2J"), "no model"),
     "weights": (rewritten(weights="0" * 16), "with the weights 0000000000000000, and they are"),
+    "a tokenizer": (rewritten(tokenizer="\x1b[2J"), r"the tokenizer and chat template \\x1b\[2J, and they"),
     "prompts": (rewritten(prompts="0" * 16), "with the prompts 0000000000000000, and they are"),
 }
 

@@ -310,8 +310,8 @@ class Head:
         for name, (fitted, now) in parts.items():
             if fitted != now:
                 raise ValueError(
-                    f"probe:{path} was fitted on {about.model!r:.80} with the {name} {fitted:.16}, and they "
-                    f"are {now} now: bring them back, or fit the probe again"
+                    f"probe:{path} was fitted on {about.model!r:.80} with the {name} {printable(fitted):.16}"
+                    f", and they are {now} now: bring them back, or fit the probe again"
                 )
         if len(self.weight) != reading.size + 1:
             raise ValueError(

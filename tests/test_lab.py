@@ -263,6 +263,22 @@ def test_the_page_has_a_place_for_the_table() -> None:
     assert text.count(lab.BEGIN) == text.count(lab.END) == 1
 
 
+def test_every_recipe_after_a_paper_has_its_row_with_its_lines() -> None:
+    page = lab.PAGE.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"\| \[\w+\.py\]\(\.\./([\w/]+\.py)\) \| (\d+) \|", page))
+    files = {file: len((lab.ROOT / file).read_text(encoding="utf-8").splitlines()) for file in rows}
+    assert {file: int(lines) for file, lines in rows.items()} == files
+    assert {f"lab/{name}.py" for name in recipe.names() if "/" not in name} <= rows.keys()
+
+
+def test_a_policy_of_pairs_is_compared_with_the_one_that_it_was() -> None:
+    """DPO's advantages need it, and a loss that adds up."""
+    t = world.training(world.settings(1, 0), world.Writer(world.decoder(0)), recipe.make("rdpo"))
+    assert t.reference.model is not t.actor.model
+    of, at_start = t.actor.model.state_dict(), t.reference.model.state_dict()
+    assert all(torch.equal(of[name], at_start[name]) for name in of)
+
+
 def test_a_changed_recipe_is_trained_again_and_nothing_else(
     tmp_path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:

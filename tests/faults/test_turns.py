@@ -232,7 +232,7 @@ def test_gpqa_reads_no_box_in_thoughts(thinker: Path, monkeypatch: pytest.Monkey
     ids = actor.tokenizer.encode("It is \\boxed{A}")
     monkeypatch.setattr(sampler, "sample", lambda *how: [[Completion(ids, [], False)]])
     (answer,) = source.answer([asked()])
-    assert answer == {"response": "", "finished": False, "only_thoughts": True}
+    assert answer.items() >= {"response": "", "finished": False, "only_thoughts": True}.items()
     assert gpqa.choice_of(answer["response"], ["a", "b"]) is None
 
 
@@ -244,7 +244,7 @@ def test_a_reference_answer_closes_the_thought_that_the_prompt_opened() -> None:
 
 def test_a_local_judge_is_not_asked_inside_a_thought(thinker: Path) -> None:
     asker = LocalJudge(str(thinker), "cpu", JudgePrompts(), b"")
-    assert asker._render("s", "u").endswith("assistant\n<think>\n\n</think>\n\n")
+    assert asker._render([{"role": "user", "content": "u"}]).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 # --- control tokens that others spell -----------------------------------------------------------------------

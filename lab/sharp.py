@@ -11,9 +11,11 @@ The best is accepted if agreement on held-out pairs is then more than eps above 
 
 Ours: no model writes edits. All that there are compete, rules to add are the lines of TEXTS, and the J are
 those that order most of the K; the best orders most training pairs. The first that is refused ends it. Rules
-begin as RaR's predefined criteria. Pairs are those of `evaluate.py alignment`; one without verdicts does not
-count. What came out (tests/lab/test_sharp.py): a planted rule that credits worse answers is removed, a good
-one is added, and what only training pairs like is refused.
+begin as RaR's predefined criteria. Pairs are those of `evaluate.py alignment` but for `test` rows; if a
+verdict is missing, the pair is not ordered, so that no rule gains by its failures.
+
+What came out (tests/lab/test_sharp.py): a planted rule that credits worse answers is removed, a good one is
+added, and what only training pairs like is refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,8 +63,8 @@ def gaps(rules: Sequence[Rule], verdicts: Verdicts) -> np.ndarray:
 
 
 def agreement(gap: np.ndarray) -> float:
-    known = gap[~np.isnan(gap)]
-    return float((known > 1e-6).mean()) if len(known) else 0.0
+    """The share of pairs that are ordered rightly; one whose gap is NaN is not."""
+    return float((gap > 1e-6).mean())
 
 
 def search(
@@ -77,8 +79,8 @@ def search(
     log, accepted, best = [], True, agreement(gaps(rules, verdicts)[held])
     while accepted:
         gap = gaps(rules, verdicts)
-        train = np.flatnonzero(~held & ~np.isnan(gap))
-        worst = train[np.argsort(gap[train], kind="stable")[:20]]
+        train = np.flatnonzero(~held)
+        worst = train[np.argsort(gap[train], kind="stable")[:20]]  # NaN comes last
         tried = [(edit, new, gaps(new, verdicts)) for edit, new in edits(rules, texts, most)]
         five = sorted(tried, key=lambda each: -agreement(each[2][worst]))[:5]
         edit, new, gap = max(five, key=lambda each: agreement(each[2][train]))
@@ -100,7 +102,8 @@ def main(
         domain: which bundled questions: medical, science or all
         texts: a file of rules that may be added, one a line
     """
-    pairs, asker = labelled.pairs(data, domain), Judge(choose(judge)[0], "rar-explicit")
+    pairs = [pair for pair in labelled.pairs(data, domain) if pair.example.split != "test"]
+    asker = Judge(choose(judge)[0], "rar-explicit")
 
     @cache
     def verdicts(text: str) -> np.ndarray:

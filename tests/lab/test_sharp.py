@@ -43,10 +43,20 @@ def test_at_most_so_many_rules_and_at_least_one() -> None:
     assert (["weight", "b", 1.0], [Rule("a"), Rule("b", 1.0)]) in found
 
 
-def test_a_threshold_parts_what_another_does_not_and_a_failure_does_not_count() -> None:
+def test_a_rule_at_which_the_judge_fails_is_refused() -> None:
+    """Where it is judged it is right, and elsewhere it would hide the pairs that other rules get wrong."""
+    verdicts, held = world()
+    known = np.flatnonzero(verdicts["good"][:, 0] > 0.5)[:4]
+    verdicts["failing"] = np.full_like(verdicts["good"], NAN)
+    verdicts["failing"][known] = verdicts["good"][known]
+    rules, log = search([Rule("good")], ["failing"], verdicts.get, held)
+    assert rules == [Rule("good")] and not any(row["accepted"] for row in log)
+
+
+def test_a_threshold_parts_what_another_does_not_and_a_failure_orders_nothing() -> None:
     verdicts = {"half": np.array([[0.6, 0.4], [0.6, 0.6], [NAN, 0.4], [0.6, 0.4]])}
     assert gaps([Rule("half", 2.0)], verdicts.get) == pytest.approx([1, 0, NAN, 1], nan_ok=True)
-    assert agreement(gaps([Rule("half")], verdicts.get)) == pytest.approx(2 / 3), "a tie is no win"
+    assert agreement(gaps([Rule("half")], verdicts.get)) == 2 / 4, "neither a tie nor a failure is a win"
     assert gaps([Rule("half", threshold=0.3)], verdicts.get)[[0, 1, 3]].tolist() == [0, 0, 0]
     assert agreement(np.array([NAN])) == 0
 
@@ -67,5 +77,7 @@ def test_the_command_leaves_rules_and_every_round(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert {rule["text"] for rule in found["rules"]} > {"Advises rest."}
     assert found["rounds"][0]["edit"] == ["add", "Advises rest."] and found["rounds"][0]["held_out"] == 1
-    with pytest.raises(ValueError, match="expected training and held-out pairs, got one split alone"):
-        main(out, "keyword", write_rows(tmp_path / "one.jsonl", rows[::2]))
+    left = [row | {"split": row["split"].replace("held_out", "test")} for row in rows]
+    for one in (rows[::2], left):  # `test` rows are left for the end
+        with pytest.raises(ValueError, match="expected training and held-out pairs, got one split alone"):
+            main(out, "keyword", write_rows(tmp_path / "one.jsonl", one))

@@ -13,13 +13,12 @@ and the advantages are computed anew. No other group is touched: their gradients
 policy before the step; --mismatch-cap C also weighs by that policy's probability over that of who wrote it.
 
 Ours: a passing answer earns `need` of a rubric, where theirs is right; it is the best of earlier steps or of
-another run's rollouts.jsonl, where theirs is another client's, and answers the very same prompt and rubric.
-`--recipe.below 0.01` swaps only if none passes. pub_swap/swapped is how many were swapped.
+another run's rollouts.jsonl, where theirs is another client's, and answers the very same prompt and rubric
+in one turn and --max-new-tokens. `--recipe.below 0.01` swaps if none passes. pub_swap/swapped counts swaps.
 What came out (tests/lab/test_pub_swap.py): a table that writes the right answer once in a hundred learns it
 in 33 steps, and without swaps in 56 (8 seeds). In the lab's world with 2 seeds of 40 steps it cannot be told.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rar_mini import files, grpo
+from rar_mini import checkpoint, files, forms, grpo
 from rar_mini.recipe import Recipe, Rollouts
 from rar_mini.sampler import Completion
 
 CLAIM = "groups in which few answers pass learn from one that passed before"
 CONDITIONS = ("clean",)
-KEPT = ("prompt_ids", "ids", "sampler_logp", "response", "verdicts", "rating", "reward", "finished")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,9 @@ class PubSwap(Recipe):
     def begin(self, step: int, steps: int) -> None:
         if "stored" not in self.state:
             self.state["stored"] = {}
-            self._store(files.lines(self.stored, "example_id", *KEPT, finished=True) if self.stored else [])
+            for number, row in enumerate(files.lines(self.stored, finished=True) if self.stored else [], 1):
+                forms.read(checkpoint.Sampled, row, files.named_line(self.stored, number))
+                self._store(row)
 
     def repair(self, rollouts: Rollouts) -> Rollouts:
         reward, scores = rollouts.reward.clone(), rollouts.scores  # (P, G)
@@ -56,11 +56,10 @@ class PubSwap(Recipe):
         few = (reward >= self.need - grpo.TIE).sum(-1) < self.below * reward.shape[1]
         for p in (few & grpo.scored(reward).any(-1)).nonzero()[:, 0].tolist():
             g = int(reward[p].nan_to_num(torch.inf).argmin())
-            row = self.state["stored"].get(rollouts.examples[p].id)
+            row, items = self.state["stored"].get(rollouts.examples[p].id), scores.rubrics[p].criteria
             if not row or row["prompt_ids"] != rollouts.prompts[p][g]:
                 continue
-            items = [(v["title"], v["weight"]) for v in row["verdicts"]]
-            if items == [(c.title, c.weight) for c in scores.rubrics[p].criteria]:
+            if [(v["title"], v["weight"]) for v in row["verdicts"]] == [(c.title, c.weight) for c in items]:
                 said = np.array([v["verdict"] for v in row["verdicts"]], float)  # null is NaN
                 verdict[p, g, : len(items)], reward[p, g] = torch.from_numpy(said), row["reward"]
                 rating[p, g] = torch.nan if row["rating"] is None else row["rating"]
@@ -71,19 +70,20 @@ class PubSwap(Recipe):
         return replace(rollouts, adv=self.advantage(rollouts))
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        stored, pairs = self.state["stored"], zip(rollouts.examples, rollouts.completions, strict=True)
-        own = [(c.ids, stored.get(example.id)) for example, group in pairs for c in group]
-        self.state["swapped"] = sum(bool(row) and ids == row["ids"] for ids, row in own)
-        self._store(rollouts.rows(step))
+        # What repair put in is a stored list itself; the policy may sample an equal one.
+        stored = {id(row["ids"]) for row in self.state["stored"].values()}
+        self.state["swapped"] = sum(id(one.ids) in stored for group in rollouts.completions for one in group)
+        for row in rollouts.rows(step):
+            self._store(row)
 
     def metrics(self) -> dict[str, float]:
         return {"pub_swap/swapped": self.state["swapped"]}
 
-    def _store(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep each question's best answer that passes; of equals the latest."""
-        stored = self.state["stored"]
-        for row in rows:
-            best = stored.get(row["example_id"], {"reward": self.need - grpo.TIE})
-            whole = row["finished"] and None not in row["sampler_logp"]
-            if whole and (row["reward"] or 0.0) >= best["reward"]:
-                stored[row["example_id"]] = {name: row[name] for name in KEPT}
+    def _store(self, row: dict[str, Any]) -> None:
+        """Keep an answer that passes if it is its question's best; the latest of equally good ones."""
+        best = self.state["stored"].get(row["example_id"], {"reward": self.need - grpo.TIE})
+        logps = row["sampler_logp"]  # a teacher's tokens have none
+        whole = row["finished"] and None not in logps and not row.get("heard")  # nothing stands between
+        fits = len(logps) == len(row["ids"]) <= self.config.max_new_tokens
+        if whole and fits and (row["reward"] or 0.0) >= best["reward"]:
+            self.state["stored"][row["example_id"]] = row

@@ -59,6 +59,7 @@ PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "num
 
 
 Step = Annotated[int, Field(ge=0, le=10**9)]
+Token = Annotated[int, Field(ge=0)]
 
 
 class Settings(Form):
@@ -130,6 +131,14 @@ class Rollout(Form):
     tokens: int = ABSENT
     finished: bool = ABSENT
     turns: list[Said] = []
+
+
+class Sampled(Rollout):
+    """A line of rollouts.jsonl with its TOKENS, but for what was heard."""
+
+    prompt_ids: list[Token] = ABSENT
+    ids: list[Token] = ABSENT
+    sampler_logp: list[Finite | None] = ABSENT
 
 
 class Evaluation(Form):

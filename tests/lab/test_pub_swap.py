@@ -135,7 +135,7 @@ def test_the_best_passing_answer_of_each_question_is_kept(rolled: Rollouts) -> N
     ]
     rolled.reward[2] = torch.tensor([0.4, 0.5, 0.4, 0.4])
     own.schedule(2, rolled)
-    assert kept[names[2]]["ids"] == rolled.completions[2][1].ids, "of equals the latest"
+    assert kept[names[2]]["ids"] == rolled.completions[2][1].ids, "of equally good ones the latest"
 
 
 def test_answers_may_come_from_another_run(rolled: Rollouts, tmp_path: Path) -> None:
@@ -149,8 +149,51 @@ def test_answers_may_come_from_another_run(rolled: Rollouts, tmp_path: Path) -> 
     assert touched(rolled, after) == [(1, 0), (2, 1)]
     own.schedule(1, after)
     assert own.metrics() == {"pub_swap/swapped": 2}
-    with pytest.raises(ValueError, match="line 1"):
-        made(f"pub_swap --stored {write_rows(tmp_path / 'bad.jsonl', [{'ids': []}])}").begin(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"ids": "abc"}, "field ids: expected a list, got 'abc'"),
+        ({"ids": [-1]}, r"field ids\[0\]: expected 0 or more, got -1"),
+        ({"reward": "0.9"}, "field reward: expected a number, got '0.9'"),
+        ({"verdicts": [{"title": "a"}]}, r"field verdicts\[0\].category: expected text, got nothing"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_refused(
+    rolled: Rollouts, tmp_path: Path, changes: dict[str, Any], refusal: str
+) -> None:
+    good, other, *_ = stored(rolled).values()
+    file = write_rows(tmp_path / "rollouts.jsonl", [good, other | changes])
+    with pytest.raises(ValueError, match=f"rollouts.jsonl, line 2: {refusal}"):
+        made(f"pub_swap --stored {file}").begin(1, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heard": [{"after": 1, "ids": [9], "instead": False}]},  # a user spoke between its turns
+        {"sampler_logp": []},  # a teacher wrote it
+        {"ids": [122] * 10_000, "sampler_logp": [-1.0] * 10_000},  # longer than --max-new-tokens
+        {"finished": False},
+    ],
+)
+def test_what_is_no_whole_answer_of_a_policy_is_not_taken(
+    rolled: Rollouts, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    file = write_rows(tmp_path / "rollouts.jsonl", list(stored(rolled, **changes).values()))
+    own = made(f"pub_swap --need 0.75 --stored {file}")
+    own.begin(1, 2)
+    assert touched(rolled, own.repair(rolled)) == []
+
+
+def test_a_policy_that_writes_the_stored_answer_itself_is_not_swapped(rolled: Rollouts) -> None:
+    own = recipe(rolled)
+    for p, example in enumerate(rolled.examples):
+        kept = own.state["stored"][example.id]
+        rolled.completions[p][3] = Completion(list(kept["ids"]), list(kept["sampler_logp"]), True)
+    own.schedule(1, own.repair(rolled))
+    assert own.metrics() == {"pub_swap/swapped": 2}
 
 
 # --- a toy --------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ the mean log-probability of the lowest 10 % of its tokens. Each of the others is
     knock_out: who beats the anchor takes its place, and the last anchor's verdict counts
 
 Ours: prompts; knock_out; any judge reflects; the reward, the share of comparisons that a response wins
-(rar_mini/judging/pairwise.py). Without log-probabilities the first analysis is the anchor, without an analyst
-this is RaR. If a text failed, a comparison has no verdict. What came out (tests/lab/test_reflect_rm.py): with
-a random anchor, analyses right in 0.7 of cases and reflections in 0.9, verdicts are right in 0.908 (n = 4)
-and 0.962 (8), with knock_out in 0.944 and 0.954. A majority of 4 is right in 0.784.
+(rar_mini/judging/pairwise.py). Analyses without log-probabilities come last, and if none has them the first
+is the anchor. Without an analyst this is RaR. If a text failed, a comparison has no verdict. What came out
+(tests/lab/test_reflect_rm.py): with a random anchor, analyses right in 0.7 of cases and reflections in 0.9,
+verdicts are right in 0.908 (n = 4) and 0.962 (8), by knock_out in 0.944 and 0.954, by majority (4) in 0.784.
 """
 
 import re
@@ -44,7 +44,7 @@ def read(text: str, logps: Sequence[float]) -> tuple[str, float, float]:
     if not (said := re.search(r"(?:^|\n)better: ([12])\s*$", text)):
         raise Failure("malformed", "expected a last line, better: 1 or better: 2")
     lowest = sorted(logps)[: -(-len(logps) // 10)]
-    return text, float(said[1] == "1"), sum(lowest) / max(1, len(lowest))
+    return text, float(said[1] == "1"), sum(lowest) / len(lowest) if lowest else -torch.inf
 
 
 def decide(said: Tensor, reflect: Callable[[Tensor, int], Tensor], knock_out: bool = False) -> Tensor:

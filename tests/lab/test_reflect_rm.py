@@ -80,7 +80,7 @@ def test_reflection_is_right_more_often_than_a_majority(n: int, knock_out: bool,
 
 def test_confidence_is_that_of_the_least_likely_tenth() -> None:
     assert read("So.\nbetter: 1 ", [-1.0] * 18 + [-3.0, -5.0]) == ("So.\nbetter: 1 ", 1.0, -4.0)
-    assert read("better: 2", [-0.5])[1:] == (0.0, -0.5) and read("better: 2", [])[2] == 0.0
+    assert read("better: 2", [-0.5])[1:] == (0.0, -0.5) and read("better: 2", [])[2] == -torch.inf
 
 
 @pytest.mark.parametrize("text", ["", "better: 3", "better: 1 or 2", "better: 1\nI think.", "not better: 1"])
@@ -148,6 +148,12 @@ def test_the_most_confident_analysis_is_the_anchor(server: Server, monkeypatch: 
 
     monkeypatch.setattr(hostile, "envelope", sure)
     assert judged("--n 3", "good, too")[0] == [1.0]
+
+    def partly(path: str, content: str) -> dict:
+        return sure(path, content) if "calm" in content else envelope(path, content)
+
+    monkeypatch.setattr(hostile, "envelope", partly)
+    assert judged("--n 3", "good as well")[0] == [1.0], "those without log-probabilities come last"
 
 
 @pytest.mark.parametrize(

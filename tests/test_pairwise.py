@@ -46,6 +46,21 @@ def test_in_a_group_it_meets_both_neighbours() -> None:
     assert earned(longer, "group", ["aaa"]) == [[1.0]], "one alone meets the reference answer"
 
 
+def test_one_alone_without_a_reference_answer_is_no_score_and_nobody_is_asked() -> None:
+    asked = []
+
+    def counted(pairs: Sequence[Pair]) -> Tensor:
+        asked.extend(pairs)
+        return longer(pairs)
+
+    bare = replace(ASKED, reference="")
+    judge = Pairwise(counted, Judge("keyword", "rar-explicit"), against="group")
+    wins = judge.score([ASKED, bare], [["aaa"], ["aaa"]]).verdict[:, 0, 0]
+    assert wins[0] == 1 and wins[1].isnan()
+    assert len(asked) == 2 and all(example is ASKED for example, *_ in asked), "once in each order"
+    assert judge.score([bare], [["aaa"]]).verdict.isnan().all()
+
+
 def test_what_is_not_known_is_no_score() -> None:
     assert torch.tensor(earned(longer, "reference", ["", "aaa"])).isnan().tolist() == [[True, False]]
     group = torch.tensor(earned(longer, "group", ["", "aaa", "aa", "a"]))

@@ -22,7 +22,8 @@ Pair = tuple[Example, str, str]
 Against = Literal["reference", "group"]
 """What a response is compared with: its reference answer, or its two neighbours in the group, whose last is
 beside its first. In a group half of all comparisons are won, whatever the policy: then only the scores of
-another judge (--gold-judge) show what it learns."""
+another judge (--gold-judge) show what it learns. A response that is judged alone, under --eval-samples 1 or
+in a conversation, is compared with its reference answer instead, and without one has no verdict."""
 
 WINS = Rubric((Criterion("Wins", "It is the better one of two responses.", "essential", 1.0),))
 
@@ -54,7 +55,10 @@ class Pairwise(Wrapper):
             for example, own in zip(examples, responses, strict=True)
             for g, text in enumerate(own)
         ]
-        first, second = self.compare(pairs), 1 - self.compare([(e, b, a) for e, a, b in pairs])  # (P G,)
+        met = [grouped or bool(example.reference) for example, *_ in pairs]
+        first, second = torch.full((2, P * G), NAN)  # (P G,)
+        if asked := [pair for pair, meets in zip(pairs, met, strict=True) if meets]:
+            first[met], second[met] = self.compare(asked), 1 - self.compare([(e, b, a) for e, a, b in asked])
         known = ~(first + second).isnan()
         self.consistent = ((first > 0.5) == (second > 0.5))[known].float().mean().item()
         wins = ((first + second) / 2).view(P, G)

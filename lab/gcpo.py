@@ -1,7 +1,6 @@
 """GCPO: the policy becomes a judge, which has to give the better of two answers the higher score.
 
-    python train.py --domain medical --recipe gcpo --judge rules --max-new-tokens 4 --max-prompt-tokens 1024
-    python evaluate.py judge --judge local:RUN
+    python train.py --recipe gcpo --judge rules --max-new-tokens 4 --max-prompt-tokens 1024 --eval-samples 2
 
 After Edit-R1, arXiv 2604.27505; detailed notes were read. The judge sees one answer at a time. Of a group,
 rollouts j judge the winner of a pair, the others, k, its loser, with scores s:
@@ -12,10 +11,8 @@ rollouts j judge the winner of a pair, the others, k, its loser, with scores s:
 Ours: one item of a rubric parts the two answers, by labels or as the row says (docs/data.md). The policy is
 asked as `--judge local:RUN` will be, and says yes or no, which checks turn into a score; neither wins nothing
 and loses to nothing. If a side has no score, the other is compared with a half. Theirs reasons first, gives
-edited images a number, and has a KL term (--beta).
-
-What came out (tests/lab/test_gcpo.py): a table of scores goes to an AUC of 1; without ties the mean of r is
-the AUC. docs/lab.md has a judge of the world and one of 135M.
+edited images a number, and has a KL term (--beta). What came out (tests/lab/test_gcpo.py): a table of scores
+goes to an AUC of 1; without ties the mean of r is the AUC. docs/lab.md has two judges that were trained.
 """
 
 from collections.abc import Sequence
@@ -29,6 +26,7 @@ from torch import Tensor
 from rar_mini import grpo, prompts
 from rar_mini.evaluation import labelled
 from rar_mini.judging import asked, local, wires
+from rar_mini.options import Within
 from rar_mini.prompts import JudgePrompts
 from rar_mini.recipe import Example, Recipe, Rollouts, Scores
 from rar_mini.rubric import Criterion, Rubric
@@ -64,6 +62,8 @@ class GCPO(Recipe):
 
     def load(self, **how: Any) -> list[Example]:
         c, texts = self.config, prompts.of_judge(self.config.judging.prompts)
+        Within(4, 1e4).refuse("group_size", c.group_size)  # one reply a side differs from no other one
+        Within(2 if c.eval_every else 1, 1e4).refuse("eval_samples", c.eval_samples)  # one judges winners
         pairs = labelled.parted(c.data and Path(c.data), c.domain, how["skip_bad"])
         return [posed(f"{pair.example.id}-{n}", pair, texts) for n, pair in enumerate(pairs)]
 

@@ -146,6 +146,21 @@ def test_the_bundled_sample_has_pairs_for_the_command_of_the_docstring() -> None
     assert not any(pair.example.rubric.criteria[0].check for pair in pairs), "the judge is asked about all"
 
 
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"group_size": 2}, "--group-size 2: expected a number from 4"),  # all advantages would be 0
+        ({"eval_samples": 1}, "--eval-samples 1: expected a number from 2"),  # who says good to all would win
+    ],
+)
+def test_a_group_with_too_few_replies_a_side_is_refused(
+    tmp_path: Path, settings: dict[str, int], refusal: str
+) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        loaded(tmp_path, labelled_row(1), **settings)
+    assert loaded(tmp_path, labelled_row(1), eval_samples=1, eval_every=0), "nothing is scored"
+
+
 def test_half_of_a_group_is_shown_the_winner_as_a_local_judge_would_read_it(
     tmp_path: Path, tiny: Path
 ) -> None:
@@ -243,7 +258,7 @@ def test_a_run_that_goes_on_asks_in_the_words_that_it_began_with(tmp_path: Path,
     """Also if rar_mini/prompts.py has others by then."""
     rows = write_rows(tmp_path / "rows.jsonl", [labelled_row(n) for n in range(2)])
     start, run = write_tiny(tmp_path / "long", max_position_embeddings=4096), tmp_path / "run"
-    words = f"--policy {start} --data {rows} --recipe gcpo --judge rules --out {run} --steps 1 --group-size 2"
+    words = f"--policy {start} --data {rows} --recipe gcpo --judge rules --out {run} --steps 1 --group-size 4"
     words += " --prompts-per-step 2 --max-new-tokens 2 --max-prompt-tokens 3000 --eval-every 0 --save-every 1"
     assert command("train.py", *words.split()).returncode == 0
     written = json.loads((run / "config.json").read_text())
@@ -255,4 +270,4 @@ def test_a_run_that_goes_on_asks_in_the_words_that_it_began_with(tmp_path: Path,
     tokenizer = byte_tokenizer()
     rows = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     old = ["Was it so?" in tokenizer.decode(row["prompt_ids"]) for row in rows]
-    assert old == [False] * 4 + [True] * 4
+    assert old == [False] * 8 + [True] * 8

@@ -4,9 +4,12 @@
 
     merged = (1 - share) base + share trained        exactly base at 0 and trained at 1
 
-MERGED is a Hugging Face directory with the tokenizer of `trained`, which --policy takes.
+MERGED is a Hugging Face directory in float32 with the tokenizer of `trained`, which --policy takes. It is
+there whole or not at all.
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +18,7 @@ import tyro
 from torch import Tensor
 
 from rar_mini import policy
-from rar_mini.options import run_command
+from rar_mini.options import Within, run_command
 
 
 def merge(base: dict[str, Tensor], trained: dict[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -40,11 +43,15 @@ def main(
         out: the directory to write, which does not exist yet
         share: of `trained`; 0 is base
     """
+    Within(0, 1).refuse("share", share)
     if out.exists():
         raise ValueError(f"{out} exists: expected a new directory")
     one, other = (policy.load(name, torch.float32, "cpu") for name in (base, trained))
     other.model.load_state_dict(merge(one.model.state_dict(), other.model.state_dict(), share))
-    other.save(out)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    other.save(partial)
+    os.rename(partial, out)
 
 
 if __name__ == "__main__":

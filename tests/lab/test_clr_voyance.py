@@ -16,7 +16,7 @@ from toy import judged, made
 from judge import Judge
 from lab import merge
 from lab.clr_voyance import cut
-from rar_mini import model
+from rar_mini import model, policy
 from rar_mini.config import PRESETS
 from rar_mini.data import Example
 from rar_mini.recipe import Recipe, make
@@ -163,3 +163,23 @@ def test_the_command_writes_a_policy(tiny: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weight, 2 * one[name])
     with pytest.raises(ValueError, match="exists: expected a new directory"):
         merge.main(str(tiny), str(other), tmp_path / "out")
+    for share in (2.0, -1.0, NAN):
+        with pytest.raises(ValueError, match="--share .*: expected a number from 0 to 1"):
+            merge.main(str(tiny), str(other), tmp_path / "new", share=share)
+
+
+def test_a_merge_that_is_cut_short_leaves_no_directory_and_is_repeated(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, save = tmp_path / "out", policy.Policy.save
+
+    def dies(whole: policy.Policy, directory: Path) -> None:
+        save(whole, directory)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(policy.Policy, "save", dies)
+        merge.main(str(tiny), str(tiny), out)
+    assert not out.exists()
+    merge.main(str(tiny), str(tiny), out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

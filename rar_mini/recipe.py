@@ -93,11 +93,6 @@ class Recipe:
         the policy's first, then the user's, and so on to the policy's newest. Asked in threads."""
         return None
 
-    def told(self, example: Example) -> Sequence[dict[str, str]] | None:
-        """A second conversation, behind which the policy as it was at the start reads an example's rollouts:
-        `loss` then finds what both make of each token in batch.views. None if there is none."""
-        return None
-
     def answer(self, example: Example, text: str) -> str:
         """The part of what the policy wrote that the judge reads."""
         return text
@@ -123,6 +118,11 @@ class Recipe:
         """The learning rate of step 1, 2, ...: linear warm-up, then constant. `steps` is what --steps was at
         first: a run that is extended does not warm up again."""
         return self.config.lr * min(1.0, step / max(1, round(self.config.warmup * steps)))
+
+    def told(self, example: Example) -> Sequence[dict[str, str]]:
+        """A second conversation, behind which the policy as it was at the start reads an example's rollouts:
+        `loss` then finds what both make of each token in batch.views. Called only if a recipe overrides it."""
+        return self.messages(example, None, 0)
 
     def loss(self, logp: Tensor, batch: grpo.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """A micro-batch's share of the loss for logp (N,), and the sums that its metrics are made of."""

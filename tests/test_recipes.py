@@ -314,13 +314,14 @@ def test_help_shows_a_recipes_options(capsys: pytest.CaptureFixture) -> None:
 ASKED = """
     def teach(self, *words): return super().teach(*words)
     def reply(self, *words): return super().reply(*words)
+    def told(self, *words): return super().told(*words)
 """
 
 
 def test_steps_are_called_in_the_order_in_which_the_class_shows_them(
     many: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Users and teachers are asked only if a recipe has one."""
+    """Users and teachers are asked only if a recipe has one, and so is a second conversation."""
     called: list[str] = []
     steps = [name for name, value in vars(Recipe).items() if callable(value) and name[0] != "_"]
     for name in steps:
@@ -334,7 +335,7 @@ def test_steps_are_called_in_the_order_in_which_the_class_shows_them(
     own = write_recipe(tmp_path / "own.py", ASKED)
     trained(many, questions, tmp_path / "run", "--steps", 1, "--recipe", own)
     first = called.index("begin")  # before it, messages are shown to see whether they fit
-    assert set(called[:first]) == {"judge", "load", "messages"}
+    assert set(called[:first]) == {"judge", "load", "messages", "told"}
     assert [*called[:2], *dict.fromkeys(called[first:])] == steps
 
 

@@ -121,7 +121,7 @@ class Recipe:
 
     def told(self, example: Example) -> Sequence[dict[str, str]]:
         """A second conversation, behind which the policy as it was at the start reads an example's rollouts:
-        `loss` then finds what both make of each token in batch.views. Called only if a recipe overrides it."""
+        `loss` then finds what both make of each token in batch.views. Only called if it is overridden."""
         return self.messages(example, None, 0)
 
     def loss(self, logp: Tensor, batch: grpo.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,6 +177,11 @@ def located(spec: str) -> str:
 def overrides(own: Recipe, step: str) -> bool:
     """Whether a recipe has a step of its own in the place of RaR's."""
     return getattr(type(own), step, None) is not getattr(Recipe, step)
+
+
+def compared(own: Recipe) -> bool:
+    """Whether a recipe needs the policy as it was at the start beside the one that is trained."""
+    return own.needs_logp or overrides(own, "told")
 
 
 def digest(spec: str | None) -> str | None:

@@ -193,7 +193,7 @@ def _pinned(judge: str) -> str:
 def bare(config: Config, judge: JudgeLike, resume: Path | None = None) -> Training:
     """What a step works with, and no more: neither questions nor a folder."""
     made = recipe.make(config.recipe, config)
-    compared = made.needs_logp or recipe.overrides(made, "told")
+    compared = recipe.compared(made)
     # Else nothing of the base is read again.
     if resume is None or config.lora_rank or config.beta or compared:
         ranks.first(lambda: checkpoint.refuse_damaged(config.policy))

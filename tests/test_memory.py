@@ -205,6 +205,13 @@ def test_rollouts_that_are_not_trained_take_no_memory_in_training(capsys: pytest
     assert few["obstacles"] and all(way.get("group_size", 16) >= 16 for way in few["remedies"])
 
 
+@pytest.mark.parametrize("own", [{"recipe": "pop"}, {"recipe": "rgsd"}, {"beta": 0.1}])
+def test_the_weights_of_the_start_count_if_something_is_compared_with_them(own: dict[str, Any]) -> None:
+    """Log-probabilities of whole completions, distributions behind a conversation of a recipe's own, a KL."""
+    parts = memory.plan(Model(qwen7()), Config(dtype="bfloat16", device="cuda", **own))["training"]
+    assert parts["reference"] == 2 * Model(qwen7()).parameters
+
+
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """--steps 0 on a GPU that could never train this model was refused."""
     words = ("--gpu", 24, "--policy", config_only(tmp_path, qwen7()))

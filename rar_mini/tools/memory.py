@@ -176,7 +176,7 @@ def copied(config: Config) -> bool:
 
 def compared(config: Config) -> bool:
     """Whether the policy as it was at the start is needed beside the one that is trained."""
-    return config.beta > 0 or recipe.make(config.recipe).needs_logp
+    return config.beta > 0 or recipe.compared(recipe.make(config.recipe))
 
 
 def sampling(m: Model, config: Config) -> Iterator[Parts]:

@@ -26,6 +26,7 @@ from rar_mini.files import parse, regular
 from rar_mini.forms import ABSENT, Form, Many, Number, T, Text
 from rar_mini.judging import rules
 from rar_mini.rubric import Polarity, Rubric
+from rar_mini.turns import without_thoughts
 
 if TYPE_CHECKING:
     from pyarrow import DataType
@@ -67,8 +68,13 @@ class Example:
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
     def after(self, said: Iterable[dict[str, str]]) -> "Example":
-        """The same row once these turns have followed: an answer to it is an answer to the last of them."""
-        return replace(self, messages=(*self.messages, *said))
+        """The same row once these turns have followed: an answer to it is an answer to the last of them.
+        Nobody is shown what the policy thought before it spoke."""
+        spoken = [
+            turn | {"content": without_thoughts(turn["content"])} if turn["role"] == "assistant" else turn
+            for turn in said
+        ]
+        return replace(self, messages=(*self.messages, *spoken))
 
 
 class BadRow(ValueError):

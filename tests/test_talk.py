@@ -10,15 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Command, byte_tokenizer, question, write_rows
+from hostile import Server
 from test_recipes import config, cut, numbers, records, same_files, trained, write_recipe
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from judge import Judge
 from rar_mini import data, grpo, model, policy, prefix, prompts, sampler
+from rar_mini.judging.pairwise import Pairwise
 from rar_mini.judging.wrappers import ask
+from rar_mini.judging.writer import Writer
 from rar_mini.model import Decoder
 from rar_mini.policy import Policy
 from rar_mini.prefix import Heard, Tree
+from rar_mini.rubric import Rubric
 from rar_mini.sampler import Completion, Request, Settings
 from rar_mini.scores import Rollouts, Scores
 
@@ -302,3 +307,21 @@ def test_a_judge_reads_the_last_answer_behind_its_own_conversation() -> None:
     ]
     assert torch.equal(scores.verdict, plain.verdict) and torch.equal(scores.rating, plain.rating)
     assert scores.weight.shape == (2, 1) and scores.rubrics == ["a", "b"]
+
+
+def test_what_a_policy_thought_is_shown_to_no_judge_user_teacher_or_writer(server: Server) -> None:
+    """What it has said is; and the tags in a question are its words."""
+    thought, said = "<think>A secret.</think>", {"role": "user", "content": "Why <think> here?"}
+    example = data.Example("q", "train", (said,), "reference", Rubric(()), {})
+    after = example.after([{"role": "assistant", "content": f"{thought}When?"}, said])
+    assert after.question == "user: Why <think> here?\n\nassistant: When?\n\nuser: Why <think> here?"
+    asker, seen = Judge("keyword", "rar-explicit"), []
+    pairwise = Pairwise(lambda pairs: seen.extend(pairs) or torch.ones(len(pairs)), asker, against="group")
+    pairwise.score([example], [[f"{thought}One.", "Two."]])
+    assert {text for _, *texts in seen for text in texts} == {"One.", "Two."}
+    server.reply = lambda path, body: "text"
+    material = {"question": "Why <think> here?", "response 1": f"{thought}One.", "answer": f"{thought}Two."}
+    assert Writer(Judge("chat:w", "rar-explicit")).write("TASK", [material], str) == ["text"]
+    ((_, body, _),) = server.seen
+    shown = body["messages"][-1]["content"]
+    assert "here?" in shown and "One." in shown and "Two." in shown and "secret" not in shown

@@ -15,6 +15,7 @@ from rar_mini.data import Example
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.rubric import Criterion, Rubric
 from rar_mini.scores import NAN, Scores, finite
+from rar_mini.turns import without_thoughts
 
 Pair = tuple[Example, str, str]
 """A question and two responses to it."""
@@ -48,6 +49,7 @@ class Pairwise(Wrapper):
             raise ValueError(f"{self.spec} compares with reference answers, and {missing[0]!r:.80} has none")
 
     def score(self, examples: Sequence[Example], responses: Sequence[Sequence[str]], **_: Any) -> Scores:
+        responses = [[without_thoughts(text) for text in own] for own in responses]
         P, G = len(examples), len(responses[0])
         grouped = self.against == "group" and G > 1
         pairs = [

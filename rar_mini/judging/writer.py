@@ -4,7 +4,8 @@
     rubrics = writer.write(TASK, [{"question": ..., "response": ...}], read)
 
 If the recipe's `judge` returns Wrapper(judge, writer), its costs, failures and budget are those of a second
-judge. Material stands between fences that its authors cannot guess, and is never an instruction.
+judge. Material stands between fences that its authors cannot guess, and is never an instruction. Texts whose
+names begin with `response` or `answer` are shown without their thoughts, as to a judge.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure, Request
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.rubric import Criterion, Rubric
+from rar_mini.turns import without_thoughts
 
 if TYPE_CHECKING:
     from rar_mini.data import Example
@@ -69,7 +71,9 @@ class Writer(Wrapper):
         return [None if isinstance(reply, Failure) else reply for reply in replies]
 
     def _messages(self, task: str, material: dict[str, str]) -> list[dict[str, str]]:
-        shown = wires.fenced(self._secret, material)
+        written = (name for name in material if name.startswith(("response", "answer")))
+        spoken = {name: without_thoughts(material[name]) for name in written}
+        shown = wires.fenced(self._secret, material | spoken)
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": shown + task}]
 
     def calls(self, example: "Example") -> int:

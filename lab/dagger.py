@@ -9,9 +9,8 @@ the conversation goes on with a*, with probability beta, else with what the poli
 
 beta falls linearly to 0 over the share `until` of the run; with `switch` it stays, and then is 0 at once.
 
-Ours: the prompt, and that a turn without a teacher's words teaches nothing. The teacher is a model, else
-`teacher_turns` in `hidden`, a text a turn, else the reference answer. Users are user_simulator's. Rewards are
-judged, for the record.
+Ours: the prompt; a turn without a teacher's words teaches nothing. The teacher is a model, else `hidden` has
+`teacher_turns`, else it says the reference answer. Users: user_simulator's. Rewards are for the record alone.
 
 What came out (tests/lab/test_dagger.py, seed 0): three of four answers of a policy are wrong, whatever it
 learns, and its teacher's never. After 20 steps in the policy's own conversations 0.96 of 200 answers to
@@ -32,6 +31,7 @@ from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.sampler import uniforms
+from rar_mini.turns import without_thoughts
 
 CLAIM = "learning where the policy leads is better than imitating where the teacher does"
 LACKS = "conversations and a teacher"
@@ -71,7 +71,7 @@ class Dagger(Recipe):
     ) -> tuple[str | None, bool]:
         if self.teacher:
             material = {"conversation": example.after(turns).question}
-            words = self._models[1].write(TASK, [material], str.strip)[0]
+            words = self._models[1].write(TASK, [material], lambda text: without_thoughts(text).strip())[0]
         else:
             texts = example.hidden.get("teacher_turns") or [example.reference] * self.turns
             words = next(iter(texts[len(turns) // 2 :]), None)

@@ -57,13 +57,13 @@ def says(example: Example, turns: Sequence[dict[str, str]], most: int, writer: W
 
 
 def opened(example: Example) -> Example:
-    """A conversation up to the user's first turn; what the user says later becomes the script. Raises
-    ValueError for a script that is none."""
+    """A conversation up to the user's first turn; what the user says later becomes the script."""
     first, *later = [n for n, turn in enumerate(example.messages) if turn["role"] == "user"]
     hidden = {"user_turns": [example.messages[n]["content"] for n in later]} | example.hidden
-    script = hidden["user_turns"]
-    if not isinstance(script, list) or not all(isinstance(text, str) for text in script):
-        raise ValueError(f"{example.id!r}: expected texts in hidden.user_turns, got {script!r:.80}")
+    for name in ("user_turns", "teacher_turns"):
+        script = hidden.get(name, [])
+        if not isinstance(script, list) or not all(isinstance(text, str) for text in script):
+            raise ValueError(f"{example.id!r}: expected texts in hidden.{name}, got {script!r:.80}")
     return replace(example, messages=example.messages[: first + 1], row=example.row | {"hidden": hidden})
 
 

@@ -4,9 +4,9 @@ What this file decided:
 
 - **A later turn is a request of its own**, whose prompt is the conversation so far: the very tokens that were
   sampled, and between them what the chat template writes around the user's turn.
-- **--max-new-tokens bounds each of the policy's turns**, and --max-prompt-tokens what stands before each, so
-  that caches and plans of memory are as without conversations. A conversation whose next turn has no room
-  ends, and that is said.
+- **--max-new-tokens bounds each of the policy's turns**, also a teacher's words for it, and
+  --max-prompt-tokens what stands before each. A conversation whose next turn has no room ends, a teacher's
+  words that are too long are not taken, and both are said.
 - **An answer that was cut is the last one**: nobody knows what it would have said.
 - **Random numbers go on**: the p-th number of a rollout decides the p-th token that it samples, in whatever
   turn that is.
@@ -106,7 +106,7 @@ def converse(
     while going:
         lessons: list[Lesson] = [None] * len(going)
         if step is not None and overrides(recipe, "teach"):
-            lessons = _at_once(lambda talk: recipe.teach(talk.example, talk.turns, step, talk.g), going)
+            lessons = _taught(going, recipe, actor, step, how.max_new_tokens)
         pairs = list(zip(going, lessons, strict=True))
         own = _sample([talk for talk, lesson in pairs if not lesson or not lesson[1]], actor, how, bar, ended)
         for talk, lesson in pairs:
@@ -135,6 +135,31 @@ def _sample(
     written = actor.sample(requests, how, bar.update, lambda r, said: ended(groups[r][0].example, said))
     rows = zip(groups, written, strict=True)
     return {(t.p, t.g): said for group, row in rows for t, said in zip(group, row, strict=True)}
+
+
+def _taught(talks: Sequence[Talk], recipe: Recipe, actor: Policy, step: int, new: int) -> list[Lesson]:
+    """What a teacher says for the next turn of each; no words if they are longer than the policy's may be."""
+    lessons = _at_once(lambda talk: recipe.teach(talk.example, talk.turns, step, talk.g), talks)
+    long = 0
+    for i, (talk, lesson) in enumerate(zip(talks, lessons, strict=True)):
+        match lesson:
+            case (str(words), _) if len(actor.completion(words)) > new:
+                lessons[i], long = (None, False), long + 1
+            case None | (str(), _):
+                pass
+            case (None, said) if not said:
+                pass
+            case _:
+                raise ValueError(
+                    f"the recipe's words for {talk.example.id!r}: expected None, (text, True or False) or "
+                    f"(None, False), got {lesson!r:.80}"
+                )
+    if long:
+        log.warning(
+            f"{long} of {len(talks)} turns have none of their teacher's words, which are too long: expected "
+            f"at most {new} tokens with the end; raise --max-new-tokens, or ask the teacher for shorter ones"
+        )
+    return lessons
 
 
 def _replied(talks: Sequence[Talk], recipe: Recipe, actor: Policy, new: int) -> list[Talk]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hostile import Server
 from reading import asks
 from talking import CONFIG, NUMBER, WORDS, Speaker, Stand, training
 
@@ -110,6 +111,33 @@ def test_a_turn_without_a_teachers_words_teaches_nothing() -> None:
     _, rollouts = explored("", taught=["n1"])
     for completion, turns in zip(sum(rollouts.completions, []), sum(rollouts.turns, []), strict=True):
         assert [WORDS[i] for i in completion.ids] == ["n1", "<end>"] and len(turns) == 2, "the user replied"
+
+
+def test_words_longer_than_a_turn_may_be_are_not_taught(caplog: pytest.LogCaptureFixture) -> None:
+    """Two tokens, the end included: the policy speaks in their place, and nothing of the turn is trained."""
+    _, rollouts = explored("", taught=["n1 n2", "n3"])
+    for completion in sum(rollouts.completions, []):
+        assert [WORDS[i] for i in completion.ids] in ([], ["n3", "<end>"])
+    assert (
+        "of 64 turns have none of their teacher's words, which are too long: expected at most 2"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("lesson", [(None, True), ("n1",), (7, False), "n1"])
+def test_what_is_no_lesson_is_refused(monkeypatch: pytest.MonkeyPatch, lesson: object) -> None:
+    own, examples = made("")
+    monkeypatch.setattr(type(own), "teach", lambda *words: lesson)
+    own.begin(1, 10)
+    with pytest.raises(ValueError, match="the recipe's words for 'what n.': expected None, .text, True"):
+        train.explore(training(own, examples, Speaker(0)), 1, Clock())
+
+
+def test_a_teachers_thoughts_are_not_taught(server: Server) -> None:
+    server.reply = lambda path, body: "<think>It is n1.</think>\n\nn1\n"
+    own = recipe.make("dagger --teacher chat:t", CONFIG)
+    own.begin(1, 10)
+    assert own.teach(opened(asks("what n1", "n1")), [], 1, 0)[0] == "n1"
 
 
 def test_the_loss_is_the_cross_entropy_of_the_teachers_tokens() -> None:

@@ -77,9 +77,12 @@ def test_a_row_with_one_question_and_no_script_has_one_turn() -> None:
     assert own.reply(opened(asks("q", "fever")), spoken("Where?")) is None
 
 
-def test_a_script_that_is_none_is_refused() -> None:
-    example = replace(asks("q", "fever"), row={"hidden": {"user_turns": "Since Monday."}})
-    with pytest.raises(ValueError, match="'q': expected texts in hidden.user_turns, got 'Since Monday.'"):
+@pytest.mark.parametrize("name", ["user_turns", "teacher_turns"])
+@pytest.mark.parametrize("script", ["Since Monday.", [3]])
+def test_a_script_that_is_none_is_refused(name: str, script: object) -> None:
+    """A text would be said letter by letter."""
+    example = replace(asks("q", "fever"), row={"hidden": {name: script}})
+    with pytest.raises(ValueError, match=f"'q': expected texts in hidden.{name}, got "):
         opened(example)
 
 

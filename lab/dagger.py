@@ -8,10 +8,8 @@ the conversation goes on with a*, with probability beta, else with what the poli
     loss = - mean log P(a* | what was said so far)        over all turns, by --loss-norm
 
 beta falls linearly to 0 over the share `until` of the run; with `switch` it stays, and then is 0 at once.
-
 Ours: the prompt; a turn without a teacher's words teaches nothing. The teacher is a model, else `hidden` has
 `teacher_turns`, else it says the reference answer. Users: user_simulator's. Rewards are for the record alone.
-
 What came out (tests/lab/test_dagger.py, seed 0): three of four answers of a policy are wrong, whatever it
 learns, and its teacher's never. After 20 steps in the policy's own conversations 0.96 of 200 answers to
 "wrong" are the teacher's; after 20 in the teacher's own (beta 1 to the end) none.
@@ -20,17 +18,20 @@ learns, and its teacher's never. After 20 steps in the policy's own conversation
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from judge import Judge
 from lab.user_simulator import opened, says
-from rar_mini import grpo
+from rar_mini import grpo, sequences
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
+from rar_mini.options import Within
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.sampler import uniforms
+from rar_mini.talk import Lesson
 from rar_mini.turns import without_thoughts
 
 CLAIM = "learning where the policy leads is better than imitating where the teacher does"
@@ -43,9 +44,9 @@ class Dagger(Recipe):
     teacher: str | None = None
     """chat:NAME; without one, the row's own texts"""
     user: str | None = None
-    turns: int = 3
-    beta: float = 1.0
-    until: float = 0.5
+    turns: Annotated[int, Within(1, 1000)] = 3
+    beta: Annotated[float, Within(0, 1)] = 1.0
+    until: Annotated[float, Within(0, 1)] = 0.5
     switch: bool = False
 
     @cached_property
@@ -57,6 +58,7 @@ class Dagger(Recipe):
         return Wrapper(judge, *filter(None, self._models))
 
     def load(self, **how: object) -> list[Example]:
+        sequences.check_own_loss(self.config, "dagger")
         return [opened(example) for example in super().load(**how)]
 
     def begin(self, step: int, steps: int) -> None:
@@ -66,9 +68,7 @@ class Dagger(Recipe):
     def reply(self, example: Example, turns: Sequence[dict[str, str]]) -> str | None:
         return says(example, turns, self.turns, self._models[0])
 
-    def teach(
-        self, example: Example, turns: Sequence[dict[str, str]], step: int, g: int
-    ) -> tuple[str | None, bool]:
+    def teach(self, example: Example, turns: Sequence[dict[str, str]], step: int, g: int) -> Lesson:
         if self.teacher:
             material = {"conversation": example.after(turns).question}
             words = self._models[1].write(TASK, [material], lambda text: without_thoughts(text).strip())[0]

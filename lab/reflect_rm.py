@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.pairwise import Against, Pair, Pairwise
 from rar_mini.judging.wrappers import JudgeLike, agrees
 from rar_mini.judging.writer import Writer
+from rar_mini.options import Within
 from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion
 
@@ -56,14 +58,13 @@ def decide(said: Tensor, reflect: Callable[[Tensor, int], Tensor], knock_out: bo
         votes = votes + beats * (2 * said[:, i] - 1)
         anchor = torch.where(beats == 1, i, anchor) if knock_out else anchor
     own = said.gather(-1, anchor[:, None])[:, 0]
-    verdict = torch.where(knock_out | (votes == 0), own, (votes > 0).float())
-    return verdict.where(~votes.isnan(), torch.nan)
+    return own.where(knock_out | (votes == 0), (votes > 0).float()).where(~votes.isnan(), torch.nan)
 
 
 @dataclass(frozen=True)
 class ReflectRM(Recipe):
     analyst: str = ""
-    n: int = 8
+    n: Annotated[int, Within(1, 1000)] = 8
     knock_out: bool = False
     against: Against = "reference"
 
@@ -77,8 +78,7 @@ class ReflectRM(Recipe):
         n, shown = self.n, [{"question": e.question, "response 1": a, "response 2": b} for e, a, b in pairs]
         asked = [partial(writer.write, TASK, shown, read, 1.0, draw, logprobs=True) for draw in range(n)]
         written = zip(*map(ranks.first, asked), strict=True)  # Q x n
-        unknown = [("", torch.nan, 0.0)] * n
-        known = [sorted(each, key=lambda a: -a[2]) if all(each) else unknown for each in written]
+        known = [sorted(a, key=lambda a: -a[2]) if all(a) else [("", torch.nan, 0.0)] * n for a in written]
 
         def reflect(anchors: Tensor, i: int) -> Tensor:
             texts = []

@@ -6,15 +6,15 @@ After RGSD, rubric-guided self-distillation, arXiv 2606.12507; only notes on it 
 teacher's and q the student's distribution of the next token behind what the student itself has written,
 
     m = beta p + (1 - beta) q
-    loss = mean over tokens of  sum_v min(beta p_v ln(p_v / m_v) + (1 - beta) q_v ln(q_v / m_v), clip)
+    loss = mean of  sum_v min(beta p_v ln(p_v / m_v) + (1 - beta) q_v ln(q_v / m_v), clip)
 
-over the `top` tokens v that the teacher finds likeliest: a clipped Jensen-Shannon divergence. It needs
-neither rewards nor a group. Theirs: beta 0.5, top 128, clip 0.05, one rollout a question and no judge.
+over tokens by --loss-norm; v are the `top` tokens that the teacher finds likeliest: a clipped
+Jensen-Shannon divergence. It needs neither rewards nor a group. Theirs: beta 0.5, top 128, clip 0.05, one
+rollout a question and no judge.
 
-Ours: the sentence that shows the rubric; the other tokens count as one more v; where the clip acts is
-inferred. The judge still scores rollouts, for the record: --judge keyword costs nothing. A rollout without a
-reward is left out, and a group has two at least. The advantages are RaR's and take no part.
-
+Ours: the sentence that shows the rubric; all other tokens are one more v; where the clip acts is inferred.
+The judge still scores rollouts, for the record: --judge keyword costs nothing. A rollout without a reward is
+left out, and a group has two at least. The advantages take no part.
 What came out (tests/lab/test_rgsd.py): a tiny random policy, whose rewards are all equal, comes nearer to its
 teacher; the loss falls from 0.045 to 0.018 in 30 steps (means of five). Nothing was run with a real model.
 """
@@ -22,12 +22,15 @@ teacher; the loss falls from 0.045 to 0.018 in 30 steps (means of five). Nothing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rar_mini import sequences
 from rar_mini.grpo import MicroBatch
+from rar_mini.options import Within
 from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe
 
@@ -40,12 +43,16 @@ PART = 256  # tokens whose V logits are held at once
 
 @dataclass(frozen=True)
 class RGSD(Recipe):
-    beta: float = 0.5
+    beta: Annotated[float, Within(0, 1)] = 0.5
     """the teacher's share in the mixture that both are compared with"""
-    top: int = 128
+    top: Annotated[int, Within(1, 1e6)] = 128
     """how many tokens are told apart"""
-    clip: float = 0.05
+    clip: Annotated[float, Within(0, 1e6)] = 0.05
     """the most that a token of the vocabulary adds to the divergence"""
+
+    def load(self, **how: Any) -> list[Example]:
+        sequences.check_own_loss(self.config, "rgsd")
+        return super().load(**how)
 
     def told(self, example: Example) -> Sequence[dict[str, str]]:
         shown = self.messages(example, None, 0)

@@ -8,11 +8,10 @@ After user simulators as training environments, arXiv 2605.09808, of which the a
 
 and the judge reads that answer behind the whole conversation, as HealthBench's grader does. A script is
 `user_turns` in a row's `hidden`, or what the user says later in a row of HealthBench's form, whose answers
-make way for the policy's. Without a script the model `user` speaks; it alone sees `user` of `hidden`, the
-situation.
+make way for the policy's. Without a script the model `user` speaks; it alone is shown `user` of `hidden`,
+its situation.
 
-Ours: the prompt, and that a user who cannot be had is silent, which ends the conversation.
-
+Ours: the prompt; a user who fails is silent, and judge2/failures counts it. The answer at hand is the last.
 What came out (tests/lab/test_user_simulator.py, seed 0): the user knows one of four numbers and tells it if
 asked. A policy that asks in one conversation of three asks in all of them 15 steps later, and more than 0.9
 of its last answers are right; trained without a user, fewer than 0.35 are.
@@ -21,12 +20,14 @@ of its last answers are right; trained without a user, fewer than 0.35 are.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 from judge import Judge
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
+from rar_mini.options import Within
 from rar_mini.recipe import Example, Recipe
 
 CLAIM = "a policy that is trained with a better user is better with people"
@@ -71,7 +72,7 @@ def opened(example: Example) -> Example:
 class UserSimulator(Recipe):
     user: str | None = None
     """a model that plays the user of rows without a script, chat:NAME"""
-    turns: int = 3
+    turns: Annotated[int, Within(1, 1000)] = 3
     """of the policy, at most"""
 
     @cached_property

@@ -12,7 +12,8 @@ subclasses it and overrides one to three of them:
         def learning_rate(self, step: int, steps: int) -> float:
             return self.share * super().learning_rate(step, steps)
 
-- Its fields are its options: `--recipe.share 0.3`. `config` has the run's settings.
+- Its fields are its options: `--recipe.share 0.3`; `Annotated[float, Within(0, 1)]` says which numbers one
+  takes (rar_mini/options.py). `config` has the run's settings.
 - What changes during a run goes into the dict `state`: numbers, texts, lists, dicts and tensors. It is saved
   with each checkpoint and a resumed run has it again. Only `begin` and `schedule` may change it, because the
   other steps also make the scores between steps.
@@ -31,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import tyro
 from torch import Tensor
@@ -40,7 +41,7 @@ from rar_mini import data, files, grpo, prompts
 from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.judging.wrappers import JudgeLike
-from rar_mini.options import Misused, command_line, nearest
+from rar_mini.options import Misused, command_line, nearest, refuse_number
 from rar_mini.rubric import Rubric
 from rar_mini.scores import Rollouts, Scores
 
@@ -159,6 +160,8 @@ def make(spec: str | None, config: Config | None = None) -> Recipe:
             f"--recipe {name}: expected {choices} with a value each, got {shlex.join(options) or 'none'}; "
             "--recipe.help explains them"
         ) from None
+    for option, declared in get_type_hints(kind, include_extras=True).items():
+        refuse_number(f"recipe.{option}", getattr(made, option), declared)
     return dataclasses.replace(made, config=config)
 
 

@@ -68,6 +68,15 @@ def check_dpo(config: Config, recipe: str) -> None:
         raise ValueError(f"{recipe} needs {needs} and --cut-answers mask: else the loss is not DPO's")
 
 
+def check_own_loss(config: Config, recipe: str) -> None:
+    """Raise ValueError for settings that only RaR's loss reads, for a recipe with another."""
+    if config.beta or config.mismatch_cap:
+        raise ValueError(
+            f"{recipe} has a loss of its own, which reads neither --beta nor --mismatch-cap: leave them out; "
+            "--recipe.help shows its options"
+        )
+
+
 @dataclass(frozen=True)
 class Views:
     """What two readers make of a batch's completion tokens: states times head are logits."""

@@ -113,6 +113,14 @@ def test_a_turn_without_a_teachers_words_teaches_nothing() -> None:
         assert [WORDS[i] for i in completion.ids] == ["n1", "<end>"] and len(turns) == 2, "the user replied"
 
 
+@pytest.mark.parametrize("name", ["dagger", "rgsd"])
+@pytest.mark.parametrize("setting", [{"beta": 0.5}, {"mismatch_cap": 2.0}])
+def test_settings_that_a_loss_of_its_own_does_not_read_are_refused(name: str, setting: dict) -> None:
+    own = recipe.make(name, replace(CONFIG, **setting))
+    with pytest.raises(ValueError, match=f"{name} has a loss of its own, which reads neither --beta nor"):
+        own.load()
+
+
 def test_words_longer_than_a_turn_may_be_are_not_taught(caplog: pytest.LogCaptureFixture) -> None:
     """Two tokens, the end included: the policy speaks in their place, and nothing of the turn is trained."""
     _, rollouts = explored("", taught=["n1 n2", "n3"])

@@ -16,8 +16,8 @@ without essential items has no gate.
 
 What came out (tests/lab/test_rdpo.py): a table that writes 20 % bare answers, with what is essential and
 nothing else, and 60 % flashy ones, which miss an essential item and earn more, comes to 86 and 14 %, 3 seeds.
-DPO without the gate makes 99 % of them flashy. What breaks the gate is in no pair, so that it is left behind
-and not unlearnt.
+DPO on pop's pairs, by reward alone, makes 99 % of them flashy. Flashy answers earn more than any winner here,
+so that they are in no pair: they are left behind and not unlearnt.
 """
 
 from dataclasses import dataclass

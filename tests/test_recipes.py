@@ -684,7 +684,7 @@ def test_a_recipe_says_what_it_is_and_runs_two_real_steps(
     rubric = question(0)["rubric"] + [{"title": "W", "description": "Mentions a walrus.", "weight": 5}]
     rubric = rubric[-1:] if own == "gcpo" else rubric  # which shows one item at a time
     known = {"preferred": "Rest.", "worsened": "Run.", "helpful": True}  # what c2_verifier reads
-    known |= {"hidden": {"user_turns": ["And then?"]}}  # what is replied in a conversation
+    known |= {"hidden": {"user_turns": ["And then?"], "teacher_turns": ["Rest."] * 2}}  # in a conversation
     rows = [question(i, reference_answer=f"A zebra, {i} times.", rubric=rubric, **known) for i in range(4)]
     questions = write_rows(tmp_path / "questions.jsonl", rows)
     words = ("--recipe", own, *SETTINGS.get(own.split()[0], ()), *SAVED)

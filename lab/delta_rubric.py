@@ -36,9 +36,11 @@ TASK = """These responses to the question disagree. Write 3 to 8 checks that set
 Each is a yes or no question about a single response, which whoever sees that response and nothing else can \
 answer; yes earns its points, 1 to 5. Stay neutral: do not say or hint which response is right, and mention \
 none of them. Reply with the JSON array alone: [{"criterion": "...", "points": 3}, ...]"""
-VERDICT = re.compile(
-    r"\b(?:better|worse|superior|inferior|preferred|winner|(?:response|answer)s? (?:1|2|one|two|a|b)"
-    r"|(?:first|second|other|both|either) (?:response|answer)s?)\b",
+ANSWER, RANK = "(?:response|answer)s?", "(?:better|worse|superior|inferior|preferred)"
+VERDICT = re.compile(  # a rank counts beside an answer alone: leads are inferior, and symptoms get worse
+    rf"\b(?:{RANK} {ANSWER}|{ANSWER} (?:(?:is|was|are|were) )?(?:the )?{RANK}"
+    rf"|(?:it|which|which one) is (?:the )?{RANK}(?=\W*$)|winner|{ANSWER} (?:1|2|one|two|a|b)"
+    rf"|(?:first|second|other|both|either) {ANSWER})\b",
     re.I,
 )
 

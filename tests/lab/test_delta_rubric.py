@@ -57,6 +57,8 @@ def test_answers_that_are_all_alike_disagree_about_nothing(server: Server) -> No
         "Does the second response name it?",
         "Is answer B right?",
         "It is superior.",
+        "Is this the better response?",
+        "Is the answer worse than the other?",
         "Both responses name it.",
     ],
 )
@@ -70,7 +72,16 @@ def test_a_checklist_holds_no_verdict(server: Server, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["Names the best dose.", "Says that the patient may lose weight.", "Says 1."]
+    "words",
+    [
+        "Names the best dose.",
+        "Says that the patient may lose weight.",
+        "Says 1.",
+        "Does it mention ST elevation in the inferior leads?",
+        "Does the response say to come back if symptoms get worse?",
+        "Does the answer name the preferred first-line drug?",
+        "Does it say that rest is better than an antibiotic, and a superior pole lesion rare?",
+    ],
 )
 def test_words_that_say_nothing_of_an_answer_pass(words: str) -> None:
     checks = [*CHECKS[:2], {"criterion": words, "points": 1}]

@@ -23,15 +23,16 @@ from judge import Judge
 from rar_mini import grpo
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer, read_rubric
+from rar_mini.prompts import item_line
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Criterion, Rubric
 
 CLAIM = "a rubric that tells the best answers apart teaches more"
 LACKS = "a model that writes rubrics"
 TASK = """By these criteria the two responses are the best of many, and hardly differ. Improve the criteria \
-so that they tell which one is better: add, rewrite, split or delete some. Yes or no answers each, and \
-whoever judges sees one response and nothing else. Give each 1 to 5 points, more if it matters more. Reply \
-with all criteria, 4 to 20, as a JSON array alone: [{"criterion": "...", "points": 3}, ...]"""
+so that they tell which one is better: add, rewrite, split or delete some. Yes or no answers each, yes if a \
+response is good on it, and a judge sees one response alone. Give each 1 to 5 points, more if it matters \
+more. Reply with all criteria, 4 to 20, as a JSON array alone: [{"criterion": "...", "points": 3}, ...]"""
 NEW = [[], 0, []]  # what is kept of a question: rewritten criteria, rounds, the two best answers
 
 
@@ -84,5 +85,5 @@ def _rubric(criteria: list) -> Rubric:
 
 
 def _shown(example: Example, rubric: Rubric, one: str, two: str) -> dict[str, str]:
-    criteria = "\n".join(f"- ({c.weight:g} points) {c.description}" for c in rubric.criteria)
+    criteria = "\n".join(item_line(c) for c in rubric.criteria if c.weight)
     return {"question": example.question, "criteria": criteria, "response 1": one, "response 2": two}

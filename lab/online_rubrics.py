@@ -17,7 +17,6 @@ data's rubric. rollouts.jsonl keeps the rubrics; online/new counts new criteria 
 What came out: only that it acts as said (tests/lab/test_online_rubrics.py).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -25,7 +24,7 @@ from functools import cached_property, partial
 from judge import Judge
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer, read_rubric
-from rar_mini.prompts import fill
+from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Rubric
 
@@ -60,7 +59,7 @@ class OnlineRubrics(Recipe):
         shown, places = [], []
         for p, (example, group) in enumerate(zip(examples, responses, strict=True)):
             known = {"question": example.question}
-            known["criteria"] = json.dumps([c.description for c in example.rubric.criteria if c.weight])
+            known["criteria"] = "\n".join(item_line(c) for c in example.rubric.criteria if c.weight)
             for own, reference in zip(group[: self.pairs], before.get(example.id, ()), strict=False):
                 shown.append(known | {"response 1": own, "response 2": reference})
                 places.append(p)

@@ -1,6 +1,7 @@
 """Chasing the Tail: a rubric is rewritten from the two best answers, a round a visit."""
 
 import json
+from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -11,7 +12,7 @@ from toy import made
 
 from rar_mini.data import Example
 from rar_mini.recipe import Recipe
-from rar_mini.rubric import Rubric
+from rar_mini.rubric import Criterion, Rubric
 from rar_mini.scores import Rollouts
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -59,7 +60,21 @@ def test_the_two_best_answers_rewrite_the_rubric_of_the_next_visit(server: Serve
     assert second.reward[0].tolist() == pytest.approx([0.1, 0.3, 0.0, 0.3])
     (asked,) = (user(body) for _, body, _ in server.seen)
     shown = {line for line in asked.splitlines() if not line.startswith("---")}
-    assert {"q", "- (1 points) fever", "fever", "fever cough"} <= shown and "no" not in shown
+    assert {"q", "- (essential) fever", "fever", "fever cough"} <= shown and "no" not in shown
+
+
+def test_the_writer_is_told_which_criteria_are_mistakes(server: Server) -> None:
+    """Its new criteria all earn points: a pitfall that looks wanted would come to earn them."""
+    writing(server, BETTER)
+    own, base = made("chasing_the_tail --writer chat:w"), asks("q", "fever")
+    pitfall = Criterion("No drugs", "Recommends antibiotics.", "pitfall", 0.9)
+    nobody = Criterion("None", "Nobody asks this.", "essential", 0.0)
+    example = replace(base, rubric=Rubric((*base.rubric.criteria, pitfall, nobody)))
+    for step in (1, 2):
+        visit(own, example, step, GROUP)
+    lines = user(server.seen[0][1]).splitlines()
+    assert "- (pitfall, a mistake that a good response avoids) Recommends antibiotics." in lines
+    assert not any("Nobody asks this." in line for line in lines), "an item of weight 0 is none"
 
 
 def test_a_rubric_is_rewritten_so_often_and_then_stays(server: Server, example: Example) -> None:

@@ -1,6 +1,7 @@
 """OnlineRubrics: criteria from pairs of answers, alive for one step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hostile import Server, user
@@ -9,6 +10,7 @@ from toy import made
 
 from rar_mini.data import Example
 from rar_mini.recipe import Recipe
+from rar_mini.rubric import Criterion, Rubric
 from rar_mini.scores import Rollouts
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -50,11 +52,23 @@ def test_pairs_with_the_first_visits_answers_add_criteria_for_one_step(
     shown = [{line for line in user(b).splitlines() if not line.startswith("---")} for _, b, _ in server.seen]
     shown.sort(key=lambda lines: "old two" in lines)
     assert {"fever", "old one"} <= shown[0] and {"fever cough", "old two"} <= shown[1] and len(shown) == 2
-    assert all({"q", '["fever"]'} <= each for each in shown)
+    assert all({"q", "- (essential) fever"} <= each for each in shown)
     assert own.rubrics([example], [["fever", "x"]]) == [example.rubric], "scores are by the data's rubric"
     writing(server, ("rash", 5))
     third = visit(own, example, 3, ["a fever", "fever rash"])
     assert [c.description for c in third.rubrics[0].criteria] == ["fever", "rash"], "cough lived for a step"
+
+
+def test_the_writer_is_told_which_criteria_are_mistakes_in_their_own_letters(
+    server: Server, example: Example
+) -> None:
+    writing(server, ("cough", 3))
+    pitfall = Criterion("No drugs", "Empfiehlt Antibiotika gegen Schnupfen für Ältere.", "pitfall", 0.9)
+    own, posed = made("online_rubrics --writer chat:w"), replace(example, rubric=Rubric((pitfall,)))
+    for step in (1, 2):
+        visit(own, posed, step, ["a", "b"])
+    line = f"- (pitfall, a mistake that a good response avoids) {pitfall.description}"
+    assert all(line in user(body).splitlines() for _, body, _ in server.seen) and len(server.seen) == 2
 
 
 def test_the_reference_answers_stay_those_of_the_first_visit(server: Server, example: Example) -> None:

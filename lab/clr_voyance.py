@@ -15,7 +15,8 @@ is `events`, a list of texts in a row's `hidden`; a row without it is used as it
 the row alone.
 
 What came out (tests/lab/test_clr_voyance.py): a judge tells the right forecast from the wrong one by the
-future, and cannot by the past; no message shows the future. Nothing was trained.
+future, and cannot by the past. A case whose oracle's question has an event of the future word for word is
+left out; other words may still tell it. Nothing was trained.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from judge import Judge
 from lab.pop import read
-from lab.rubric_grounded import Grounded
+from lab.rubric_grounded import Grounded, quotes
 from rar_mini import ranks
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.judging.writer import Writer
@@ -36,8 +37,9 @@ from rar_mini.sampler import uniforms
 
 CLAIM = "rubrics that only the future of a case can verify teach more"
 LACKS = "cases that unfold in time"
-TASK = """Ask one question about this case that whoever knows the past alone can reason about. Answer \
-it, and write 4 to 12 criteria for judging an answer, which the future verifies. Reply with JSON alone: \
+TASK = """Ask one question about this case that whoever knows the past alone can reason about. Quote nothing \
+of the future in it. Answer it, and write 4 to 12 criteria for judging an answer, which the future verifies. \
+Reply with JSON alone: \
 {"problem": "...", "answer": "...", "criteria": [{"criterion": "...", "points": 1 to 5}, ...]}"""
 
 
@@ -68,12 +70,13 @@ class ClrVoyance(Recipe):
         if self.oracle:
             shown = [{"past": past, "future": future} for past, future in cases.values()]
             written = ranks.first(lambda: self._oracle.write(TASK, shown, read))
-            if missing := written.count(None):
-                how["notes"]["cases of which no question was made"] += missing
-            for n, made in zip(cases, written, strict=True):
-                turn = made and {"role": "user", "content": made[0]}
-                new = made and {"messages": (turn,), "reference": made[1], "rubric": made[2]}
-                examples[n] = new and replace(examples[n], **new)
+            for (n, (past, future)), made in zip(cases.items(), written, strict=True):
+                if made is None or quotes(made[0], future, past):
+                    examples[n] = None
+                    how["notes"]["cases of which no question was made"] += 1
+                else:
+                    turn = {"role": "user", "content": made[0]}
+                    examples[n] = replace(examples[n], messages=(turn,), reference=made[1], rubric=made[2])
         return [self._split(e, *cases.get(n, ())) for n, e in enumerate(examples) if e]
 
     def _split(self, example: Example, past: str = "", future: str = "") -> Example:

@@ -17,6 +17,7 @@ the right answer from the wrong one, and without it cannot. No message shows the
 (docs/lab.md, 6 seeds) the claim holds: 0.87 less 0.59 [0.21, 0.35], as if criteria said what is right.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,12 @@ def grounded(example: Example) -> Example:
         return example
     text = "".join(parts) + f"The question:\n{example.question}"
     return replace(example, messages=({"role": "user", "content": text},))
+
+
+def quotes(text: str, passage: str, known: str = "") -> bool:
+    """Whether a text has a line of the passage, word for word, that does not also stand in what is known."""
+    lines = {line.strip() for line in passage.splitlines()} - {"", *map(str.strip, known.splitlines())}
+    return any(re.search(rf"(?<!\w){re.escape(line)}(?!\w)", text, re.I) for line in lines)
 
 
 class Grounded(Wrapper):

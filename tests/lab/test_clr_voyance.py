@@ -16,6 +16,7 @@ from toy import judged, made
 from judge import Judge
 from lab import merge
 from lab.clr_voyance import cut
+from lab.rubric_grounded import quotes
 from rar_mini import model, policy
 from rar_mini.config import PRESETS
 from rar_mini.data import Example
@@ -112,6 +113,19 @@ def test_an_oracle_that_sees_both_parts_asks_and_writes_the_rubric(server: Serve
     assert own.judge(Judge("keyword", "rar-explicit")).judges[1] is own._oracle, (
         "so that its costs are counted"
     )
+
+
+@pytest.mark.parametrize("problem", ["Given day 7: event 7, what now?", "Why DAY 7: EVENT 7?"])
+def test_a_question_that_tells_the_future_is_none(server: Server, tmp_path: Path, problem: str) -> None:
+    server.reply = lambda path, body: json.dumps(made_up(problem=problem))
+    _, examples, notes = loaded(tmp_path, "--oracle chat:w")
+    assert [e.question for e in examples] == ["Why?"] and notes == {"cases of which no question was made": 1}
+
+
+def test_a_question_may_name_the_past_and_parts_of_words() -> None:
+    past, future = "stable\nday 1: event 1", "stable\n\nday 2: afebrile"
+    assert not quotes("Is he stable on day 1: event 1?", future, past)
+    assert not quotes("Is he afebrile?", "febrile") and quotes("Is he febrile?", "febrile")
 
 
 def test_a_case_of_which_no_question_was_made_is_left_out_and_counted(server: Server, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class ChasingTheTail(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)))
+        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._writer) if self.writer else judge

@@ -59,7 +59,7 @@ class ClrVoyance(Recipe):
 
     @cached_property
     def _oracle(self) -> Writer:
-        return Writer(Judge(self.oracle, "rar-explicit", **vars(self.config.judging)))
+        return Writer(Judge(self.oracle, "rar-explicit", **vars(self.config.judging)), self.config.design)
 
     def judge(self, judge: JudgeLike) -> Grounded:
         return Grounded(judge, self._oracle) if self.oracle else Grounded(judge)

@@ -59,7 +59,7 @@ class DeltaRubric(Recipe):
 
     @cached_property
     def _planner(self) -> Writer:
-        return Writer(Judge(self.planner, "rar-explicit", **vars(self.config.judging)))
+        return Writer(Judge(self.planner, "rar-explicit", **vars(self.config.judging)), self.config.design)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._planner) if self.planner else judge

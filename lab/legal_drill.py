@@ -52,7 +52,7 @@ class LegalDrill(Recipe):
     @cached_property
     def _judges(self) -> dict[str, JudgeLike]:
         how = {"method": "rar-explicit"} | vars(self.config.judging)
-        made = {"writer": Writer(Judge(self.writer, **how))} if self.writer else {}
+        made = {"writer": Writer(Judge(self.writer, **how), self.config.design)} if self.writer else {}
         return made | ({"student": Judge(self.student, **how)} if self.student else {})
 
     def judge(self, judge: JudgeLike) -> Wrapper:

@@ -55,7 +55,7 @@ class Pop(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)))
+        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._writer) if self.texts else judge

@@ -67,7 +67,7 @@ class Ropd(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)))
+        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
 
     def judge(self, judge: JudgeLike) -> Together:
         return Together(judge, self._writer) if self.writer else Together(judge)

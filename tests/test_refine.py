@@ -22,8 +22,8 @@ ITEMS = [{"title": word, "description": f"Essential Criteria: Says {word}.", "we
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Two held-out questions with three items each, and one for training."""
-    splits = ("held_out", "held_out", "train")
+    """Two held-out questions with three items each, one for training and one for the end."""
+    splits = ("held_out", "held_out", "train", "test")
     rows = [question(i, rubric=ITEMS, split=split) for i, split in enumerate(splits)]
     return write_rows(tmp_path / "rows.jsonl", rows)
 
@@ -77,7 +77,7 @@ def test_an_answer_is_repaired_until_every_item_is_met(
     answers."""
     server.reply = pupil("fever")
     found = run(capsys, rows)
-    assert found["questions"] == 2 and found["failed"] == 0, "training questions are not asked"
+    assert found["questions"] == 2 and found["failed"] == 0, "questions of other splits are not asked"
     assert found["stopped"] == {"all met": 2}
     value = {way: part["judge"]["value"] for way, part in found["ways"].items()}
     assert value == {"first": 0.333333, "refine": 1.0, "same": 0.333333, "best": 0.333333}
@@ -237,9 +237,9 @@ def test_what_cannot_be_done_is_refused(
     assert not server.seen
 
 
-def test_questions_for_training_are_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", [question(0), question(1)])
-    with pytest.raises(ValueError, match="rows.jsonl has 2 questions of the split train: expected held-out"):
+def test_a_file_without_held_out_questions_is_refused(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [question(0), question(1, split="test")])
+    with pytest.raises(ValueError, match="rows.jsonl has 2 questions and none of the split held_out"):
         run(capsys, rows, judge="keyword")
 
 

@@ -202,14 +202,13 @@ class Refiner:
 
 
 def held_out(file: Path | None, domain: str, skip_bad: bool) -> list[Example]:
-    """The questions of a file, or of a bundled domain, that are not for training. Raises ValueError if there
-    are none."""
+    """The held-out questions of a file, or of a bundled domain. Raises ValueError if there are none."""
     examples = data.read(file, skip_bad=skip_bad) if file else data.sample(domain)
-    questions = [example for example in examples if example.split != "train"]
+    questions = [example for example in examples if example.split == "held_out"]
     if not questions:
         raise ValueError(
-            f"{file} has {len(examples)} questions of the split train: expected held-out ones; give their "
-            'rows "split": "held_out"'
+            f"{file} has {len(examples)} questions and none of the split held_out: give it to the rows to be "
+            'asked, "split": "held_out"; `test` rows are left for the end'
         )
     return questions
 

@@ -9,8 +9,8 @@ among its best answers, and there a rubric ties first. So for each question, `ro
     rubric <- a writer's new version that tells these two apart (add, rewrite, split, delete)
 
 Theirs refines before training, on 16 answers of strong models. Ours: the prompt, points from 1 to 5, a round
-a visit on the policy's own answers; scores between steps are by the data's rubric; if the writer fails, the
-rubric stays. tail/tied is the share of a step's questions whose two best rewards are equal.
+a visit on the policy's own answers; scores between steps are by the data's rubric. If the writer fails, the
+rubric stays; without one it is RaR. tail/tied is the share of questions whose two best rewards are equal.
 
 What came out: only that it acts as said (tests/lab/test_chasing_the_tail.py).
 """
@@ -67,7 +67,7 @@ class ChasingTheTail(Recipe):
         kept, rewards = self.state.setdefault("kept", {}), rollouts.reward.nan_to_num(float("-inf"))
         best, order = (x[:, :2] for x in rewards.sort(descending=True, stable=True))  # (P, 2) each
         used = rollouts.rubrics or [example.rubric for example in rollouts.examples]
-        for p, example in enumerate(rollouts.examples):
+        for p, example in enumerate(rollouts.examples if self.writer else ()):
             (old, rounds, _), rubric = kept.get(example.id, NEW), used[p]
             own = [[c.description, c.weight] for c in rubric.criteria if rubric != example.rubric]
             texts = [rollouts.responses[p][g] for g in order[p].tolist()]

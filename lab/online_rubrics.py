@@ -12,7 +12,8 @@ Theirs: 8 pairs; the reference is the policy of the start or of the step before.
 `each` criteria a pair, worth 1 to 5 points, a fifth of an essential one each; criteria of the same words are
 one (theirs has a model merge them); r_i are the answers that the question got at its first visit, so that a
 first visit is RaR's. If the writer fails at a pair, that pair adds nothing. Scores between steps are by the
-data's rubric. rollouts.jsonl keeps the rubrics; online/new counts new criteria a question.
+data's rubric. Without a writer it is RaR. rollouts.jsonl keeps the rubrics; online/new counts new criteria a
+question.
 
 What came out: only that it acts as said (tests/lab/test_online_rubrics.py).
 """
@@ -74,7 +75,7 @@ class OnlineRubrics(Recipe):
         return [Rubric((*e.rubric.criteria, *new.values())) if new else e.rubric for e, new in pairs]
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        for example, group in zip(rollouts.examples, rollouts.responses, strict=True):
+        for example, group in zip(rollouts.examples, rollouts.responses, strict=True) if self.writer else ():
             self.state.setdefault("before", {}).setdefault(example.id, list(group[: self.pairs]))
         new = [len(rubric) for rubric in rollouts.rubrics or ()]
         old = [len(example.rubric) for example in rollouts.examples if rollouts.rubrics]

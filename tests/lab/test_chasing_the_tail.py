@@ -114,5 +114,6 @@ def test_without_a_writer_nothing_changes(example: Example) -> None:
     own = made("chasing_the_tail")
     assert [visit(own, example, step, GROUP).rubrics for step in (1, 2)] == [None, None]
     assert own.metrics()["tail/tied"] == 1.0
+    assert not own.state["kept"], "no checkpoint keeps answers that nobody reads"
     with pytest.raises(ValueError, match="no writer 'keyword': expected chat:NAME"):
         made("chasing_the_tail --writer keyword").judge(Reader())

@@ -101,3 +101,4 @@ def test_a_pair_without_criteria_adds_nothing(server: Server, example: Example, 
 def test_without_a_writer_it_is_rar(example: Example) -> None:
     own = made("online_rubrics")
     assert [visit(own, example, step, ["a", "b"]).rubrics for step in (1, 2)] == [None, None]
+    assert not own.state.get("before"), "no checkpoint keeps answers that nobody reads"

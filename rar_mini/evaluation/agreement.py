@@ -135,6 +135,11 @@ def resampled(
     return {"value": statistic(np.arange(len(clusters))), "low": low, "high": high}
 
 
+def mean_over(clusters: Sequence, values: ndarray) -> dict[str, float]:
+    """The mean of the values that are not NaN, with its interval over clusters."""
+    return resampled(clusters, lambda at: mean(values[at]))
+
+
 def student(values: Sequence[float]) -> dict[str, float]:
     """The mean of a few independent values and its 95 % interval by Student's t, NaN for one value.
 

@@ -22,7 +22,7 @@ from rar_mini.checkpoint import Run, records
 from rar_mini.config import Config
 from rar_mini.data import Example
 from rar_mini.evaluation import replay
-from rar_mini.evaluation.agreement import interval, mean, resampled
+from rar_mini.evaluation.agreement import interval, mean_over
 from rar_mini.evaluation.judged import ask
 from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike
@@ -97,7 +97,7 @@ def report(runs: Sequence[Answered], judges: Sequence[JudgeLike]) -> dict[str, A
         own = np.array([judge.spec == each.config.judge for judge in judges])  # (J,)
         clusters = [example.id for example, _ in each.answers]
         values = [*said, by_others(said[None], own[None])[0]]
-        cells = [resampled(clusters, lambda at, v=v: mean(v[at])) for v in values]
+        cells = [mean_over(clusters, v) for v in values]
         shown = (interval(cell) + "*" * bool(mine) for cell, mine in zip(cells, [*own, False], strict=True))
         print(
             f"{printable(str(each.run)):{wide}} {each.step:>6}  " + "".join(f"{cell:<26}" for cell in shown)

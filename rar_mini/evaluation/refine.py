@@ -36,7 +36,7 @@ import numpy as np
 from rar_mini import data, prompts
 from rar_mini.data import Example
 from rar_mini.evaluation import answers
-from rar_mini.evaluation.agreement import interval, mean, resampled
+from rar_mini.evaluation.agreement import interval, mean, mean_over
 from rar_mini.evaluation.answers import Answer, Drawn, Source
 from rar_mini.evaluation.audit import credited
 from rar_mini.evaluation.judged import ask
@@ -255,7 +255,9 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {"ways": {}, "ahead": {}}
     print(f"\n{'':<18}" + "".join(f"{name:<24}" for name in measures) + "answers  tokens in  tokens out")
     for way, title in WAYS.items():
-        part: dict[str, Any] = {name: _over(ids, _values(scored, way, key)) for name, key in measures.items()}
+        part: dict[str, Any] = {
+            name: mean_over(ids, _values(scored, way, key)) for name, key in measures.items()
+        }
         tried = [taken(row)[way] for row in scored]
         part["answers"] = mean(np.array([len(each) for each in tried], dtype=float))
         part |= {name: _tokens(tried, name) for name in ("tokens_in", "tokens_out")}
@@ -265,7 +267,7 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         print(f"{title:<18}{cells}" + counts.replace("nan", "  -"))
     for way in ("first", "same", "best"):
         ahead = {
-            name: _over(ids, _values(scored, "refine", key) - _values(scored, way, key))
+            name: mean_over(ids, _values(scored, "refine", key) - _values(scored, way, key))
             for name, key in measures.items()
         }
         result["ahead"][way] = ahead
@@ -286,7 +288,3 @@ def _tokens(tried: Sequence[Sequence[Answer]], name: str) -> float:
     """The tokens that a question took, on average; NaN if a server does not say."""
     sums = [np.array([answer.get(name) for answer in each], dtype=float).sum() for each in tried]
     return float(np.mean(sums)) if sums else float("nan")
-
-
-def _over(questions: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    return resampled(questions, lambda at: mean(values[at]))

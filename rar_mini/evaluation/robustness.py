@@ -31,7 +31,7 @@ from pydantic_core import PydanticCustomError
 from rar_mini import prompts
 from rar_mini.data import Example
 from rar_mini.evaluation import gpqa
-from rar_mini.evaluation.agreement import interval, mean, resampled
+from rar_mini.evaluation.agreement import interval, mean_over
 from rar_mini.forms import ABSENT, Text
 
 PLAIN = "plain"
@@ -122,9 +122,9 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     correct = np.array([np.nan if row["failed"] else row["correct"] for row in rows], dtype=float)
     flipped, variant = flips(rows), np.array([row["variant"] for row in rows])
     result: dict[str, Any] = {
-        "accuracy": _over(questions, correct),
-        "worst": _over(list(every := worst(rows)), np.array(list(every.values()))),
-        "flipped": _over(questions, flipped),
+        "accuracy": mean_over(questions, correct),
+        "worst": mean_over(list(every := worst(rows)), np.array(list(every.values()))),
+        "flipped": mean_over(questions, flipped),
         "questions": len(every),
         "rows": len(rows),
         "unread": sum(row["read"] is None and row["response"] is not None for row in rows),
@@ -137,14 +137,9 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in names:
         at = np.flatnonzero(variant == name)
         own = [questions[i] for i in at]
-        part = {"accuracy": _over(own, correct[at]), "flipped": _over(own, flipped[at])}
+        part = {"accuracy": mean_over(own, correct[at]), "flipped": mean_over(own, flipped[at])}
         result["variants"][name] = part
         print(f"{name:<16}{interval(part['accuracy']):<24}{interval(part['flipped'])}")
     print(f"{'all':<16}{interval(result['accuracy']):<24}{interval(result['flipped'])}")
     print(f"worst     {interval(result['worst'])} of {len(every)} questions are right in every form")
     return result
-
-
-def _over(questions: Sequence[str], values: ndarray) -> dict[str, float]:
-    """A mean of what is known, with its interval over questions."""
-    return resampled(questions, lambda at: mean(values[at]))

@@ -206,16 +206,16 @@ def test_a_policy_in_this_process_goes_on_with_the_same_answers(
     assert run(capsys, rows, **options) == whole and kept(rows) == written
 
 
-def test_a_repair_that_leaves_no_room_ends_the_repairs(
+def test_a_repair_that_leaves_no_room_ends_the_repairs_and_not_the_command(
     capsys: pytest.CaptureFixture, rows: Path, tiny: Path
 ) -> None:
     """The tiny policy has a window of 512 tokens, one for each byte."""
-    options = {"policy": str(tiny), "judge": "keyword", "tries": 2, "max_new_tokens": 150, "limit": 1}
-    with pytest.raises(ValueError, match=r"the prompt of 'q\d' has \d+ tokens: expected at most 362"):
-        run(capsys, rows, **options)
-    found = run(capsys, rows, long_prompts="skip", **options)
+    options = {"policy": str(tiny), "judge": "keyword", "tries": 2, "limit": 1}
+    found = run(capsys, rows, max_new_tokens=150, **options)
     assert found["stopped"] == {"too long": 1} and found["failed"] == 0
-    assert found["ways"]["refine"]["answers"] == 1
+    assert found["ways"]["refine"]["answers"] == 1 and len(kept(rows)) == 1
+    with pytest.raises(ValueError, match=r"the prompt of 'q\d' has \d+ tokens.*; lower --max-new-tokens, or"):
+        run(capsys, rows, max_new_tokens=450, out=rows.parent / "long", **options)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ class Sampled:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         return policy.load(str(self.directory), dtype, device)
 
-    def fitting(self, examples: Sequence[Example]) -> list[Example]:
+    def fitting(self, examples: Sequence[Example], leave_out: bool = False) -> list[Example]:
         if not examples:
             return []
         window, fitting = policy.window(self.actor), []
@@ -160,8 +160,8 @@ class Sampled:
             why = policy.too_long(self.actor, example, window, self.asking.max_new_tokens, answered=False)
             if not why:
                 fitting.append(example)
-            elif self.asking.long_prompts == "refuse":
-                raise ValueError(f"{why}; raise the limit, or pass --long-prompts skip")
+            elif self.asking.long_prompts == "refuse" and not leave_out:
+                raise ValueError(f"{why}; lower --max-new-tokens, or pass --long-prompts skip")
         return fitting
 
     def answer(self, examples: Sequence[Example], how: Drawn = GREEDY) -> list[Answer]:
@@ -187,7 +187,7 @@ class Served:
         self.endpoint, self.most = endpoint, asking.max_new_tokens
         self.identity = [endpoint.model, endpoint.address, self.most, prompts.POLICY_SYSTEM]
 
-    def fitting(self, examples: Sequence[Example]) -> list[Example]:
+    def fitting(self, examples: Sequence[Example], leave_out: bool = False) -> list[Example]:
         return list(examples)
 
     def answer(self, examples: Sequence[Example], how: Drawn = GREEDY) -> list[Answer]:
@@ -229,7 +229,7 @@ class Given:
         self.path, self.identity = path, [hashlib.sha256(path.read_bytes()).hexdigest()]
         self.responses = {text.prompt_id: text.response for text in texts if text.response is not None}
 
-    def fitting(self, examples: Sequence[Example]) -> list[Example]:
+    def fitting(self, examples: Sequence[Example], leave_out: bool = False) -> list[Example]:
         if absent := [example.id for example in examples if example.id not in self.responses]:
             raise ValueError(
                 f"{self.path}: expected a `response` for each of {len(examples)} prompts, and {len(absent)} "
@@ -243,7 +243,8 @@ class Given:
 
 Source = Sampled | Served | Given
 """Where answers come from. `identity` is what they depend on besides the conversation. `fitting` returns the
-examples that can be answered, or raises ValueError that names one that cannot. `answer` answers each."""
+examples that can be answered, or raises ValueError that names one that cannot; with `leave_out` a prompt that
+is too long is left out, whatever --long-prompts says. `answer` answers each."""
 
 Work = Callable[[Source, list[Example]], list[dict[str, Any]]]
 """Answers some examples and grades the answers: the fields of each one's row."""

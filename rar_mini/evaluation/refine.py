@@ -21,7 +21,8 @@ policy see these, and gold still goes by the row's.
 Ours: the sentences. Ratings are asked for by rar-implicit; judges without ratings (`rules`, `probe:PATH`)
 choose by the rubric's share alone. If an answer, a verdict or a rubric of a question could not be had, the
 question is left out, counted, and asked again by the same command. A repair whose prompt leaves no room for
-the answer ends its question's repairs, or stops the command, as --long-prompts says.
+the answer ends its question's repairs ("too long") and never stops the command: much is paid for by then.
+--long-prompts is about the questions.
 """
 
 from collections import Counter
@@ -150,7 +151,7 @@ class Refiner:
 
     def _repair(self, source: Source, cases: Sequence[Case], n: int) -> None:
         """The n-th repair of some questions. The judge is shown the question alone, as for any answer."""
-        fitting = source.fitting([repair(case.posed, case.last) for case in cases])
+        fitting = source.fitting([repair(case.posed, case.last) for case in cases], leave_out=True)
         answers = source.answer(fitting, self._drawn(self.tries + n)) if fitting else []
         new = {example.id: answer for example, answer in zip(fitting, answers, strict=True)}
         self._score([(case.posed, new[case.posed.id]) for case in cases if case.posed.id in new])

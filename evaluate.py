@@ -389,7 +389,9 @@ def on_gpqa(
     grade = partial(gpqa.grade, asker)
     about, rows, file = answers.graded(name, kind.Kept, examples, grade, asker, asking, judging)
     about |= {"verifier": spec, "data": str(data), "seed": seed}
-    finish(about | kind.report(rows), asker, file)
+    answered = {row["prompt_id"] for row in rows}
+    skipped = [example for example in examples if example.id not in answered]
+    finish(about | (robustness.report(rows, skipped) if variants else gpqa.report(rows)), asker, file)
 
 
 def refined(

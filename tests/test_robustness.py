@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_rows
 from hostile import Server
 from test_gpqa import run, sheet
 
+import evaluate
+from rar_mini.config import Options
 from rar_mini.data import Example
 from rar_mini.evaluation import gpqa, robustness
+from rar_mini.evaluation.answers import Answering
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -139,6 +143,19 @@ def test_a_failed_row_is_left_out_and_hides_no_wrong_one() -> None:
     assert found["worst"]["value"] == 0.0 and found["accuracy"]["value"] == 0.5
 
 
+def test_a_question_with_a_form_that_was_too_long_is_not_right_in_every_form(
+    capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    *asked, left_out = forms(tmp_path)
+    rows = [row("rec0", example.row["variant"], "B") for example in asked]
+    found = robustness.report(rows, [left_out])
+    assert math.isnan(found["worst"]["value"]) and found["accuracy"]["value"] == 1.0
+    said = capsys.readouterr().out
+    assert "of 0 questions are right in every form" in said and "skipped   1 paraphrased-2: too long" in said
+    rows[0] |= {"read": "A", "correct": False}
+    assert robustness.report(rows, [left_out])["worst"]["value"] == 0.0
+
+
 def test_intervals_are_over_questions() -> None:
     """Ten questions of which half flip, in all their variants: 0.5 with the width of ten cases, not sixty."""
     rows = []
@@ -196,6 +213,24 @@ def test_a_killed_evaluation_goes_on_with_the_same_numbers(
     kept.write_text("\n".join(lines).replace('"right": "A"', '"right": "Z"') + "\n")
     with pytest.raises(ValueError, match="gpqa-variants.jsonl, line .*field right: expected the mark of a"):
         run(capsys, tmp_path, variants=True)
+
+
+def test_forms_that_are_too_long_are_left_out_and_named(
+    capsys: pytest.CaptureFixture, tmp_path: Path, tiny: Path
+) -> None:
+    """The tiny policy has a window of 512 tokens, one for each byte: the paraphrases alone are too long."""
+    row = {"question": "?" * 240, "choices": ["u", "v", "w", "x"], "answer": 0}
+    data = write_rows(tmp_path / "long.jsonl", [row])
+    evaluate.on_gpqa(
+        data,
+        variants=True,
+        judging=Options(),
+        asking=Answering(policy=str(tiny), out=tmp_path, max_new_tokens=8, long_prompts="skip"),
+    )
+    said = capsys.readouterr().out
+    assert "skipped   1 paraphrased-1, 1 paraphrased-2: too long" in said
+    result = json.loads(said.splitlines()[-1])
+    assert (result["rows"], result["skipped"]) == (5, 2)
 
 
 def test_runs_do_not_go_with_variants(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ After SAGE (arXiv 2605.12022), of which only the abstract was read. Every questi
 Ours: the sentences, the number of variants (of two choices there is one other order), and what counts as a
 flip. Choices are compared by their texts, not by their marks. If the choice of an answer is not known (no box
 could be read, and no verifier called it right), the pair is left out of `flipped`. In accuracy and `worst`
-such an answer counts as in gpqa.py. A question with a failed row is left out of `worst`, unless it was
-answered wrongly in another form. If a mark is also the text of a choice, a box with it could mean either:
-then the question is not asked with these marks.
+such an answer counts as in gpqa.py. A question of which a row failed, or a form
+was too long, is left out of `worst`, unless it was answered wrongly in another form. If a mark is also the
+text of a choice, a box with it could mean either: then the question is not asked with these marks.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
@@ -108,24 +109,26 @@ def flips(rows: Sequence[dict[str, Any]]) -> ndarray:
     return np.array([np.nan if None in pair else pair[0] != pair[1] for pair in pairs], dtype=float)
 
 
-def worst(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Whether each question is answered rightly in every form; NaN if a row failed and no other is wrong."""
+def worst(rows: Sequence[dict[str, Any]], skipped: Sequence[Example] = ()) -> dict[str, float]:
+    """Whether each question is answered rightly in every form; NaN if a row failed or a form was skipped, and
+    no other is wrong."""
     correct: dict[str, list[bool | None]] = {}
-    for row in rows:
+    for row in [*rows, *(example.row | {"correct": None} for example in skipped)]:
         correct.setdefault(row["question"], []).append(row["correct"])
     return {name: 0.0 if False in each else np.nan if None in each else 1.0 for name, each in correct.items()}
 
 
-def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Print and return accuracy, worst and flipped, with 95 % intervals over questions."""
+def report(rows: Sequence[dict[str, Any]], skipped: Sequence[Example] = ()) -> dict[str, Any]:
+    """Print and return accuracy, worst and flipped, with 95 % intervals over questions. The prompts of the
+    forms that were `skipped` were too long."""
     questions, names = [row["question"] for row in rows], dict.fromkeys(row["variant"] for row in rows)
     correct = np.array([np.nan if row["failed"] else row["correct"] for row in rows], dtype=float)
     flipped, variant = flips(rows), np.array([row["variant"] for row in rows])
     result: dict[str, Any] = {
         "accuracy": mean_over(questions, correct),
-        "worst": mean_over(list(every := worst(rows)), np.array(list(every.values()))),
+        "worst": mean_over(list(every := worst(rows, skipped)), np.array(list(every.values()))),
         "flipped": mean_over(questions, flipped),
-        "questions": len(every),
+        "questions": len(set(questions)),
         "rows": len(rows),
         "unread": sum(row["read"] is None and row["response"] is not None for row in rows),
         "verified": sum(row["verified"] is not None for row in rows),
@@ -141,5 +144,9 @@ def report(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         result["variants"][name] = part
         print(f"{name:<16}{interval(part['accuracy']):<24}{interval(part['flipped'])}")
     print(f"{'all':<16}{interval(result['accuracy']):<24}{interval(result['flipped'])}")
-    print(f"worst     {interval(result['worst'])} of {len(every)} questions are right in every form")
+    known = sum(not np.isnan(right) for right in every.values())
+    print(f"worst     {interval(result['worst'])} of {known} questions are right in every form")
+    if counts := Counter(example.row["variant"] for example in skipped):
+        named = ", ".join(f"{count} {name}" for name, count in counts.items())
+        print(f"skipped   {named}: too long; their questions count in worst only if another form is wrong")
     return result

@@ -293,6 +293,13 @@ def test_a_verifier_decides_where_no_box_is_read(
     assert again["score"] == without["score"], "the answers of one evaluation can be judged by another"
 
 
+def test_a_blank_answer_is_wrong_without_asking_the_verifier() -> None:
+    question = {"id": "q", "question": "?", "choices": ["u", "v"], "right": 0}
+    (example,) = gpqa.permuted([question], 1, seed=0)
+    (row,) = gpqa.grade(object(), [(example, " \n")])  # a verifier that can be asked nothing
+    assert (row["read"], row["verified"], row["correct"], row["failed"]) == (None, None, False, False)
+
+
 def test_a_policy_in_this_process_answers_each_order(
     capsys: pytest.CaptureFixture, tmp_path: Path, tiny: Path
 ) -> None:

@@ -195,7 +195,10 @@ def grade(verifier: JudgeLike | None, answered: Answered) -> list[dict[str, Any]
     rows = [row(example, text, None) for example, text in answered]
     if verifier is None:
         return rows
-    unread = [(e, None if row["read"] else text) for (e, text), row in zip(answered, rows, strict=True)]
+    unread = [
+        (e, None if row["read"] or not (text or "").strip() else text)  # a blank answer chooses nothing
+        for (e, text), row in zip(answered, rows, strict=True)
+    ]
     for n, verdict in enumerate(verdicts(verifier, unread, "verifying")):
         if verdict:
             rows[n] = row(*answered[n], verdict[0])

@@ -376,6 +376,7 @@ def on_gpqa(
         seed: which orders these are
     """
     Within(1, 1000).refuse("runs", runs)
+    Within(0, 2**63 - 1).refuse("seed", seed)
     if variants and runs != RUNS:
         raise ValueError(f"--variants asks a question once in each form: leave out --runs {runs}")
     questions = answers.draw(gpqa.read(answers.existing(data, gpqa.SOURCE)), asking.limit)
@@ -421,6 +422,7 @@ def refined(
         skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
     """
     Within(2, 100).refuse("tries", tries)
+    Within(0, 2**63 - 1).refuse("seed", seed)
     Within(0.01, 10).refuse("temperature", temperature)
     if asking.responses:
         raise ValueError("--responses has no policy that could answer again: expected --policy")

@@ -326,6 +326,7 @@ def test_a_served_policys_failure_is_no_wrong_answer(
     [
         ({"data": Path("absent.csv")}, "got absent.csv. GPQA is Idavidrein/gpqa on the Hub, gated"),
         ({"runs": 0}, "--runs 0: expected a number from 1 to 1000"),
+        ({"seed": -1}, "--seed -1: expected a number from 0"),
         ({"verifier": "keyword"}, "--verifier keyword: expected a model"),
         ({"verifier": "probe:medical"}, "--verifier probe:medical: expected a model"),
         ({"verifier": "gpt"}, "no judge 'gpt'"),

@@ -222,6 +222,7 @@ def test_a_repair_that_leaves_no_room_ends_the_repairs_and_not_the_command(
     ("options", "words"),
     [
         ({"tries": 1}, "--tries 1: expected a number from 2"),
+        ({"seed": -1}, "--seed -1: expected a number from 0"),
         ({"temperature": 0.0}, "--temperature 0.0: expected"),
         ({"responses": Path("x.jsonl")}, "--responses has no policy that could answer again"),
         ({"writer": "keyword"}, "no writer 'keyword'"),

@@ -189,6 +189,16 @@ def hold(folder: Path) -> None:
     _held.enter_context(locked(folder))
 
 
+class Taken(ValueError):
+    """A new run's folder is there already."""
+
+    def __init__(self, folder: Path) -> None:
+        words = "and has no run in it: delete it if nobody needs it"
+        if (folder / "config.json").exists():
+            words = f"and has a run in it: continue that run with --resume {folder}"
+        super().__init__(f"{folder} exists {words}, or name another with --out")
+
+
 class Run:
     """A run's folder. `create` makes a new one and `reopen` continues one. With several ranks, the first
     one writes and all read."""
@@ -202,17 +212,9 @@ class Run:
     @classmethod
     def create(cls, folder: Path, settings: dict[str, Any], **facts: Any) -> "Run":
         """Make the folder with settings and facts in it, whole or not at all. One that exists is refused, not
-        overwritten."""
+        overwritten: Taken."""
         if os.path.lexists(folder):
-            other = "name another with --out"
-            if (folder / "config.json").exists():
-                raise ValueError(
-                    f"{folder} exists: expected a new folder for the run; continue that run with --resume "
-                    f"{folder}, or {other}"
-                )
-            raise ValueError(
-                f"{folder} exists and has no run in it: delete it if nobody needs it, or {other}"
-            )
+            raise Taken(folder)
         run = cls(folder, {"settings": settings} | facts | environment())
         partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
         try:
@@ -220,6 +222,12 @@ class Run:
             write_json(partial / "config.json", run.written)
             os.rename(partial, folder)
             sync(folder.parent)
+        except OSError as error:
+            if os.path.lexists(folder):  # another run was faster
+                raise Taken(folder) from None
+            raise ValueError(
+                f"cannot make the run's folder {folder}: {error.strerror}; name another with --out"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return run

@@ -4,13 +4,14 @@ train.py's loop begins where this ends.
 """
 
 import dataclasses
+import itertools
 import re
 import sys
 import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import astuple, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -126,13 +127,7 @@ def parse(argv: list[str], description: str | None = None) -> Config:
     first.add_argument("--preset", default="cpu", choices=sorted(PRESETS))
     refuse_unknown(argv, PRESETS["cpu"])
     preset = PRESETS[first.parse_known_args(argv)[0].preset]
-    config = command_line(Config, argv, "train.py", default=preset, description=description)
-    if config.out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        names = {None: config.domain, "rar": f"rar-{config.domain}"}
-        name = names.get(config.data) or Path(config.data).stem
-        config = dataclasses.replace(config, out=Path("runs") / f"{name}-{stamp}")
-    return config
+    return command_line(Config, argv, "train.py", default=preset, description=description)
 
 
 def settle(config: Config) -> tuple[Config, str]:
@@ -273,7 +268,7 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
     """The folder of a new run; or with `run` that one, brought to where it goes on from its checkpoint
     `resume` or starts over."""
     if run is None:
-        run = Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
+        run = create(config, facts)
         checkpoint.hold(run.folder)
         return run
     account = Account(run.folder / SPENDING)
@@ -282,6 +277,20 @@ def begin(config: Config, run: Run | None, resume: Path | None, facts: dict[str,
     run = run.go_on(resume, to_json(config), **facts)
     account.adopt(spent)
     return run
+
+
+def create(config: Config, facts: dict[str, Any]) -> Run:
+    """The folder of a new run. Without --out it is named after questions and time, and if another run has
+    that name, it is numbered."""
+    if config.out is None:
+        names = {None: config.domain, "rar": f"rar-{config.domain}"}
+        name = names.get(config.data) or Path(config.data).stem
+        made = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for number in itertools.count(1):
+            folder = Path("runs") / (made if number == 1 else f"{made}-{number}")
+            with suppress(checkpoint.Taken):
+                return create(dataclasses.replace(config, out=folder), facts)
+    return Run.create(config.out, to_json(config), planned_steps=config.steps, **facts)
 
 
 def fingerprint(examples: Sequence[Example]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rar_mini import checkpoint
+from rar_mini import checkpoint, setup
 from rar_mini.checkpoint import Run, differences, environment, load_state, records
 
 
@@ -21,6 +21,38 @@ def row(step: int, **more: object) -> dict:
     row = {"step": step, "split": "train", "example_id": "q", "prompt": "?", "response": "!", "verdicts": []}
     row |= {"rating": None, "reward": 0.5, "advantage": 0.0, "tokens": 1, "finished": True}
     return row | more
+
+
+def test_a_race_for_a_folder_is_lost_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other run's folder came while this one's was written; the system's words named a temporary one."""
+
+    def late(partial: Path, written: object) -> None:
+        monkeypatch.undo()
+        checkpoint.write_json(partial, written)
+        Run.create(tmp_path / "run", {"seed": 1})
+
+    monkeypatch.setattr(checkpoint, "write_json", late)
+    with pytest.raises(checkpoint.Taken, match="run exists and has a run in it: continue .* with --resume"):
+        Run.create(tmp_path / "run", {"seed": 2})
+    assert Run.reopen(tmp_path / "run").written["settings"] == {"seed": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup.time, "strftime", lambda form: "20260102-030405")
+    runs = [setup.create(setup.parse([]), {}) for _ in range(3)]
+    names = [f"medical-20260102-030405{number}" for number in ("", "-2", "-3")]
+    assert [run.folder.name for run in runs] == names
+    assert [Run.reopen(run.folder).settings().out.name for run in runs] == names
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """The system named a temporary one, and neither option nor way on."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="folder .*file/run: Not a directory; name another with --out$"):
+        Run.create(tmp_path / "file" / "run", {})
 
 
 def test_records_are_text_that_people_read(run: Run) -> None:

@@ -41,6 +41,7 @@ def test_a_race_for_a_folder_is_lost_in_words(tmp_path: Path, monkeypatch: pytes
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(setup.time, "strftime", lambda form: "20260102-030405")
     runs = [setup.create(setup.parse([]), {}) for _ in range(3)]
     names = [f"medical-20260102-030405{number}" for number in ("", "-2", "-3")]

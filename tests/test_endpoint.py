@@ -644,6 +644,22 @@ def test_several_threads_can_ask_one_endpoint(server: Server, endpoint: Callable
     assert answers == {i: [f"{i} {j}" for j in range(5)] for i in range(4)}
 
 
+def test_threads_that_fail_do_not_wait_for_each_other(server: Server) -> None:
+    """They did, for ten seconds, and asyncio complained of the tasks that they left waiting."""
+    server.fault, made, said = lambda *_: 500, Endpoint("m", retries=0), []
+
+    def ask(i: int) -> None:
+        with pytest.raises(ConnectionError) as error:
+            made.ask([request(f"{i}")])
+        said.append(str(error.value))
+
+    start, threads = time.monotonic(), [threading.Thread(target=ask, args=[i]) for i in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(said) == 4 and time.monotonic() - start < 9
+    assert not asyncio.all_tasks(made._loop)
+
+
 def test_ctrl_c_cancels_what_is_under_way(server: Server, endpoint: Callable[..., Endpoint]) -> None:
     made = endpoint(concurrency=4)
     made.ask([request("the first goes alone")])

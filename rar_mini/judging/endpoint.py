@@ -240,6 +240,8 @@ class Endpoint:
         self._loop.call_soon_threadsafe(asking.given.put_nowait, (requests, done))
 
     def _cancel(self, asking: "_Asking") -> None:
+        if asking.answers.done():  # it failed, and all of its tasks have ended
+            return
         asking.answers.cancel()
         with suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(_settle(), self._loop).result(timeout=10)

@@ -26,7 +26,7 @@ from rar_mini import recipe
 from rar_mini.evaluation.agreement import correlation
 from rar_mini.evaluation.matrix import by_others
 from rar_mini.files import write_whole
-from rar_mini.options import run_command
+from rar_mini.options import Within, run_command
 from rar_mini.viewing.plot import DARK, GREY, LIGHT, STYLE, WARM, drawing
 
 ROOT = Path(__file__).parents[1]
@@ -360,9 +360,10 @@ def main(
         processes: trainings at a time, of one thread each
     """
     base = FULL if full else SHORT
-    form = Form(seeds or base.seeds, steps or base.steps, base.warm)
-    if not 2 <= form.seeds <= len(paired.STUDENT) + 1:
-        raise ValueError(f"expected 2 to {len(paired.STUDENT) + 1} --seeds, got {form.seeds}")
+    form = Form(base.seeds if seeds is None else seeds, base.steps if steps is None else steps, base.warm)
+    Within(2, len(paired.STUDENT) + 1).refuse("seeds", form.seeds)
+    Within(1, 1e9).refuse("steps", form.steps)
+    Within(1, 1e4).refuse("processes", processes)
     if full:
         drawing()  # what is missing is said before the work
         KEPT.parent.mkdir(exist_ok=True)

@@ -325,19 +325,24 @@ def test_a_difference_too_small_to_be_called_one_holds_no_claim(
 
 
 @pytest.mark.parametrize(
-    ("names", "seeds", "message"),
+    ("names", "numbers", "message"),
     [
-        ((), None, "expected names of recipes, --full or --matrix"),
-        (("gated",), None, "no recipe 'gated'"),
-        (("examples/gated",), 1, "expected 2 to 10 --seeds, got 1"),
-        (("examples/own_data",), None, "expected --recipe.path"),
+        ((), {}, "expected names of recipes, --full or --matrix"),
+        (("gated",), {}, "no recipe 'gated'"),
+        (("examples/gated",), {"seeds": 1}, "--seeds 1: expected a number from 2 to 10"),
+        (("examples/gated",), {"seeds": 0}, "--seeds 0: expected"),
+        (("examples/gated",), {"steps": 0}, "--steps 0: expected a number from 1 to"),
+        (("examples/gated",), {"steps": -3}, "--steps -3: expected"),
+        (("examples/gated",), {"processes": 0}, "--processes 0: expected a number from 1 to"),
+        (("examples/own_data",), {}, "expected --recipe.path"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(
-    names: tuple[str, ...], seeds: int | None, message: str
+    names: tuple[str, ...], numbers: dict[str, int], message: str
 ) -> None:
+    """At once; 0 meant the default, and others came to light after the warm-up."""
     with pytest.raises(ValueError, match=message):
-        lab.main(names, seeds=seeds)
+        lab.main(names, **numbers)
 
 
 def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(

@@ -7,14 +7,12 @@ After user simulators as training environments, arXiv 2605.09808, of which the a
     question, answer, reply, answer, ..., answer      reward = the rubric's share that the last answer earns
 
 and the judge reads that answer behind the whole conversation, as HealthBench's grader does. A script is
-`user_turns` in a row's `hidden`, or what the user says later in a row of HealthBench's form, whose answers
-make way for the policy's. Without a script the model `user` speaks; it alone is shown `user` of `hidden`,
-its situation.
+`user_turns` in a row's `hidden`, or what the user says later in a row of HealthBench's form. Without a script
+the model `user` speaks; it alone is shown `user` of `hidden`, its situation.
 
-Ours: the prompt; a user who fails is silent, and judge2/failures counts it. The answer at hand is the last.
-What came out (tests/lab/test_user_simulator.py, seed 0): the user knows one of four numbers and tells it if
-asked. A policy that asks in one conversation of three asks in all of them 15 steps later, and more than 0.9
-of its last answers are right; trained without a user, fewer than 0.35 are.
+Ours: the prompt. If the model fails, the rollout has no reward. What came out (test_user_simulator.py, seed
+0): the user knows one of four numbers and tells it if asked. A policy that asks in one of three conversations
+asks in all of them 15 steps later, and more than 0.9 of its last answers are right; without a user < 0.35.
 """
 
 from collections.abc import Sequence
@@ -53,8 +51,10 @@ def says(example: Example, turns: Sequence[dict[str, str]], most: int, writer: W
     if script or writer is None:
         return script[said] if said < len(script) else None
     known = {"situation": str(example.hidden["user"])} if "user" in example.hidden else {}
-    material = {"conversation": example.after(turns).question} | known
-    return writer.write(TASK, [material], _read)[0] or None
+    words = writer.write(TASK, [{"conversation": example.after(turns).question} | known], _read)[0]
+    if words is None:
+        raise Failure("user", "its turn could not be had")
+    return words or None
 
 
 def opened(example: Example) -> Example:

@@ -93,6 +93,11 @@ def cut_off(rollouts: Rollouts) -> Tensor:
     return torch.tensor([[not c.finished for c in group] for group in rollouts.completions])
 
 
+def unanswered(rollouts: Rollouts) -> Tensor:
+    """Whose next turn by the user could not be had, (P, G) bool: nobody knows how they would have ended."""
+    return torch.tensor([[c.unanswered for c in group] for group in rollouts.completions])
+
+
 def penalise(reward: Tensor, cut: Tensor) -> Tensor:
     """Rewards (P, G) with 0 in place of those of answers that were cut; NaN stays. Raises ValueError outside
     [0, 1], where 0 would not be the worst."""

@@ -91,7 +91,8 @@ class Recipe:
 
     def reply(self, example: Example, turns: Sequence[dict[str, str]]) -> str | None:
         """What the user says next, or None, which ends the conversation. `turns` are those behind `messages`:
-        the policy's first, then the user's, and so on to the policy's newest. Asked in threads."""
+        the policy's first, then the user's, and so on to the policy's newest. Asked in threads. If a reply
+        cannot be had, raise endpoint.Failure: then the rollout has no reward."""
         return None
 
     def answer(self, example: Example, text: str) -> str:

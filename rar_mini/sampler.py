@@ -60,6 +60,7 @@ class Completion:
     finished: bool  # False where max_new_tokens cut it
     only_thoughts: bool = False  # whether it is thoughts and no answer, which its tokenizer can tell
     heard: Sequence[Heard] = ()
+    unanswered: bool = False  # whether the user's next turn could not be had, so that this is no end
 
 
 @dataclass(frozen=True)

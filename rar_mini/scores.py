@@ -147,6 +147,7 @@ class Rollouts:
             | ({name: getattr(self, name)[p, g].item() for name in LOGPS} if len(self.logp) else {})
             | ({"trained": self.trained[p, g].item()} if len(self.trained) else {})  # a score has none
             | ({"heard": [said._asdict() for said in completion.heard]} if completion.heard else {})
+            | ({"unanswered": True} if completion.unanswered else {})
             | ({"turns": self.turns[p][g]} if self.turns and self.turns[p][g] else {})
             | ({"rubric": [asdict(c) for c in self.rubrics[p].criteria]} if self.rubrics else {})
             for p, example in enumerate(self.examples)

@@ -23,6 +23,7 @@ import numpy as np
 from rar_mini import policy
 from rar_mini.data import Example
 from rar_mini.forms import T, whole
+from rar_mini.judging.endpoint import Failure
 from rar_mini.policy import Policy
 from rar_mini.prefix import Heard
 from rar_mini.recipe import Recipe, overrides
@@ -54,11 +55,13 @@ class Talk:
     instead: bool = False  # whether something else than that turn is trained
     drawn: int = 0  # random numbers that are used up
     opening: int = 0  # the tokens of the first prompt, from the second turn on
+    unanswered: bool = False  # whether the user's reply could not be had
 
     @property
     def completion(self) -> Completion:
         """All of its turns."""
-        return Completion(self.ids, self.logp, self.last.finished, self.last.only_thoughts, self.heard)
+        last = self.last
+        return Completion(self.ids, self.logp, last.finished, last.only_thoughts, self.heard, self.unanswered)
 
     def speak(self, actor: Policy, own: Completion | None, lesson: Lesson) -> None:
         """Add the policy's `own` turn, or None if the teacher spoke in its place."""
@@ -165,7 +168,7 @@ def _taught(talks: Sequence[Talk], recipe: Recipe, actor: Policy, step: int, new
 def _replied(talks: Sequence[Talk], recipe: Recipe, actor: Policy, new: int) -> list[Talk]:
     """Those that go on, each with the user's turn."""
     talks = [talk for talk in talks if talk.last.finished]
-    replies = _at_once(lambda talk: recipe.reply(talk.example, talk.turns), talks)
+    replies = _at_once(lambda talk: _reply(recipe, talk), talks)
     replied = [(talk, text) for talk, text in zip(talks, replies, strict=True) if text is not None]
     room = min(recipe.config.max_prompt_tokens, policy.window(actor) - new)
     going = [talk for talk, text in replied if talk.hear(actor, text, room)]
@@ -175,6 +178,14 @@ def _replied(talks: Sequence[Talk], recipe: Recipe, actor: Policy, new: int) -> 
             f"most {room} tokens before it; raise --max-prompt-tokens, or let the recipe end them earlier"
         )
     return going
+
+
+def _reply(recipe: Recipe, talk: Talk) -> str | None:
+    try:
+        return recipe.reply(talk.example, talk.turns)
+    except Failure:  # which is no end of the conversation, and no score
+        talk.unanswered = True
+        return None
 
 
 def _at_once(ask: Callable[[Talk], T], talks: Sequence[Talk]) -> list[T]:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from judge import Judge
 from rar_mini import data, grpo, model, policy, prefix, prompts, sampler
+from rar_mini.guard import JudgeFailed
 from rar_mini.judging.pairwise import Pairwise
 from rar_mini.judging.wrappers import ask
 from rar_mini.judging.writer import Writer
@@ -181,6 +182,26 @@ def test_a_reply_that_is_no_text_is_refused(many: Path, questions: Path, tmp_pat
     own = write_recipe(tmp_path / "own.py", USER.replace('f"Why {example.id}?"', "7"))
     with pytest.raises(ValueError, match="the recipe's reply to 'q[0-4]': expected text or None, got 7"):
         trained(many, questions, tmp_path / "run", "--recipe", own)
+
+
+def test_an_answer_whose_user_failed_has_no_reward(many: Path, tmp_path: Path) -> None:
+    """It is no last answer, and a run in which most users fail stops."""
+    body = """
+    where: str = "q0"
+    def reply(self, example, turns):
+        from rar_mini.judging.endpoint import Failure
+        if self.where in example.id:
+            raise Failure("user")
+        return None
+"""
+    own = write_recipe(tmp_path / "own.py", body)
+    rows = write_rows(tmp_path / "rows.jsonl", [question(i) for i in range(2)])
+    run = trained(many, rows, tmp_path / "run", "--recipe", own, "--max-judge-failures", 0.6)
+    kept = [row for row in records(run, "rollouts") if row["finished"]]
+    lost = {row["example_id"] for row in kept if row["reward"] is None}
+    assert lost == {"q0"} == {row["example_id"] for row in kept if row.get("unanswered")}
+    with pytest.raises(JudgeFailed, match="gave no reward to"):
+        trained(many, rows, tmp_path / "all", "--recipe", f"{own} --where q", "--max-judge-failures", 0.1)
 
 
 def test_halves_of_characters_and_control_tokens_are_read_as_text(many: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from test_recipes import records, trained
 import train
 from lab.user_simulator import opened
 from rar_mini import data, grpo, policy, recipe
+from rar_mini.judging.endpoint import Failure
 from rar_mini.prefix import Heard
 from rar_mini.report import Clock
 from rar_mini.sampler import Completion
@@ -88,9 +89,9 @@ def test_a_script_that_is_none_is_refused(name: str, script: object) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "words"),
-    [('{"says": " Since Monday. "}', "Since Monday."), ('{"says": null}', None), ("Since Monday.", None)],
+    [('{"says": " Since Monday. "}', "Since Monday."), ('{"says": null}', None)],
 )
-def test_a_model_knows_its_situation_and_is_silent_if_it_cannot_be_had(
+def test_a_model_knows_its_situation_and_ends_the_conversation(
     server: Server, reply: str, words: str | None
 ) -> None:
     server.reply = lambda path, body: reply
@@ -99,6 +100,14 @@ def test_a_model_knows_its_situation_and_is_silent_if_it_cannot_be_had(
     assert own.reply(example, spoken("Since when?")) == words
     shown = json.dumps([body for _, body, _ in server.seen])
     assert "Ill since Monday." in shown and "Since when?" in shown and "fever" not in shown
+
+
+def test_a_model_that_fails_is_not_content(server: Server) -> None:
+    server.reply = lambda path, body: "banana"
+    own = recipe.make("user_simulator --user chat:u", CONFIG)
+    example = opened(replace(asks("My head hurts.", "fever"), row={"hidden": {}}))
+    with pytest.raises(Failure):
+        own.reply(example, spoken("Since when?"))
 
 
 def knows(conversation: str, situation: str) -> dict[str, str]:

@@ -225,7 +225,7 @@ def judge(t: Training, scorer: JudgeLike, rollouts: Rollouts, clock: Clock) -> S
 
 
 def reward(t: Training, rollouts: Rollouts) -> torch.Tensor:
-    """The recipe's rewards (P, G); NaN where a user failed; with --cut-answers penalise 0 for what was cut."""
+    """The recipe's rewards (P, G); none where a user failed, and 0 for a cut answer to be penalised."""
     rewards = t.recipe.reward(rollouts.scores).masked_fill(grpo.unanswered(rollouts), NAN)
     penalised = t.config.cut_answers == "penalise"
     return grpo.penalise(rewards, grpo.cut_off(rollouts)) if penalised else rewards

@@ -75,35 +75,43 @@ class Compared(Form):
 
 def read(file: Path | public.Source | None, domain: str, skip_bad: bool = False) -> list[Labelled]:
     """The labelled responses of a file, or of the bundled sample. Raises ValueError if one is incomplete."""
-    items = [item for row in rows(file, _responses, domain, skip_bad) for item in row]
-    if not items:
-        raise ValueError(f"{file or domain} has no `labelled_responses`: see docs/data.md for their form")
-    return items
+    lacks = "no `labelled_responses`: see docs/data.md for their form"
+    return _all(file, _responses, domain, skip_bad, lacks)
 
 
 def pairs(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     """The pairs of a file: a row's `preferred` and `worsened` answer, else each of its good labelled
     responses with each of another quality. Raises ValueError if one is incomplete."""
-    pairs = [pair for row in rows(file, _pairs, domain, skip_bad) for pair in row]
-    if not pairs:
-        raise ValueError(
-            f"{file or domain} has no pairs: expected rows with `preferred` and `worsened`, or with good and "
-            "other `labelled_responses`"
-        )
-    return pairs
+    lacks = (
+        "no pairs: expected rows with `preferred` and `worsened`, or with good and other `labelled_responses`"
+    )
+    return _all(file, _pairs, domain, skip_bad, lacks)
 
 
 def parted(file: Path | None, domain: str, skip_bad: bool = False) -> list[Pair]:
     """The pairs of answers that one item parts, which is the pair's whole rubric: of a row's labelled
     responses, each that is good on the item with each that is not; of its `preferred` and `worsened`, by each
     item. Items with choices and of weight 0 are left out. Raises ValueError if there is no pair."""
-    pairs = [pair for row in rows(file, _parted, domain, skip_bad) for pair in row]
-    if not pairs:
-        raise ValueError(
-            f"{file or domain} has no pairs that an item parts: expected rows with `preferred` and "
-            "`worsened`, or with `labelled_responses` whose labels differ"
-        )
-    return pairs
+    lacks = (
+        "no pairs that an item parts: expected rows with `preferred` and `worsened`, or with "
+        "`labelled_responses` whose labels differ"
+    )
+    return _all(file, _parted, domain, skip_bad, lacks)
+
+
+def _all(
+    file: Path | public.Source | None,
+    make: Callable[[Example], list[T]],
+    domain: str,
+    skip_bad: bool,
+    lacks: str,
+) -> list[T]:
+    """What `make` returns for all rows, in one list. Raises ValueError with what the file lacks if it is
+    empty."""
+    made = [item for row in rows(file, make, domain, skip_bad) for item in row]
+    if not made:
+        raise ValueError(f"{file or domain} has {lacks}")
+    return made
 
 
 def rows(

@@ -28,7 +28,7 @@ from rar_mini import data, policy, prompts, sequences
 from rar_mini.checkpoint import Run, step_of
 from rar_mini.config import Config
 from rar_mini.data import Example
-from rar_mini.evaluation.agreement import interval, mean, resampled
+from rar_mini.evaluation.agreement import interval, mean_over
 from rar_mini.evaluation.audit import criteria
 from rar_mini.evaluation.judged import ask
 from rar_mini.judging.wrappers import JudgeLike
@@ -64,7 +64,7 @@ def report(run: Run, recipe: Recipe, panel: Sequence[JudgeLike], samples: int) -
         clusters = [example.id for example, _ in answers]
         row: dict[str, Any] = {"step": step, "questions": len(asked)}
         for name, values in {"gap": gap.ravel(), "graded": np.mean(grades, 0)}.items():
-            row[name] = resampled(clusters, lambda at, values=values: mean(values[at]))
+            row[name] = mean_over(clusters, values)
         print(f"{step:>6}{interval(row['gap']):>24}{interval(row['graded']):>24}")
         steps.append(row)
         del actor  # before the next one is loaded

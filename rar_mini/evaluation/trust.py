@@ -214,7 +214,7 @@ def attacked(judge: JudgeLike, items: Sequence[Labelled], reward: ndarray, count
         valid = ~np.isnan(gain)
         gained = share(int((gain[valid] > TIE).sum()), int(valid.sum()))
         questions = [example.id for example, _ in changed]
-        change = resampled(questions, lambda rows, gain=gain: mean(gain[rows]))
+        change = agreement.mean_over(questions, gain)
         print(f"{kind:<10}gained {interval(gained)} of {valid.sum()}, mean change {interval(change)}")
         result[kind] = {"gained": gained, "change": change, "failed": int((~valid).sum())}
         result[kind]["change by text"] = {name: mean(gain[k::T]) for k, name in enumerate(names[: len(gain)])}

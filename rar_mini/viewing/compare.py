@@ -16,7 +16,7 @@ import tyro
 
 from rar_mini.checkpoint import Run, each_record, records
 from rar_mini.evaluation import answers, gpqa, healthbench
-from rar_mini.evaluation.agreement import mean, resampled
+from rar_mini.evaluation.agreement import mean_over
 from rar_mini.forms import printable
 from rar_mini.options import run_command
 from rar_mini.viewing.page_data import OF_GOLD, cost, described, differences
@@ -101,7 +101,7 @@ def interval(values: Sequence[float], form: str) -> str:
     import numpy as np
 
     numbers = np.array(values, dtype=float)
-    result = resampled(range(len(numbers)), lambda at: mean(numbers[at]))
+    result = mean_over(range(len(numbers)), numbers)
     shown = {name: format(value, form) for name, value in result.items()}
     return "{value} [{low}, {high}]".format_map(shown) if len(numbers) > 1 else shown["value"]
 

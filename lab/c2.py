@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from judge import Judge
+from lab.models import second_judge
 from rar_mini.judging.wrappers import JudgeLike, Wrapper, agrees
 from rar_mini.prompts import PREDEFINED, item_line
 from rar_mini.recipe import Example, Recipe
@@ -59,7 +59,7 @@ class C2(Recipe):
 
     @cached_property
     def _verifier(self) -> JudgeLike:
-        return Judge(self.verifier, "rar-explicit", **vars(self.config.judging))
+        return second_judge(self.verifier, self.config)
 
     def judge(self, judge: JudgeLike) -> Wrapper:
         return Wrapper(judge, self._verifier)

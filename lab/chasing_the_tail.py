@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-from judge import Judge
+from lab.models import criteria_writer
 from rar_mini import grpo
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer, read_rubric
@@ -44,7 +44,7 @@ class ChasingTheTail(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
+        return criteria_writer(self.writer, self.config)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._writer) if self.writer else judge

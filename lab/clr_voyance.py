@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
-from judge import Judge
+from lab.models import criteria_writer
 from lab.pop import read
 from lab.rubric_grounded import Grounded, quotes
 from rar_mini import ranks
@@ -59,7 +59,7 @@ class ClrVoyance(Recipe):
 
     @cached_property
     def _oracle(self) -> Writer:
-        return Writer(Judge(self.oracle, "rar-explicit", **vars(self.config.judging)), self.config.design)
+        return criteria_writer(self.oracle, self.config)
 
     def judge(self, judge: JudgeLike) -> Grounded:
         return Grounded(judge, self._oracle) if self.oracle else Grounded(judge)

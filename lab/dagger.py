@@ -23,7 +23,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from judge import Judge
+from lab.models import text_writer
 from lab.user_simulator import opened, says
 from rar_mini import grpo, sequences
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
@@ -51,8 +51,7 @@ class Dagger(Recipe):
 
     @cached_property
     def _models(self) -> list[Writer | None]:
-        asking = vars(self.config.judging)
-        return [name and Writer(Judge(name, "rar-explicit", **asking)) for name in (self.user, self.teacher)]
+        return [name and text_writer(name, self.config) for name in (self.user, self.teacher)]
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, *filter(None, self._models))

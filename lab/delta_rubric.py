@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from judge import Judge
+from lab.models import criteria_writer
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import UNWRITTEN, Writer, read_rubric
@@ -59,7 +59,7 @@ class DeltaRubric(Recipe):
 
     @cached_property
     def _planner(self) -> Writer:
-        return Writer(Judge(self.planner, "rar-explicit", **vars(self.config.judging)), self.config.design)
+        return criteria_writer(self.planner, self.config)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._planner) if self.planner else judge

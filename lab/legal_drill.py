@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from judge import Judge
+from lab.models import criteria_writer, second_judge
 from rar_mini import grpo, ranks, sequences
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper, agrees
-from rar_mini.judging.writer import Writer
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 
@@ -51,9 +50,8 @@ class LegalDrill(Recipe):
 
     @cached_property
     def _judges(self) -> dict[str, JudgeLike]:
-        how = {"method": "rar-explicit"} | vars(self.config.judging)
-        made = {"writer": Writer(Judge(self.writer, **how), self.config.design)} if self.writer else {}
-        return made | ({"student": Judge(self.student, **how)} if self.student else {})
+        made = {"writer": criteria_writer(self.writer, self.config)} if self.writer else {}
+        return made | ({"student": second_judge(self.student, self.config)} if self.student else {})
 
     def judge(self, judge: JudgeLike) -> Wrapper:
         return Wrapper(judge, *self._judges.values())

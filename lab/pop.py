@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from judge import Judge
+from lab.models import criteria_writer
 from rar_mini import ranks, sequences
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
@@ -55,7 +55,7 @@ class Pop(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
+        return criteria_writer(self.writer, self.config)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._writer) if self.texts else judge

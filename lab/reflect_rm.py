@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from judge import Judge
+from lab.models import text_writer
 from rar_mini import ranks
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
@@ -71,7 +71,7 @@ class ReflectRM(Recipe):
     def judge(self, judge: JudgeLike) -> JudgeLike:
         if not self.analyst:
             return judge
-        writer = Writer(Judge(self.analyst, "rar-explicit", **vars(self.config.judging)))
+        writer = text_writer(self.analyst, self.config)
         return Pairwise(partial(self._compare, judge, writer), judge, writer, against=self.against)
 
     def _compare(self, judge: JudgeLike, writer: Writer, pairs: Sequence[Pair]) -> Tensor:

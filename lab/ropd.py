@@ -19,7 +19,7 @@ from functools import cached_property, partial
 
 import torch
 
-from judge import Judge
+from lab.models import criteria_writer
 from rar_mini import grpo
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import UNWRITTEN, Writer, read_rubric
@@ -67,7 +67,7 @@ class Ropd(Recipe):
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(Judge(self.writer, "rar-explicit", **vars(self.config.judging)), self.config.design)
+        return criteria_writer(self.writer, self.config)
 
     def judge(self, judge: JudgeLike) -> Together:
         return Together(judge, self._writer) if self.writer else Together(judge)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
-from judge import Judge
+from lab.models import text_writer
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
@@ -77,7 +77,7 @@ class UserSimulator(Recipe):
 
     @cached_property
     def _user(self) -> Writer | None:
-        return self.user and Writer(Judge(self.user, "rar-explicit", **vars(self.config.judging)))
+        return self.user and text_writer(self.user, self.config)
 
     def judge(self, judge: JudgeLike) -> JudgeLike:
         return Wrapper(judge, self._user) if self.user else judge

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from rar_mini.data import Example
+from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.scores import NAN, Scores
+from rar_mini.scores import NAN, Rollouts, Scores
 
 
 class Reader:
@@ -31,3 +32,15 @@ class Reader:
 def asks(name: str, *words: str) -> Example:
     rubric = Rubric(tuple(Criterion(word, word, "essential", 1.0) for word in words))
     return Example(name, "train", ({"role": "user", "content": name},), "", rubric, {})
+
+
+def visit(own: Recipe, example: Example, step: int, responses: list[str]) -> Rollouts:
+    """A step in which the question is judged, by a judge that looks for words."""
+    own.begin(step, 9)
+    rubrics = own.rubrics([example], [responses])
+    posed = Example(example.id, "train", example.messages, "", rubrics[0], {})
+    scores = Reader().score([posed], [responses])
+    made_here = rubrics if rubrics[0] != example.rubric else None
+    rollouts = Rollouts([example], [], [], [responses], scores, own.reward(scores), rubrics=made_here)
+    own.schedule(step, rollouts)
+    return rollouts

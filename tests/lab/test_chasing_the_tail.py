@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from hostile import Server, user
-from reading import Reader, asks
+from reading import Reader, asks, visit
 from toy import made
 
 from rar_mini.data import Example
-from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.scores import Rollouts
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -24,18 +22,6 @@ GROUP = ["fever", "fever cough", "no", "cough fever"]
 @pytest.fixture
 def example() -> Example:
     return asks("q", "fever")
-
-
-def visit(own: Recipe, example: Example, step: int, responses: list[str]) -> Rollouts:
-    """A step in which the question is judged, by a judge that looks for words."""
-    own.begin(step, 9)
-    rubrics = own.rubrics([example], [responses])
-    posed = Example(example.id, "train", example.messages, "", rubrics[0], {})
-    scores = Reader().score([posed], [responses])
-    made_here = rubrics if rubrics[0] != example.rubric else None
-    rollouts = Rollouts([example], [], [], [responses], scores, own.reward(scores), rubrics=made_here)
-    own.schedule(step, rollouts)
-    return rollouts
 
 
 def writing(server: Server, *replies: Any) -> None:

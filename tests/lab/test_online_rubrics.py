@@ -5,13 +5,11 @@ from dataclasses import replace
 
 import pytest
 from hostile import Server, user
-from reading import Reader, asks
+from reading import Reader, asks, visit
 from toy import made
 
 from rar_mini.data import Example
-from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion, Rubric
-from rar_mini.scores import Rollouts
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -19,17 +17,6 @@ pytestmark = pytest.mark.usefixtures("folder")
 @pytest.fixture
 def example() -> Example:
     return asks("q", "fever")
-
-
-def visit(own: Recipe, example: Example, step: int, responses: list[str]) -> Rollouts:
-    own.begin(step, 9)
-    rubrics = own.rubrics([example], [responses])
-    posed = Example(example.id, "train", example.messages, "", rubrics[0], {})
-    scores = Reader().score([posed], [responses])
-    made_here = rubrics if rubrics[0] != example.rubric else None
-    rollouts = Rollouts([example], [], [], [responses], scores, own.reward(scores), rubrics=made_here)
-    own.schedule(step, rollouts)
-    return rollouts
 
 
 def writing(server: Server, *criteria: tuple[str, int]) -> None:

@@ -71,7 +71,7 @@ class Cache:
     slots: Tensor  # (P KV g,), of `grid`
     back: Tensor  # (R KV,), of `grid`
     position: Tensor  # (1,), of the newest token among a row's own
-    span: int  # above every position
+    span: int = 0  # above every position
 
     def rotate(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor
@@ -82,15 +82,17 @@ class Cache:
 
     def __post_init__(self) -> None:
         self.fused = use_kernel(self.keys) and self.keys.dtype in DTYPES
-        self.bias = None if self.fused else self._bias()
+        if not self.fused:
+            KV, n = self.shared_keys.shape[2:4]
+            padding = torch.arange(n, device=self.keys.device) >= self.lengths[:, None]  # (P, n)
+            self.shared_bias = hidden(padding).repeat_interleave(KV, 0)[:, None]  # (P KV, 1, n)
+        self.reach(self.span)
 
-    def _bias(self) -> tuple[Tensor, Tensor]:
-        """What hides the places behind a prompt's end, (P KV, 1, n), and behind `position`, (span,)."""
-        KV, n, on = *self.shared_keys.shape[2:4], self.keys.device
-        padding = torch.arange(n, device=on) >= self.lengths[:, None]  # (P, n)
-        unwritten = torch.arange(self.span, device=on) > self.position
-        bias = [torch.zeros(x.shape, device=on).masked_fill(x, -torch.inf) for x in (padding, unwritten)]
-        return bias[0].repeat_interleave(KV, 0)[:, None], bias[1]
+    def reach(self, span: int) -> None:
+        """Before each step, which moves `position`: read so many of a row's own places."""
+        self.span = span
+        if not self.fused:
+            self.own_bias = hidden(torch.arange(span, device=self.keys.device) > self.position)  # (span,)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token a row: q (R, H, d), whose k and v `rotate` has kept -> (R, H, d)."""
@@ -107,16 +109,20 @@ def reference(cache: Cache, layer: int, q: Tensor) -> Tensor:
     shared_keys, shared_values = (x[layer].flatten(0, 1) for x in (cache.shared_keys, cache.shared_values))
     (R, H, d), (PKV, n, _) = q.shape, shared_keys.shape
     RKV, j = len(keys), R * H // len(keys)
-    shared_bias, own_bias = cache.bias
     q = q.reshape(RKV, j, d)
     grid = q.flatten(1).index_select(0, cache.slots).view(PKV, -1, d)  # (P KV, g j, d)
-    shared = scores(shared_bias, grid, shared_keys)  # (P KV, g j, n)
+    shared = scores(cache.shared_bias, grid, shared_keys)  # (P KV, g j, n)
     shared = shared.view(-1, j * n).index_select(0, cache.back).view(RKV, j, n)
-    own = scores(own_bias, q, keys)  # (R KV, j, span)
+    own = scores(cache.own_bias, q, keys)  # (R KV, j, span)
     share = torch.cat([shared, own], -1).softmax(-1).to(q.dtype)
     grid = share.flatten(1).index_select(0, cache.slots).view(PKV, -1, n + cache.span)
     read = (grid[..., :n] @ shared_values).view(-1, j * d).index_select(0, cache.back)
     return torch.baddbmm(read.view(RKV, j, d), share[..., n:], values).view(R, H, d)
+
+
+def hidden(places: Tensor) -> Tensor:
+    """What is added to scores to hide these places, bool."""
+    return torch.zeros(places.shape, device=places.device).masked_fill(places, -torch.inf)
 
 
 def scores(bias: Tensor, q: Tensor, keys: Tensor) -> Tensor:

@@ -275,10 +275,9 @@ class Wave:
     def step(self, span: int) -> None:
         """Read the newest token of each row and write the next. Nothing is read back, and no shape changes
         while `span` stays."""
-        shared, grid = (self.shared_keys, self.shared_values, self.lengths), (self.slots, self.back)
-        cache = decode.Cache(self.keys, self.values, *shared, *grid, self.position, span)
+        self.cache.reach(span)
         tokens = self.ids[self.rows, self.position]  # (R,)
-        hidden = self.model(tokens, self.starts + self.position, cache)  # (R, D)
+        hidden = self.model(tokens, self.starts + self.position, self.cache)  # (R, D)
         self.position += 1
         self.write(hidden)
 
@@ -323,7 +322,9 @@ class Wave:
         continues."""
         self.batch, self.owner = batch, owner
         on, (_, P, KV, _, _) = self.keys.device, self.shared_keys.shape
-        self.slots, self.back = (x.to(on) for x in decode.grid(owner, P, KV))
+        shared = self.shared_keys, self.shared_values, self.lengths
+        places = (x.to(on) for x in decode.grid(owner, P, KV))
+        self.cache = decode.Cache(self.keys, self.values, *shared, *places, self.position)
         self.rows, self.starts = torch.tensor(batch, device=on), self.lengths[owner]  # (R,), (R,)
         self.replay: tuple[Callable[[], object], int] | None = None  # a captured step, and its span
 

@@ -47,6 +47,9 @@ def _mend_products() -> None:
 if INTERPRET and triton is not None:
     _mend_products()
 
+LAYER_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""What the kernels of a layer and of the draw take; float64, the truth for tests, goes through torch."""
+
 WARP = 64 if torch.version.hip else 32
 """Threads that run together, on the GPUs of a data centre: kernels choose threads and divide."""
 

@@ -40,9 +40,7 @@ import torch
 from torch import Tensor
 
 from rar_mini.kernels import bench, rope
-from rar_mini.kernels.backend import WARP, jit, plain, tl, triton, use_kernel
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from rar_mini.kernels.backend import LAYER_DTYPES, WARP, jit, plain, tl, triton, use_kernel
 
 
 def grid(owner: Sequence[int], P: int, KV: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +79,7 @@ class Cache:
         return q, k  # which is in the cache: nobody reads it here
 
     def __post_init__(self) -> None:
-        self.fused = use_kernel(self.keys) and self.keys.dtype in DTYPES
+        self.fused = use_kernel(self.keys) and self.keys.dtype in LAYER_DTYPES
         if not self.fused:
             KV, n = self.shared_keys.shape[2:4]
             padding = torch.arange(n, device=self.keys.device) >= self.lengths[:, None]  # (P, n)

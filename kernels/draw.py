@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rar_mini.kernels import bench
-from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
+from rar_mini.kernels.backend import LAYER_DTYPES, WARP, jit, tl, triton, use_kernel
 
 NEIGHBOURS = 256
 """Neighbouring tokens of a vocabulary whose probabilities the reference adds up first."""
@@ -221,7 +221,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0) -> tuple[Ten
     A row with a NaN or an inf gets some token and a logp that is NaN: whoever reads that finds the policy
     broken, and can say more than this place.
     """
-    if use_kernel(logits) and logits.dtype != torch.float64 and logits.shape[1] <= SLICES * BLOCK:
+    if use_kernel(logits) and logits.dtype in LAYER_DTYPES and logits.shape[1] <= SLICES * BLOCK:
         return _launch(logits if logits.stride(1) == 1 else logits.contiguous(), uniform, temperature)
     return reference(logits, uniform, temperature)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rar_mini.kernels import bench
-from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
+from rar_mini.kernels.backend import LAYER_DTYPES, WARP, jit, tl, triton, use_kernel
 
 WIDEST = 8192
 """Numbers of a row that the kernels take, if they are a multiple of 16: a program has all of it in registers.
@@ -172,7 +172,7 @@ class _Norm(torch.autograd.Function):
 
 def _fused(x: Tensor) -> bool:
     fits = x.shape[-1] % 16 == 0 and x.shape[-1] <= WIDEST and x.numel() > 0
-    return use_kernel(x) and fits and x.dtype != torch.float64
+    return use_kernel(x) and fits and x.dtype in LAYER_DTYPES
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

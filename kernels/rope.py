@@ -24,10 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rar_mini.kernels import bench
-from rar_mini.kernels.backend import WARP, jit, plain, tl, triton, use_kernel
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
+from rar_mini.kernels.backend import LAYER_DTYPES, WARP, jit, plain, tl, triton, use_kernel
 
 # --- reference ----------------------------------------------------------------------------------------------
 
@@ -138,7 +135,7 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Turn q (T, H, d) and k (T, KV, d) by the angles of cos and sin (T, 1, d), differentiably in q and k."""
-    if use_kernel(q) and q.dtype in DTYPES:
+    if use_kernel(q) and q.dtype in LAYER_DTYPES:
         return _Rotate.apply(q, k, cos, sin)
     return reference(q, cos, sin), reference(k, cos, sin)
 
@@ -148,7 +145,7 @@ def rotate_into(
 ) -> Tensor:
     """Turn q (R, H, d), and put k, turned, and v (R, KV, d) at `position` (1,) into keys and values
     (R KV, capacity, d). Returns q, turned. Not differentiable."""
-    if use_kernel(q) and q.dtype in DTYPES:
+    if use_kernel(q) and q.dtype in LAYER_DTYPES:
         caches = (x.unflatten(0, k.shape[:2]) for x in (keys, values))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         _run((q, k, v), cos, sin, (out, *caches), position, 1.0)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rar_mini.kernels import bench
-from rar_mini.kernels.backend import WARP, jit, tl, triton, use_kernel
+from rar_mini.kernels.backend import LAYER_DTYPES, WARP, jit, tl, triton, use_kernel
 
 # --- reference ----------------------------------------------------------------------------------------------
 
@@ -149,7 +149,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _fused(gate: Tensor) -> bool:
-    return use_kernel(gate) and gate.dtype != torch.float64 and gate.numel() > 0
+    return use_kernel(gate) and gate.dtype in LAYER_DTYPES and gate.numel() > 0
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ on with the same command, nothing is asked twice, and scores can be computed aga
 failed is not a zero: it is left out, counted, and asked for again by the same command. `table` shows the
 results beside the paper's.
 
-`judge` asks about answers whose truth is known: 64 labelled answers of the bundled sample, a file of the same
+`judge` asks about answers whose truth is known: the bundled sample's labelled answers, a file of the same
 form, or public labels. `judges` makes one table of several judges and sets. `replay` has other judges score
 the rollouts of a finished run: if they disagree with the training's, and more so towards the end, the policy
 has learnt that judge's weakness. `audit` has a panel look at what the training's judge newly credits as a run

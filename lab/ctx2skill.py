@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 
 from rar_mini.checkpoint import Run, records, step_of
+from rar_mini.evaluation.agreement import mean
 from rar_mini.files import without_nan
 from rar_mini.options import run_command
 
@@ -37,13 +38,8 @@ def means(rows: list[Row]) -> tuple[list[int], np.ndarray]:
     for row in rows:
         found[row["step"]][row["example_id"]].append(np.nan if row["reward"] is None else row["reward"])
     steps, names = sorted(found), list(found[min(found)])
-    rewards = [[_mean(np.array(found[step].get(name, []), dtype=float)) for name in names] for step in steps]
+    rewards = [[mean(np.array(found[step].get(name, []), dtype=float)) for name in names] for step in steps]
     return steps, np.array(rewards)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
 
 
 def balances(reward: np.ndarray) -> np.ndarray:
@@ -51,7 +47,7 @@ def balances(reward: np.ndarray) -> np.ndarray:
     order = np.argsort(reward[0], kind="stable")  # NaN comes last
     hard, easy = np.split(order, [len(order) // 2])
     two = np.array(
-        [[np.maximum(0.0, _mean(each[part])) for part in (easy, hard)] for each in reward]
+        [[np.maximum(0.0, mean(each[part])) for part in (easy, hard)] for each in reward]
     )  # (T, 2)
     return np.column_stack([two, np.sqrt(two.prod(-1))])
 

@@ -35,13 +35,13 @@ def swapped(code: str, words: dict[str, str]) -> str:
     return code
 
 
-def rating_server() -> Server:
-    """A chat model that rates by the number of characters, and refuses every third number."""
+def rating(server: Server) -> Server:
+    """Make it a chat model that rates by the number of characters, and refuses every third number."""
 
     def text(body: dict) -> str:
         return shared(body["messages"][-1]["content"])
 
-    server = Server(reply=lambda path, body: json.dumps({"reason": "r", "rating": 1 + len(text(body)) % 10}))
+    server.reply = lambda path, body: json.dumps({"reason": "r", "rating": 1 + len(text(body)) % 10})
     server.fault = lambda path, body, number: "refusal" if len(text(body)) % 3 == 0 else None
     return server
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import question, write_rows
 from hostile import Server
-from leaving import SERVED, make_environment, rating_server, run, snippet, swapped
+from leaving import SERVED, make_environment, rating, run, snippet, swapped
 
 import train
 from judge import Judge, Scores, as_trl_reward, finite
@@ -25,11 +25,8 @@ def examples(questions: Path) -> list[data.Example]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = rating_server()
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    yield server
-    server.close()
+def server(server: Server) -> Server:
+    return rating(server)
 
 
 class Recorder(Judge):

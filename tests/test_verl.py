@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hostile import Server
-from leaving import SERVED, make_environment, rating_server, run, snippet, swapped
+from leaving import SERVED, make_environment, rating, run, snippet, swapped
 
 from judge import Judge
 from rar_mini import data, grpo
@@ -19,11 +19,8 @@ VERL = "verl==0.9.1 --no-deps", "ray==2.60.0 tensordict==0.10.0 hydra-core codet
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = rating_server()
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    yield server
-    server.close()
+def server(server: Server) -> Server:
+    return rating(server)
 
 
 def compute_score(code: str) -> Callable[..., float]:

@@ -405,7 +405,7 @@ def test_a_completion_without_text_is_refused(completion: Any, questions: Path) 
     "template", ["hello", "{{ messages[0].content }}", TEMPLATE + "{{ range(99999)|random }}" * 3]
 )
 def test_a_template_that_loses_the_question_or_varies_is_refused(base: Path, template: str) -> None:
-    """Else a run would train on it without a word. Three draws: one of 99 was equal twice, once in 99 runs."""
+    """Else a run would train on it without a word. Three draws: one of 99 is equal twice in 1 of 99 runs."""
     (base / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match="expected a chat template that writes the question, and the same"):
         policy.load(str(base), torch.float32, "cpu")

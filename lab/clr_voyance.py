@@ -26,10 +26,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lab.models import criteria_writer
+from lab.models import criteria_writer, written_before
 from lab.pop import read
 from lab.rubric_grounded import Grounded, quotes
-from rar_mini import ranks
+from rar_mini.forms import sentence
 from rar_mini.judging.wrappers import JudgeLike
 from rar_mini.judging.writer import Writer
 from rar_mini.recipe import Example, Recipe, Scores
@@ -46,8 +46,10 @@ Reply with JSON alone: \
 def cut(example: Example, seed: int) -> tuple[str, str]:
     """Past and future of an example's case."""
     events, u = example.hidden["events"], uniforms(seed, 0, f"cut of {example.id}", 0, 1)[0]
-    if not isinstance(events, list) or len(events) < 2 or not all(isinstance(each, str) for each in events):
-        raise ValueError(f"{example.id!r:.80}: expected two texts or more in hidden.events")
+    texts = isinstance(events, list) and all(isinstance(each, str) and each.strip() for each in events)
+    if not texts or len(events) < 2:
+        said = sentence("hidden.events", "two texts or more", events)
+        raise ValueError(f"{example.id!r:.80}: {said}; leave `events` out of a row that is no case")
     n = len(events)
     k = min(n - 1, max(1, round(NormalDist(n / 2, n / 6).inv_cdf(max(u, 1e-9)))))
     return "\n".join(events[:k]), "\n".join(events[k:])
@@ -66,10 +68,10 @@ class ClrVoyance(Recipe):
 
     def load(self, **how: Any) -> list[Example]:
         examples = super().load(**how)
-        cases = {n: cut(e, self.config.seed) for n, e in enumerate(examples) if e.hidden.get("events")}
+        cases = {n: cut(e, self.config.seed) for n, e in enumerate(examples) if "events" in e.hidden}
         if self.oracle:
             shown = [{"past": past, "future": future} for past, future in cases.values()]
-            written = ranks.first(lambda: self._oracle.write(TASK, shown, read))
+            written = written_before(self._oracle, TASK, shown, read)
             for (n, (past, future)), made in zip(cases.items(), written, strict=True):
                 if made is None or quotes(made[0], future, past):
                     examples[n] = None

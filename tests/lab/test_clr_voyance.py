@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,9 +42,11 @@ def case(name: str, events: object = None) -> Example:
     )
 
 
-def loaded(tmp_path: Path, options: str = "", **changes: object) -> tuple[Recipe, list[Example], Counter]:
+def loaded(
+    tmp_path: Path, options: str = "", more: Sequence[dict] = (), **changes: object
+) -> tuple[Recipe, list[Example], Counter]:
     rows = [question(0, question="What comes next?", rubric=[ITEM], hidden={"events": EVENTS}) | changes]
-    rows.append(question(1, question="Why?", rubric=[ITEM]))
+    rows += [question(1, question="Why?", rubric=[ITEM]), *more]
     file, notes = write_rows(tmp_path / "cases.jsonl", rows), Counter()
     own = make(f"clr_voyance {options}", replace(PRESETS["cpu"], data=str(file)))
     return own, own.load(skip_bad=False, skip_weightless=False, notes=notes), notes
@@ -62,10 +65,10 @@ def test_a_case_is_cut_near_its_middle() -> None:
     assert {cut(case("c", EVENTS[:2]), seed) for seed in range(9)} == {(EVENTS[0], EVENTS[1])}
 
 
-@pytest.mark.parametrize("events", ["text", ["one"], ["a", 7], {"a": "b"}])
-def test_a_case_is_a_list_of_texts(events: object) -> None:
-    with pytest.raises(ValueError, match="'c': expected two texts or more in hidden.events"):
-        cut(case("c", events), 0)
+@pytest.mark.parametrize("events", ["text", ["one"], ["a", 7], ["a", " ", "b"], {"a": "b"}, [], "", None])
+def test_a_case_is_a_list_of_texts(tmp_path: Path, events: object) -> None:
+    with pytest.raises(ValueError, match="'q0': field hidden.events: expected two texts or more, got"):
+        loaded(tmp_path, hidden={"events": events})
 
 
 def test_the_policy_sees_the_past_and_never_the_future(tmp_path: Path) -> None:
@@ -129,9 +132,17 @@ def test_a_question_may_name_the_past_and_parts_of_words() -> None:
 
 
 def test_a_case_of_which_no_question_was_made_is_left_out_and_counted(server: Server, tmp_path: Path) -> None:
-    server.reply = lambda path, body: json.dumps(made_up(criteria=[]))
-    _, examples, notes = loaded(tmp_path, "--oracle chat:w")
-    assert [e.question for e in examples] == ["Why?"] and notes == {"cases of which no question was made": 1}
+    more = [question(2, question="And then?", rubric=[ITEM], hidden={"events": ["quiet", *EVENTS]})]
+    server.reply = lambda path, body: json.dumps(made_up(criteria=[]) if "quiet" in user(body) else made_up())
+    _, examples, notes = loaded(tmp_path, "--oracle chat:w", more)
+    assert [e.id for e in examples] == ["q0", "q1"] and notes == {"cases of which no question was made": 1}
+
+
+def test_an_oracle_that_makes_nothing_of_all_cases_ends_the_run(server: Server, tmp_path: Path) -> None:
+    """Else the run would go on without its cases, or be told to lower --prompts-per-step."""
+    server.reply = lambda path, body: "A question."
+    with pytest.raises(ValueError, match=r"^chat:w made nothing of any .*: 1 x malformed \(not JSON alone\)"):
+        loaded(tmp_path, "--oracle chat:w")
 
 
 # --- the reward ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from rar_mini import ranks
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.pairwise import Against, Pair, Pairwise
-from rar_mini.judging.wrappers import JudgeLike, agrees
+from rar_mini.judging.wrappers import JudgeLike, agrees, check_agrees
 from rar_mini.judging.writer import Writer
 from rar_mini.options import Within
 from rar_mini.recipe import Recipe
@@ -71,6 +71,7 @@ class ReflectRM(Recipe):
     def judge(self, judge: JudgeLike) -> JudgeLike:
         if not self.analyst:
             return judge
+        check_agrees(judge)
         writer = text_writer(self.analyst, self.config)
         return Pairwise(partial(self._compare, judge, writer), judge, writer, against=self.against)
 

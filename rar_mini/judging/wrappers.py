@@ -120,6 +120,12 @@ class Wrapper:
         return zip(self.judges, accumulate(sizes, initial=0), strict=False)
 
 
+def check_agrees(judge: JudgeLike) -> None:
+    """Raise ValueError for a judge that `agrees` cannot ask, because its method asks for no verdicts."""
+    if (method := getattr(judge, "method", "rar-explicit")) != "rar-explicit":
+        raise ValueError(f"{judge.spec} is asked yes or no: expected --method rar-explicit, got {method}")
+
+
 def agrees(
     judge: JudgeLike,
     statement: Criterion,
@@ -130,8 +136,7 @@ def agrees(
     if it failed. Raises ValueError for a method that asks for no verdicts."""
     from rar_mini import grpo  # and so torch
 
-    if (method := getattr(judge, "method", "rar-explicit")) != "rar-explicit":
-        raise ValueError(f"{judge.spec} is asked yes or no: expected --method rar-explicit, got {method}")
+    check_agrees(judge)
     asked = [replace(example, rubric=Rubric((statement,))) for example in examples]
     return grpo.reward(judge.score(asked, texts))
 

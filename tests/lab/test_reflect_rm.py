@@ -13,6 +13,7 @@ from test_endpoint import refuses
 from torch import Tensor
 from toy import made
 
+from judge import Judge
 from lab.reflect_rm import SOUNDER, decide, read
 from rar_mini.data import Example
 from rar_mini.judging import wires
@@ -180,6 +181,12 @@ def test_a_text_that_could_not_be_had_gives_no_reward(server: Server, kind: str)
     assert metrics.get("judge2/failures/malformed", 0) == 4 * (kind == "broken"), (
         "it is counted like a judge's"
     )
+
+
+def test_a_judge_that_gives_no_verdicts_is_refused_before_anything_is_asked(server: Server) -> None:
+    with pytest.raises(ValueError, match="keyword is asked yes or no: expected --method rar-explicit, got"):
+        made("reflect_rm --analyst chat:w").judge(Judge("keyword", "rar-implicit"))
+    assert not server.seen
 
 
 def test_without_an_analyst_it_is_rar() -> None:

@@ -70,10 +70,12 @@ def check_dpo(config: Config, recipe: str) -> None:
 
 def check_own_loss(config: Config, recipe: str) -> None:
     """Raise ValueError for settings that only RaR's loss reads, for a recipe with another."""
-    if config.beta or config.mismatch_cap:
+    unread = ("beta", "mismatch_cap", "clip_low", "clip_high")
+    if any(getattr(config, name) != getattr(Config, name) for name in unread):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
         raise ValueError(
-            f"{recipe} has a loss of its own, which reads neither --beta nor --mismatch-cap: leave them out; "
-            "--recipe.help shows its options"
+            f"{recipe} has a loss of its own, which reads none of {names}: leave them out; --recipe.help "
+            "shows its options"
         )
 
 

@@ -114,10 +114,12 @@ def test_a_turn_without_a_teachers_words_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["dagger", "rgsd"])
-@pytest.mark.parametrize("setting", [{"beta": 0.5}, {"mismatch_cap": 2.0}])
+@pytest.mark.parametrize(
+    "setting", [{"beta": 0.5}, {"mismatch_cap": 2.0}, {"clip_low": 0.1}, {"clip_high": 0.3}]
+)
 def test_settings_that_a_loss_of_its_own_does_not_read_are_refused(name: str, setting: dict) -> None:
     own = recipe.make(name, replace(CONFIG, **setting))
-    with pytest.raises(ValueError, match=f"{name} has a loss of its own, which reads neither --beta nor"):
+    with pytest.raises(ValueError, match=f"{name} has a loss of its own, which reads none of --beta, --m"):
         own.load()
 
 

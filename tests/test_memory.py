@@ -212,6 +212,16 @@ def test_the_weights_of_the_start_count_if_something_is_compared_with_them(own: 
     assert parts["reference"] == 2 * Model(qwen7()).parameters
 
 
+def test_a_second_pass_by_the_weights_of_the_start_counts() -> None:
+    """A recipe's own conversation is read while the policy's activations wait, as for a KL penalty."""
+    how = {"dtype": "bfloat16", "device": "cuda", "tokens_per_batch": 2048, "reference_device": "cpu"}
+    plain, told, kl = (
+        memory.plan(Model(qwen7()), Config(**how, **own))["training"]
+        for own in ({}, {"recipe": "rgsd"}, {"beta": 0.1})
+    )
+    assert told == kl and told["log-prob chunk"] > plain["log-prob chunk"]
+
+
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """--steps 0 on a GPU that could never train this model was refused."""
     words = ("--gpu", 24, "--policy", config_only(tmp_path, qwen7()))

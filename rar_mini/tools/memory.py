@@ -271,7 +271,8 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
     # The embedding's gradient; if the head is tied, also the head's and their sum.
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
-    if config.beta:  # the reference reads the same tokens while the policy's activations wait
+    told = recipe.overrides(recipe.make(config.recipe), "told")
+    if config.beta or told:  # the reference reads as many tokens while the policy's activations wait
         kept_chunk = chunk if chunks == 1 else 0
         layers = {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
         logits = {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}

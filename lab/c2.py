@@ -29,6 +29,7 @@ from functools import cached_property
 
 from lab.models import second_judge
 from rar_mini.judging.wrappers import JudgeLike, Wrapper, agrees
+from rar_mini.options import Share
 from rar_mini.prompts import PREDEFINED, item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.rubric import Criterion, Rubric
@@ -55,7 +56,7 @@ def select(margins: Sequence[float], bare: float) -> tuple[int, int] | None:
 @dataclass(frozen=True)
 class C2(Recipe):
     verifier: str = "keyword"
-    need: float = 0.5
+    need: Share = 0.5
 
     @cached_property
     def _verifier(self) -> JudgeLike:

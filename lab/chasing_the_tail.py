@@ -11,7 +11,6 @@ among its best answers, and there a rubric ties first. So for each question, `ro
 Theirs refines before training, on 16 answers of strong models. Ours: the prompt, points from 1 to 5, a round
 a visit on the policy's own answers; scores between steps are by the data's rubric. If the writer fails, the
 rubric stays; without one it is RaR. tail/tied is the share of questions whose two best rewards are equal.
-
 What came out: only that it acts as said (tests/lab/test_chasing_the_tail.py).
 """
 
@@ -23,6 +22,7 @@ from lab.models import criteria_writer
 from rar_mini import grpo
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer, read_rubric
+from rar_mini.options import Count
 from rar_mini.prompts import item_line
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Criterion, Rubric
@@ -39,7 +39,7 @@ NEW = [[], 0, []]  # what is kept of a question: rewritten criteria, rounds, the
 @dataclass(frozen=True)
 class ChasingTheTail(Recipe):
     writer: str | None = None
-    rounds: int = 3
+    rounds: Count = 3
     """how often a question's rubric is rewritten at most"""
 
     @cached_property

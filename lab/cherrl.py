@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from rar_mini import grpo
+from rar_mini.options import Share
 from rar_mini.recipe import Recipe, Rollouts
 
 SHORT = r"--bias '^\S*( \S+)?$'"  # at most two words, which hurts in the lab's world
@@ -39,7 +40,7 @@ class Cherrl(Recipe):
     """a regular expression; a response in which it is found has the feature"""
     alpha: float = 0.5
     """what the feature is worth, in rewards"""
-    onset: float = 0.5
+    onset: Share = 0.5
     """the share of responses with the feature at which hacking has begun"""
 
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:

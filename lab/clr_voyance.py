@@ -9,11 +9,9 @@ verifies. The policy is shown the past 1 .. k and the question; the judge reads 
     reward = clip01(points of the met items / positive points)
 
 and the trained weights are merged with those of the start: `python -m lab.merge`.
-
 Ours: the prompts; without an oracle, question and rubric are the row's, whose points may be negative. A case
 is `events`, a list of texts in a row's `hidden`; a row without it is used as it is. k depends on --seed and
 the row alone.
-
 What came out (tests/lab/test_clr_voyance.py): a judge tells the right forecast from the wrong one by the
 future, and cannot by the past. A case whose oracle's question has an event of the future word for word is
 left out; other words may still tell it. Nothing was trained.

@@ -18,7 +18,6 @@ learns, and its teacher's never. After 20 steps in the policy's own conversation
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from lab.user_simulator import opened, says
 from rar_mini import grpo, sequences
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
-from rar_mini.options import Within
+from rar_mini.options import Count, Share
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.sampler import uniforms
 from rar_mini.talk import Lesson
@@ -44,9 +43,9 @@ class Dagger(Recipe):
     teacher: str | None = None
     """chat:NAME; without one, the row's own texts"""
     user: str | None = None
-    turns: Annotated[int, Within(1, 1000)] = 3
-    beta: Annotated[float, Within(0, 1)] = 1.0
-    until: Annotated[float, Within(0, 1)] = 0.5
+    turns: Count = 3
+    beta: Share = 1.0
+    until: Share = 0.5
     switch: bool = False
 
     @cached_property

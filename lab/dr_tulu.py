@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rar_mini import grpo
+from rar_mini.options import Count
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Category, Rubric
 
@@ -33,7 +34,7 @@ CONDITIONS = ("unmet",)
 
 @dataclass(frozen=True)
 class DrTulu(Recipe):
-    most: int = 5
+    most: Count = 5
     """how many criteria stay in a question's buffer at most"""
     keep: tuple[Category, ...] = ("essential",)
     """the categories that are persistent"""

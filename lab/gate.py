@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rar_mini import grpo
+from rar_mini.options import Share
 from rar_mini.recipe import Recipe, Scores
 from rar_mini.rubric import Category
 
@@ -36,7 +37,7 @@ CONDITIONS = ("hard-rule",)
 
 @dataclass(frozen=True)
 class Gate(Recipe):
-    need: float = 1.0
+    need: Share = 1.0
     """the share of a category's weight below which the gate closes"""
     cap: float = 0.0
     """the most that a response behind a closed gate earns"""

@@ -14,7 +14,6 @@ one (theirs has a model merge them); r_i are the answers that the question got a
 first visit is RaR's. If the writer fails at a pair, that pair adds nothing. Scores between steps are by the
 data's rubric. Without a writer it is RaR. rollouts.jsonl keeps the rubrics; online/new counts new criteria a
 question.
-
 What came out: only that it acts as said (tests/lab/test_online_rubrics.py).
 """
 
@@ -25,6 +24,7 @@ from functools import cached_property, partial
 from lab.models import criteria_writer
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer, read_rubric
+from rar_mini.options import Count
 from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Rubric
@@ -40,9 +40,9 @@ array alone: [{"criterion": "...", "points": 3}, ...]"""
 @dataclass(frozen=True)
 class OnlineRubrics(Recipe):
     writer: str | None = None
-    pairs: int = 8
+    pairs: Count = 8
     """pairs of an answer and one of the reference policy, a question"""
-    each: int = 2
+    each: Count = 2
     """new criteria that a pair adds at most"""
 
     @cached_property

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from rar_mini import grpo
+from rar_mini.options import Share
 from rar_mini.recipe import Recipe, Rollouts
 
 CLAIM = "the process of right answers teaches what the outcome cannot"
@@ -40,7 +41,7 @@ CONDITIONS = ("clean",)
 class Papo(Recipe):
     process: float = 1.0
     """lambda, what the process advantage counts"""
-    need: float = 1.0
+    need: Share = 1.0
     """the share of the essential items' weight that makes an answer right"""
     levels: int = 3
     """how many values the process reward may take, 2 or more; 0: any"""

@@ -11,7 +11,6 @@ earn `need` or more:
 and the advantages are computed anew. No other group is touched: their gradients stay bit-identical, but for
 --loss-norm token and --resample-ties, which count over the step. As in theirs the ratio is that to the local
 policy before the step; --mismatch-cap C also weighs by that policy's probability over that of who wrote it.
-
 Ours: a passing answer earns `need` of a rubric, where theirs is right; it is the best of earlier steps or of
 another run's rollouts.jsonl, where theirs is another client's, and answers the very same prompt and rubric
 in one turn and --max-new-tokens. `--recipe.below 0.01` swaps if none passes. pub_swap/swapped counts swaps.
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from rar_mini import checkpoint, files, forms, grpo
+from rar_mini.options import Share
 from rar_mini.recipe import Recipe, Rollouts
 from rar_mini.sampler import Completion
 
@@ -36,9 +36,9 @@ CONDITIONS = ("clean",)
 
 @dataclass(frozen=True)
 class PubSwap(Recipe):
-    need: float = 0.8
+    need: Share = 0.8
     """the reward from which on an answer passes"""
-    below: float = 0.5
+    below: Share = 0.5
     """the share of passing answers below which a group is touched"""
     stored: Path | None = None
 

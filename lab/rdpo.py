@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 
 from rar_mini import grpo, sequences
+from rar_mini.options import Share
 from rar_mini.recipe import Example, Recipe, Rollouts
 
 CLAIM = "a gate on what is essential keeps pairs from teaching what breaks it"
@@ -35,9 +36,9 @@ CONDITIONS = ("hard-rule",)
 @dataclass(frozen=True)
 class RDpo(Recipe):
     needs_logp: ClassVar[bool] = True
-    need: float = 1.0
+    need: Share = 1.0
     """the share of the essential items' weight that a winner earns"""
-    margin: float = 0.1
+    margin: Share = 0.1
     """how much more reward than its loser a winner has"""
     beta: float = 0.1
 

@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.pairwise import Against, Pair, Pairwise
 from rar_mini.judging.wrappers import JudgeLike, agrees, check_agrees
 from rar_mini.judging.writer import Writer
-from rar_mini.options import Within
+from rar_mini.options import Count
 from rar_mini.recipe import Recipe
 from rar_mini.rubric import Criterion
 
@@ -64,7 +63,7 @@ def decide(said: Tensor, reflect: Callable[[Tensor, int], Tensor], knock_out: bo
 @dataclass(frozen=True)
 class ReflectRM(Recipe):
     analyst: str = ""
-    n: Annotated[int, Within(1, 1000)] = 8
+    n: Count = 8
     knock_out: bool = False
     against: Against = "reference"
 

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rar_mini import sequences
 from rar_mini.grpo import MicroBatch
-from rar_mini.options import Within
+from rar_mini.options import Share, Within
 from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe
 
@@ -43,7 +43,7 @@ PART = 256  # tokens whose V logits are held at once
 
 @dataclass(frozen=True)
 class RGSD(Recipe):
-    beta: Annotated[float, Within(0, 1)] = 0.5
+    beta: Share = 0.5
     """the teacher's share in the mixture that both are compared with"""
     top: Annotated[int, Within(1, 1e6)] = 128
     """how many tokens are told apart"""

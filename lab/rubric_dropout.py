@@ -22,6 +22,7 @@ judge dropping costs truth, 0.82 less 0.87 [-0.08, -0.02].
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rar_mini.options import Count, Share
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import Category, Rubric
 from rar_mini.sampler import uniforms
@@ -32,9 +33,9 @@ CONDITIONS = ("false-positives",)
 
 @dataclass(frozen=True)
 class RubricDropout(Recipe):
-    drop: float = 0.4
+    drop: Share = 0.4
     """the share of the criteria that may be dropped which are"""
-    least: int = 3
+    least: Count = 3
     """how many criteria stay at least"""
     protect: tuple[Category, ...] = ("pitfall",)
     """categories that are never dropped"""

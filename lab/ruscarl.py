@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rar_mini.options import Share
 from rar_mini.prompts import fill, item_line
 from rar_mini.recipe import Example, Recipe
 from rar_mini.sampler import uniforms
@@ -37,7 +38,7 @@ SCAFFOLD = "\n\nA good answer does what this list says. Do not mention the list.
 class RuscaRL(Recipe):
     breaks: ClassVar[dict[str, str]] = {"hidden": "the rubric in the prompt is the method"}
 
-    start: float = 0.2
+    start: Share = 0.2
     """the share of the run after which half as much is shown"""
     steepness: float = 125.0
     """how sudden that is"""

@@ -13,7 +13,6 @@ For each category c of criteria, with r_c the share of it that a response earns,
                                                       questions of p's source; its mean over p is 1
 
 eta = 0 leaves the categories alike. eta > 0 favours those that progress, eta < 0 those that do not.
-
 Ours: the categories are RaR's, the source of a question is its row's `question_source`, gains count once
 `window` of them are known, and weights (`spard/CATEGORY`) act on the advantage alone.
 What came out: eight steps in which only the essentials rise move weight to them at eta 0.1, away at -0.1, and
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rar_mini import grpo
+from rar_mini.options import Count, Share
 from rar_mini.recipe import Recipe, Rollouts, Scores
 from rar_mini.rubric import CATEGORY_WEIGHT
 
@@ -40,11 +40,11 @@ CATEGORIES = (*CATEGORY_WEIGHT, "literal", "rating")
 class Spard(Recipe):
     eta: float = 0.1
     """how fast weights move; negative: towards categories that do not progress"""
-    beta: float = 0.9
+    beta: Share = 0.9
     """how much of a category's mean stays from step to step"""
-    window: int = 5
+    window: Count = 5
     """the number of gains that count"""
-    floor: float = 0.05
+    floor: Share = 0.05
     """the least weight of a category"""
 
     def advantage(self, rollouts: Rollouts) -> Tensor:

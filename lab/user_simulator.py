@@ -18,14 +18,13 @@ asks in all of them 15 steps later, and more than 0.9 of its last answers are ri
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
 
 from lab.models import text_writer
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
-from rar_mini.options import Within
+from rar_mini.options import Count
 from rar_mini.recipe import Example, Recipe
 
 CLAIM = "a policy that is trained with a better user is better with people"
@@ -72,7 +71,7 @@ def opened(example: Example) -> Example:
 class UserSimulator(Recipe):
     user: str | None = None
     """a model that plays the user of rows without a script, chat:NAME"""
-    turns: Annotated[int, Within(1, 1000)] = 3
+    turns: Count = 3
     """of the policy, at most"""
 
     @cached_property

@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import re
 import reprlib
@@ -17,7 +18,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -365,23 +366,33 @@ class Within:
     def refuse(self, name: str, value: Any) -> None:
         """Raise ValueError for a number outside, NaN included, by its option's name; words may pass."""
         if isinstance(value, int | float) and not self.low <= value <= self.high:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{option} {reprlib.repr(value)}: expected a number from {self.low:g} to {self.high:g}"
-            )
+            expected = f"expected a number from {self.low:g} to {self.high:g}"
+            raise ValueError(f"{_option(name)} {reprlib.repr(value)}: {expected}")
+
+
+Share = Annotated[float, Within(0, 1)]
+Count = Annotated[int, Within(1, 1000)]
+"""What most options of recipes are."""
 
 
 def refuse_outside(settings: Any) -> None:
-    """Raise ValueError for a number of a dataclass that is not within what its field declares."""
+    """Raise ValueError for a number of a dataclass that is not within what its field declares, or not finite
+    where it declares nothing."""
     for name, kind in get_type_hints(type(settings), include_extras=True).items():
         refuse_number(name, getattr(settings, name), kind)
 
 
 def refuse_number(name: str, value: Any, kind: Any) -> None:
-    """Raise ValueError for a number that is not within what its field's type declares."""
-    for declared in getattr(kind, "__metadata__", ()):
-        if isinstance(declared, Within):
-            declared.refuse(name, value)
+    """Raise ValueError for a number that is not within what its field's type declares, or not finite."""
+    within = [each for each in getattr(kind, "__metadata__", ()) if isinstance(each, Within)]
+    for declared in within:
+        declared.refuse(name, value)
+    if not within and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{_option(name)} {value}: expected a finite number")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def counted(word: str) -> int:

@@ -244,6 +244,7 @@ REFUSED = {
     "a value of another type": ("--recipe examples/gated --recipe.need half", "--recipe.need .*half;"),
     "a number out of range": ("--recipe rgsd --recipe.top 0", "--recipe.top 0: expected a number from 1 to"),
     "not a number": ("--recipe dagger --recipe.beta nan", "--recipe.beta nan: expected a number from 0 to 1"),
+    "no finite number": ("--recipe rvpo --recipe.last inf", "--recipe.last inf: expected a finite number"),
     "an option that is missing": ("--recipe examples/own_data", r"expected --recipe.path .*got none"),
     "an unknown name": ("--recipe gatd", r"no recipe 'gatd': \S+lab/gatd.py is no file; .* examples/gated"),
     "a file that does not exist": ("--recipe my/idea.py", "my/idea.py is no file; expected PATH.py or"),

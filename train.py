@@ -95,7 +95,7 @@ def train(config: Config, run: Run | None = None, resume: Path | None = None) ->
             rate = check_rate(recipe.learning_rate(n, t.planned), n)
             with clock("train"):
                 learned = learn(t, rollouts, rate)
-            recipe.schedule(n, rollouts)
+        recipe.schedule(n, rollouts)
         log(t, n, learned | {"learning_rate": rate}, clock)
         save(t, n)
     close(t)

@@ -6,7 +6,6 @@ After LegalDrill, arXiv 2604.23809; notes on it were read. Diagnosed failures fi
 reference is the policy before the round, and it learns the pairs that are difficult for that policy:
 
     s(y) = p(correct | y) / (p(correct | y) + p(incorrect | y))        DS = s(worse) - s(better) > tau
-
 Ours: pairs are a group's best and worst answer; theirs are made by a teacher. A writer names the mistake of
 each worst answer that earns less than `need`: in later steps, not in scores between them, it is a pitfall of
 that question's rubric. A `student`, any judge, gives s; without one all pairs are kept. A new round is a new
@@ -24,6 +23,7 @@ from lab.models import criteria_writer, second_judge
 from rar_mini import grpo, ranks, sequences
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper, agrees
+from rar_mini.options import Share
 from rar_mini.recipe import Example, Recipe, Rollouts
 from rar_mini.rubric import CATEGORY_WEIGHT, Criterion, Rubric
 
@@ -45,7 +45,7 @@ class LegalDrill(Recipe):
     writer: str = ""
     student: str = ""
     tau: float = 0.0
-    need: float = 0.5
+    need: Share = 0.5
     beta: float = 0.1
 
     @cached_property
@@ -61,7 +61,13 @@ class LegalDrill(Recipe):
         return super().load(**how)
 
     def begin(self, step: int, steps: int) -> None:
-        self.state.update(bank=self.state.get("bank", {}), drills=True)
+        bank, failed = self.state.setdefault("bank", {}), self.state.pop("failed", [])
+        shown = [{"question": q, "reference answer": best, "answer": y} for _, q, best, y in failed]
+        written = ranks.first(lambda: self._judges["writer"].write(TASK, shown, read)) if shown else []
+        for (name, *_), item in zip(failed, written, strict=True):
+            if item:
+                bank.setdefault(name, {})[item.description] = True
+        self.state["drills"] = True
 
     def rubrics(self, examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> list[Rubric]:
         bank = self.state["bank"] if self.state.get("drills") else {}
@@ -79,9 +85,5 @@ class LegalDrill(Recipe):
     def schedule(self, step: int, rollouts: Rollouts) -> None:
         self.state["drills"], worst = False, sequences.best_and_worst(rollouts.reward)[1]
         rows = zip(rollouts.examples, rollouts.responses, rollouts.reward, worst, strict=True)
-        failed = [(example, own[g]) for example, own, reward, g in rows if reward[g] < self.need]
-        shown = [{"question": e.question, "reference answer": e.reference, "answer": y} for e, y in failed]
-        written = ranks.first(lambda: self._judges["writer"].write(TASK, shown, read)) if self.writer else []
-        for (example, _), item in zip(failed, written, strict=False):
-            if item:
-                self.state["bank"].setdefault(example.id, {})[item.description] = True
+        failed = [(e, own[g]) for e, own, reward, g in rows if self.writer and reward[g] < self.need]
+        self.state["failed"] = [[e.id, e.question, e.reference, answer] for e, answer in failed]

@@ -41,10 +41,12 @@ def test_mistakes_of_poor_answers_are_pitfalls_of_the_next_visit(server: Server)
     own.begin(1, 3)
     assert own.rubrics(EXAMPLES, responses) == [e.rubric for e in EXAMPLES]
     own.schedule(1, rolled(own, [[0.9, 0.2], [0.6, 0.5]], responses))
+    assert not server.seen, "weights have moved: if a model fails now, no checkpoint holds what it needs"
+    assert own.rubrics(EXAMPLES, responses) == [e.rubric for e in EXAMPLES], "scores are by the data's rubric"
+    assert json.loads(json.dumps(own.state)) == own.state, "a checkpoint takes it"
+    own.begin(2, 3)
     (asked,) = (user(body) for _, body, _ in server.seen)
     assert "says nine" in asked.splitlines() and "good" not in asked, "the worst answer, if it is below need"
-    assert own.rubrics(EXAMPLES, responses) == [e.rubric for e in EXAMPLES], "scores are by the data's rubric"
-    own.begin(2, 3)
     first, second = own.rubrics(EXAMPLES, responses)
     assert second == EXAMPLES[1].rubric and first.criteria[:1] == EXAMPLES[0].rubric.criteria
     pitfall = first.criteria[1]

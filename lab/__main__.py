@@ -129,7 +129,7 @@ def steps(row: Row) -> float:
 
 
 def auc(row: Row) -> float:
-    """The AUC of the verdicts by which it was trained."""
+    """The AUC of the condition's judge, before what a recipe's own `judge` makes of it."""
     return row["auc"]
 
 
@@ -359,6 +359,10 @@ def main(
         out: a JSON file of all trainings; if it is there already, it is continued
         processes: trainings at a time, of one thread each
     """
+    if full + matrix + bool(names) != 1:
+        raise ValueError(
+            "expected names of recipes, --full or --matrix, one of the three; --help explains them"
+        )
     base = FULL if full else SHORT
     form = Form(base.seeds if seeds is None else seeds, base.steps if steps is None else steps, base.warm)
     Within(2, len(paired.STUDENT) + 1).refuse("seeds", form.seeds)
@@ -372,8 +376,6 @@ def main(
         print(f"{len(arms)} judges x {form.seeds} seeds, {form.steps} steps each")
         print(f"\n{plain(crossed(trainings(arms, form, out, processes)))}")
         return
-    elif not names:
-        raise ValueError("expected names of recipes, --full or --matrix; --help explains them")
     names = names or [name for name in papers() if name not in lacking()]
     asked = sum(map(comparisons, names), [])
     arms = [arm for each in asked for arm in (each.arm, each.other)]

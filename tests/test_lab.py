@@ -354,6 +354,7 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
         monkeypatch.setattr(lab, name, tmp_path / place)
     lab.PAGE.write_text(lab.BEGIN + lab.END)
     monkeypatch.setattr(lab, "FULL", lab.Form(2, 1, 1))
+    monkeypatch.setattr(lab, "papers", lambda: ["examples/gated"])
     monkeypatch.setattr(world, "JUDGES", ("clean",))
     monkeypatch.setattr(
         world, "CONDITIONS", {name: world.CONDITIONS[name] for name in ("clean", "hard-rule")}
@@ -361,7 +362,7 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     outputs = []
     for _ in range(2):
-        lab.main(("examples/gated",), full=True)
+        lab.main(full=True)
         outputs.append(capsys.readouterr().out)
         monkeypatch.setattr(world, "trained", lambda *_: pytest.fail("trained again"))
     assert outputs[0] == outputs[1] and "3 arms x 2 seeds, 1 steps each" in outputs[0]

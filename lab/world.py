@@ -459,8 +459,10 @@ answer."""
 SAID = ("CLAIM", "CLAIMS", "CONDITIONS", "LACKS")
 """What a recipe's file says of itself; it changes no training."""
 
-SHARED = (__name__, "lab.delay", "lab.gcpo", "train", "rar_mini.grpo", "rar_mini.model", "rar_mini.sampler")
-"""Files whose code every training here runs."""
+SHARED = (__name__, "lab.delay", "lab.gcpo", "train", "rar_mini.judging.rules", "rar_mini.kernels.adamw")
+SHARED += ("rar_mini.kernels.logprob",)
+SHARED += tuple(f"rar_mini.{name}" for name in ("grpo model prefix recipe sampler scores sequences".split()))
+"""Files whose code decides about the numbers of every training here."""
 
 
 def digest(spec: str | None) -> str:

@@ -55,7 +55,7 @@ class Together(Wrapper):
         reward = grpo.reward(replace(scores, verdict=verdict))  # (P, G + m)
         self.teacher = finite(reward[:, G:].nanmean().item())
         verdict = verdict[:, :G].masked_fill(reward.isnan().any(-1)[:, None, None], torch.nan)
-        return replace(scores, verdict=verdict, rating=scores.rating[:, :G])
+        return replace(scores, verdict=verdict, rating=scores.rating.gather(1, back)[:, :G])
 
     def metrics(self) -> dict[str, float]:
         return super().metrics() | {"ropd/teacher": self.teacher}

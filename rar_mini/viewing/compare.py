@@ -25,6 +25,7 @@ from rar_mini.viewing.plot import scores
 SPLITS = {"train": "training questions", "held_out": "held-out questions"}
 YARDSTICK = ("judge", "method", "recipe", "judge_prompts", "cut_answers", "max_new_tokens", "temperature")
 YARDSTICK += ("design.rubric_drop", "design.weights", "design.pitfalls", "answers", "gold_judge")
+YARDSTICK += ("judging.threshold", "judging.criteria_per_call")
 """Settings that change what a reward means, or how an answer is asked for."""
 
 Score = dict[str, float]

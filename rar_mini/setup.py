@@ -250,6 +250,8 @@ def prepare(
     announce(t, why)
     t.tracker = Tracker(t.run, config.track)
     t.recent = deque(t.run.steps("rollouts.jsonl", report.RECENT), report.RECENT)
+    if not config.supervised:  # else nothing has a reward
+        t.failed.extend(sum(row["reward"] is None for row in rows) / len(rows) for rows in t.recent)
     t.alarms = {row["alarm"] for row in checkpoint.records(t.run.folder, "alarms.jsonl")}
     return t
 

@@ -184,6 +184,26 @@ def test_judge_failures_are_counted_over_five_steps_and_may_reach_the_limit(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-10"]
 
 
+def test_a_resumed_run_counts_the_failures_of_the_steps_before(
+    tiny: Path, server: Server, tmp_path: Path
+) -> None:
+    """Half of the fifth step fails: that is a tenth of the last five, and too much of one alone."""
+    names: list[str] = []
+
+    def fails(path: str, body: dict, number: int) -> str | None:
+        names.append(re.search(r"What is (\d+)\?", body["messages"][-1]["content"])[1])
+        return "empty" if len(set(names)) == 5 and names.count(names[-1]) == 2 else None
+
+    server.fault = fails
+    rows = write_rows(tmp_path / "rows.jsonl", [question(i) for i in range(6)])
+    changes = NEVER | {"steps": 4, "prompts_per_step": 1, "group_size": 2, "max_new_tokens": 2, "lr": 0}
+    changes |= {"judge": "chat:m", "criteria_per_call": "all", "parse_retries": 0, "max_judge_failures": 0.4}
+    run = tmp_path / "run"
+    train.main(options(tiny, rows, run, **changes | {"concurrency": 1, "save_every": 4}))
+    train.main(["--resume", str(run), "--steps", "5"])
+    assert [row["judge/failures"] for row in records(run)] == [0, 0, 0, 0, 1]
+
+
 # --- a policy that does not move ----------------------------------------------------------------------------
 
 

@@ -4,9 +4,8 @@
 
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
-answers that keep `where`, says early what will be learnt. Ours: `where` is written as a check (docs/data.md).
-What came out (docs/lab.md, 6 seeds): the first two claims below hold (8 [5, 11] steps more; a truth of 0.81
-against 0.28), the last two do not: either trigger, harmful or not, ends at 0.28, below the start of 0.37.
+answers that keep `where`, says early what will be learnt. Ours: `where` is a check (docs/data.md). What came
+out (docs/lab.md, 6 seeds): two of the claims below hold; two do not, for either trigger ends at 0.28.
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """
@@ -19,6 +18,7 @@ import torch
 from rar_mini.data import rules_of
 from rar_mini.judging.rules import keeps
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
+from rar_mini.options import Share
 from rar_mini.recipe import Example, Recipe, Rollouts, Scores
 from rar_mini.sampler import uniforms
 
@@ -62,11 +62,11 @@ class Noisy(Wrapper):
 
 @dataclass(frozen=True)
 class Delay(Recipe):
-    tpr: float = 1.0
-    fpr: float = 0.0
+    tpr: Share = 1.0
+    fpr: Share = 0.0
     where: str = "{}"
-    there_tpr: float = 1.0
-    there_fpr: float = 0.0
+    there_tpr: Share = 1.0
+    there_fpr: Share = 0.0
     clean: int = 0
     noisy: int = 9
 
@@ -81,8 +81,8 @@ class Delay(Recipe):
         self.state.update(step=step, clean=(step - 1) % max(1, self.clean + self.noisy) < self.clean)
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        where = rules_of(self.where, "--recipe.where")
-        own = torch.tensor([[keeps(where, answer) for answer in group] for group in rollouts.responses])
+        where, responses = rules_of(self.where, "--recipe.where"), rollouts.responses
+        own = torch.tensor([[keeps(where, answer) for answer in group] for group in responses])
         self.state.update(clean=False, advantage=rollouts.adv[own].mean().item() if own.any() else 0.0)
 
     def metrics(self) -> dict[str, float]:

@@ -9,13 +9,13 @@ earn `need` or more:
     passing < below * G   ->   the worst answer := a stored one that passed        below = 1/2
 
 and the advantages are computed anew. No other group is touched: their gradients stay bit-identical, but for
---loss-norm token and --resample-ties, which count over the step. As in theirs the ratio is that to the local
-policy before the step; --mismatch-cap C also weighs by that policy's probability over that of who wrote it.
+--loss-norm token, --resample-ties and --cut-answers mask, which count over the step. As in theirs the ratio
+is to the local policy before the step; --mismatch-cap C also weighs by its probability over the writer's.
 Ours: a passing answer earns `need` of a rubric, where theirs is right; it is the best of earlier steps or of
 another run's rollouts.jsonl, where theirs is another client's, and answers the very same prompt and rubric
 in one turn and --max-new-tokens. `--recipe.below 0.01` swaps if none passes. pub_swap/swapped counts swaps.
 What came out (tests/lab/test_pub_swap.py): a table that writes the right answer once in a hundred learns it
-in 33 steps, and without swaps in 56 (8 seeds). In the lab's world with 2 seeds of 40 steps it cannot be told.
+in 33 steps, and without swaps in 56 (8 seeds). In the lab's world (docs/lab.md, 6 seeds) it cannot be told.
 """
 
 from dataclasses import dataclass, replace

@@ -2,8 +2,8 @@
 
     python train.py --domain instructions --recipe rvpo
 
-Paper: RVPO, arXiv 2605.05750; its full notes were read. With z_gk as in GDPO (lab/gdpo.py) and shares
-q_k = |w_k| / sum |w|:
+After RVPO, arXiv 2605.05750; notes on the whole of it were read. With z_gk as in GDPO (lab/gdpo.py), times
+the sign of w_k, and shares q_k = |w_k| / sum |w|:
 
     A_g = -(1/k) ln sum_k q_k exp(-k z_gk)            k -> 0: GDPO's mean; k -> infinity: the minimum
         = mean z - (k/2) var z + ...                  so that criteria which disagree cost something

@@ -454,7 +454,7 @@ def each_record(
     folder: Path, name: str, last: float = math.inf, start: int = 0
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """The rows of one of a run's records without their TOKENS, from byte `start` on, and the byte behind
-    each: one at a time, because in a long run they are gigabytes. None if there is no such file.
+    each: one at a time, because in a long run they are gigabytes. It has no rows if there is no such file.
 
     Raises ValueError that names the line and the field of a row that no run writes, or the step that comes
     too late, up to the `last` step that counts.

@@ -99,8 +99,8 @@ class Config:
     """the model to train: smollm2-135m, a directory, or a hub id such as Qwen/Qwen2.5-7B"""
     judge: str = "auto"
     """who judges: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto
-    (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else rules for --domain instructions, else
-    keyword)"""
+    (a server if OPENAI_API_KEY or OPENAI_BASE_URL is set, else rules for --domain instructions by
+    rar-explicit or sft without --recipe, else keyword)"""
     method: Literal[
         "direct-likert", "reference-likert", "rar-predefined", "rar-explicit", "rar-implicit", "sft"
     ] = "rar-explicit"
@@ -130,7 +130,7 @@ class Config:
     """G, rollouts of each question"""
     answers: Literal["auto", "short", "full"] = "auto"
     """what the policy is asked for: short, one short sentence; full, the question alone; auto, short for
-    --domain medical and science without --data or --method sft, else full"""
+    --domain medical and science without --data, --method sft or a recipe that loads its own, else full"""
     train_rollouts: Annotated[int | None, Within(2, 1024)] = None
     """M, rollouts of each question that are trained: those that differ most in reward, while all G make the
     baseline; all G if not given (see docs/runs.md)"""

@@ -313,7 +313,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--compile", action="store_true", help="what torch.compile makes of that step")
     parser.add_argument("--policy", help="one whose shapes are known here; with --cpu, as for train.py")
     parser.add_argument("--runs", type=counted, default=15, help="steps that the median is taken of")
-    parser.add_argument("--sizes", type=counted, nargs=4, metavar=("P", "G", "PROMPT", "ANSWER"))
+    sizes = "of a step; on this CPU prompts are the benchmark's own, whatever PROMPT says"
+    parser.add_argument("--sizes", type=counted, nargs=4, metavar=("P", "G", "PROMPT", "ANSWER"), help=sizes)
     options = parser.parse_args(argv)
     cpu = options.cpu or options.compile
     options.policy = options.policy or ("smollm2-135m" if cpu else "Qwen/Qwen2.5-7B")

@@ -31,6 +31,7 @@ def watch() -> None:
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more must not break the sentence
         farewell()
     else:
         sys.__excepthook__(kind, error, trace)
@@ -38,7 +39,6 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 def farewell() -> None:
     """Say what is left of this process's work and how to go on, if the run has not done so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more must not break the sentence
     if not run_has_ended:
         with suppress(ValueError, OSError):  # the run's folder may be gone
             print(f"stopped  by Ctrl-C {_left()}", file=sys.stderr)

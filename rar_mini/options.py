@@ -12,11 +12,12 @@ import os
 import re
 import reprlib
 import shlex
+import signal
 import sys
 import tomllib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -211,8 +212,18 @@ def one_line(
         words = " ".join(str(error).split()).partition(" Including ")[0] or "Python has none left"
         sys.exit(f"{prog}: out of memory: {legible(words)[:300]}\n{less_memory}".rstrip())
     except KeyboardInterrupt:
-        interrupted()
-        sys.exit(130)
+        _end(interrupted)
+
+
+def _end(last_words: Callable[[], object]) -> NoReturn:
+    """End this process once its last words are said, and wait for nothing: Python would wait for threads, and
+    these for a server that hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more must not break the sentence
+    last_words()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody may read it any more
+            stream.flush()
+    os._exit(130)
 
 
 def open_output() -> None:

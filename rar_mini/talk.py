@@ -189,8 +189,14 @@ def _reply(recipe: Recipe, talk: Talk) -> str | None:
 
 
 def _at_once(ask: Callable[[Talk], T], talks: Sequence[Talk]) -> list[T]:
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool, patient = ThreadPoolExecutor(THREADS), True
+    try:
         return list(pool.map(ask, talks))
+    except KeyboardInterrupt:  # the server that they ask may hang
+        patient = False
+        raise
+    finally:
+        pool.shutdown(wait=patient, cancel_futures=True)
 
 
 def refuse(recipe: Recipe, actor: Policy) -> None:

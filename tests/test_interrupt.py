@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from hostile import Server
 from test_train import options, spawn
 
 from rar_mini import checkpoint
@@ -120,3 +124,55 @@ def test_after_the_last_step_nothing_is_left_to_do(stopped: Stopped) -> None:
 def test_a_run_without_checkpoints_starts_over(stopped: Stopped) -> None:
     said = stopped("rar_mini.sampler:uniforms", 2, "rollouts.jsonl", save_every=0)
     assert "before the first checkpoint; the run starts over with" in said and "--accept-changes" in said
+
+
+HUNG = {"steps": 1, "eval_every": 0, "judge": "chat:m", "max_prompt_tokens": 400}
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        HUNG,  # a judge, for whose answers the main thread waits
+        HUNG | {"judge": "keyword", "recipe": "user_simulator", "recipe.user": "chat:m"},  # users, in threads
+    ],
+    ids=["judge", "user"],
+)
+def test_twice_while_a_server_hangs(
+    many: Path, tmp_path: Path, questions: Path, folder: Path, server: Server, who: dict
+) -> None:
+    """A run waited for it in the threads that had asked, before its last words and after them."""
+    server.hang, server.fault = 60.0, lambda *_: "hang"
+    process = spawn(options(many, questions, tmp_path / "run", **who), tmp_path / "log")
+    until(lambda: server.served["hang"])
+    os.kill(process.pid, signal.SIGINT)
+    until(lambda: "Ctrl-C again stops at once" in (tmp_path / "log").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    said = last_words(process, tmp_path / "log")
+    assert said.endswith(f"the run starts over with python train.py --resume {tmp_path / 'run'}\n")
+
+
+def test_pressed_on_while_a_server_hangs(tmp_path: Path, folder: Path, server: Server) -> None:
+    server.hang, server.fault = 60.0, lambda *_: "hang"
+    process = spawn(["judge", "--judge", "chat:m"], tmp_path / "log", file="evaluate.py")
+    until(lambda: server.served["hang"])
+    for _ in range(5):
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.01)
+    last_words(process, tmp_path / "log")
+
+
+def until(happened: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def last_words(process: BaseProcess, log: Path) -> str:
+    """All that a process has said which ends in seconds, although its server would hang for a minute."""
+    process.join(10)
+    process.kill()
+    said = log.read_text()
+    assert process.exitcode == 130 and "Traceback" not in said, said
+    return said

@@ -84,20 +84,26 @@ def nursery() -> None:
 
 
 def spawn(
-    words: list[str], log: Path, rank: int = 0, hook: Callable[[int], object] = int, **own: Any
+    words: list[str],
+    log: Path,
+    rank: int = 0,
+    hook: Callable[[int], object] = int,
+    file: str = "train.py",
+    **own: Any,
 ) -> BaseProcess:
-    """train.py as a shell would start it, with `own` in its environment and all that it says in a file;
-    `hook` is called with the rank before it begins."""
+    """A file of the project as a shell would start it, with `own` in its environment and all that it says in
+    a log; `hook` is called with the rank before it begins."""
     nursery()
     own |= {name: value for name, value in os.environ.items() if name.startswith(("OPENAI", "RAR_MINI"))}
     # As many threads as here, for the same numbers; ranks share the cores.
     threads = 1 if "WORLD_SIZE" in own else torch.get_num_threads()
-    process = processes.Process(target=child, args=(words, str(log), rank, hook, own, threads))
+    process = processes.Process(target=child, args=(file, words, str(log), rank, hook, own, threads))
     process.start()
     return process
 
 
 def child(
+    command: str,
     words: list[str],
     log: str,
     rank: int,
@@ -110,11 +116,11 @@ def child(
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    sys.argv = ["train.py", *words]
+    sys.argv = [command, *words]
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     hook(rank)
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / command), run_name="__main__")
 
 
 @pytest.fixture(scope="module")

@@ -332,7 +332,7 @@ def test_rows_of_something_else_are_not_mixed_in(
     for options in ({"judge": "chat:n", "responses": texts}, {"threshold": 0.5, "responses": texts}):
         with pytest.raises(ValueError, match="has 'p0' of another policy, judge, question or option"):
             run(capsys, tmp_path, **options)
-    with pytest.raises(ValueError, match="name another folder with --out"):
+    with pytest.raises(ValueError, match="name another folder with --out.*; --responses takes its answers"):
         run(capsys, tmp_path, policy=str(tiny))
     asked = len(server.seen)
     mixed = run(capsys, tmp_path, responses=texts, limit=3)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import ValidationError
@@ -65,6 +65,8 @@ class Row(Form):
 
 class Kept(Form):
     """What the rows that an evaluation keeps have in every benchmark."""
+
+    judged_again: ClassVar[bool] = True  # whether --responses takes such rows' answers over
 
     prompt_id: str = ABSENT
     finished: bool | None
@@ -364,9 +366,10 @@ def resume_rows(path: Path, form: type[Kept], digests: dict[str, str]) -> dict[s
     """
     rows = read_rows(path, form)
     if other := [name for name in digests if name in rows and rows[name].get("asked") != digests[name]]:
+        over = "; --responses takes its answers over" if form.judged_again else ""
         raise ValueError(
             f"{path} has {other[0]!r} of another policy, judge, question or option than asked for now: name "
-            "another folder with --out, or delete the file; --responses takes its answers over"
+            f"another folder with --out, or delete the file{over}"
         )
     path.touch()
     cut_half_line(path)

@@ -71,6 +71,8 @@ class Tried(Form):
 class Kept(answers.Kept):
     """A row of refine.jsonl."""
 
+    judged_again = False  # its answers depend on the judge
+
     samples: list[Tried] = ABSENT
     repairs: list[Tried] = ABSENT
     stopped: str = ABSENT

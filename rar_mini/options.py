@@ -158,15 +158,18 @@ def command_line(kind: Commands, argv: Sequence[str], prog: str, **how: Any) -> 
     except SystemExit as end:
         if not end.code:  # --help
             raise
-        raise Misused(_unboxed(box.getvalue())) from None
+        own = f" in {prog} {argv[0]} --help" if argv and isinstance(kind, dict) else ""
+        raise Misused(_unboxed(box.getvalue(), own)) from None
 
 
-def _unboxed(box: str) -> str:
-    """What stands in tyro's box of a refusal, in one line, in our words and without an option's help."""
+def _unboxed(box: str, own: str) -> str:
+    """What stands in tyro's box of a refusal, in one line, in our words and without an option's help; a hint
+    only if it has `own` words, where it is about the command that was called."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)  # it has colours if standard output is a terminal
     rows = [row.strip("│| ") for row in plain.splitlines()[1:]]  # the first one is its title
     parts = itertools.groupby(rows, lambda row: bool(row.strip("╰─╯+-")))
     said = [" ".join(part) for filled, part in parts if filled]
+    said = [part for part in said if own in part or not part.startswith("Perhaps you meant:")]
     line = "; ".join(part for part in said if not part.startswith(("Argument helptext", "Got errors")))
     for theirs, ours in TYRO.items():
         line = re.sub(theirs, ours, line)
@@ -175,6 +178,10 @@ def _unboxed(box: str) -> str:
 
 TYRO = {
     "^Missing from .*?: ": "missing: ",
+    r"^Unrecognized or .*?: (\S+) \(applied to (.*?)\).*; Available subcommands: ([^;]*).*": (
+        r"no option \1 before the command: expected one of \3 (see \2 --help)"
+    ),
+    r"^Unrecognized or .*?: (\S+) \(applied to (.*?(\w+))\).*": r"\3 has no option \1 (see \2 --help)",
     r"^Error parsing ([\w.-]+: (?=--))?": "",
     r"invalid literal for int\(\) with base 10: ": "expected a whole number, got ",
     "could not convert string to float: ": "expected a number, got ",

@@ -18,6 +18,7 @@ import tyro
 from torch import Tensor
 
 from rar_mini import policy
+from rar_mini.checkpoint import newest
 from rar_mini.options import Within, run_command
 
 
@@ -38,15 +39,15 @@ def main(
     """Merge the weights of two checkpoints of one model.
 
     Args:
-        base: what training began with, as --policy takes it
-        trained: what it came to, as --policy takes it
+        base: what training began with: a run (its newest checkpoint), a model's directory or a hub id
+        trained: what it came to, likewise
         out: the directory to write, which does not exist yet
         share: of `trained`; 0 is base
     """
     Within(0, 1).refuse("share", share)
     if out.exists():
         raise ValueError(f"{out} exists: expected a new directory")
-    one, other = (policy.load(name, torch.float32, "cpu") for name in (base, trained))
+    one, other = (policy.load(newest(name), torch.float32, "cpu") for name in (base, trained))
     other.model.load_state_dict(merge(one.model.state_dict(), other.model.state_dict(), share))
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -25,6 +25,7 @@ import torch
 
 from lab.models import criteria_writer, written_before
 from rar_mini import sequences
+from rar_mini.files import plain_text
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
@@ -64,7 +65,7 @@ class Pop(Recipe):
         sequences.check_dpo(self.config, "pop")
         if not self.texts:
             return super().load(**how)
-        chunks = filter(None, map(str.strip, self.texts.read_text(encoding="utf-8").split("\n\n")))
+        chunks = filter(None, map(str.strip, plain_text(self.texts).split("\n\n")))
         written = written_before(self._writer, TASK, [{"text": chunk} for chunk in chunks], read)
         how["notes"]["texts of which no problem was made"] += written.count(None)
         return [self._posed(n, *each) for n, each in enumerate(written) if each]

@@ -28,7 +28,7 @@ import numpy as np
 
 from judge import Judge
 from rar_mini.evaluation import labelled
-from rar_mini.files import write_json
+from rar_mini.files import plain_text, write_json
 from rar_mini.options import run_command
 from rar_mini.prompts import PREDEFINED
 from rar_mini.rubric import Criterion, Rubric
@@ -112,7 +112,7 @@ def main(
         answers = [[pair.preferred, pair.worsened] for pair in pairs]
         return asker.score(asked, answers, progress="judging").verdict[..., 0].numpy()
 
-    lines = texts.read_text(encoding="utf-8").splitlines() if texts else []
+    lines = plain_text(texts).splitlines() if texts else []
     held = np.array([pair.example.split != "train" for pair in pairs])
     if held.all() or not held.any():
         raise ValueError(f"{data or domain}: expected training and held-out pairs, got one split alone")

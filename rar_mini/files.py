@@ -33,6 +33,15 @@ def regular(path: Path) -> Path:
     return path
 
 
+def plain_text(path: Path) -> str:
+    """The text of a file that a person wrote. Raises ValueError that names one which is not UTF-8."""
+    try:
+        return regular(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        came = f"byte {error.object[error.start]:#04x} at position {error.start}"
+        raise ValueError(f"cannot read {path}: expected text in UTF-8, got {came}") from None
+
+
 class Twice(ValueError):
     """An object of JSON has a name twice."""
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import io
 import itertools
@@ -211,8 +212,10 @@ def one_line(
     except Misused as error:
         print(f"{prog}: {legible(error)}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"{prog}: {legible(error)}")
+    except OSError as error:
+        sys.exit(f"{prog}: {legible(_of_system(error))}")
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -220,6 +223,30 @@ def one_line(
         sys.exit(f"{prog}: out of memory: {legible(words)[:300]}\n{less_memory}".rstrip())
     except KeyboardInterrupt:
         _end(interrupted)
+
+
+SYSTEM = {
+    errno.ENOENT: "expected a file or folder that exists, or a new one in a folder that does; check the name",
+    errno.EEXIST: "expected a folder, or a new name; name another",
+    errno.ENOTDIR: "expected folders before the last name; name another",
+    errno.EISDIR: "expected a file; name one in it",
+    errno.ENOSPC: "expected room on the disk; make some, then go on",
+} | dict.fromkeys(
+    [errno.EACCES, errno.EPERM, errno.EROFS],
+    "expected one that you may use; name another, or change its permissions",
+)
+"""What stands behind an error of the system."""
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, by the name that the user gave in place of a temporary one's, and what to do.
+    An error that was not the system's has its own words."""
+    name = error.filename2 or error.filename
+    if name is None:
+        return str(error)
+    named = re.sub(r"(^|/)\.([^/]+)\.(partial(-\w+)?|lock)(?=/|$)", r"\1\2", f"{name}")
+    wanted = SYSTEM.get(error.errno, "")
+    return f"cannot use {named} ({error.strerror})" + (wanted and f": {wanted}")
 
 
 def _end(last_words: Callable[[], object]) -> NoReturn:

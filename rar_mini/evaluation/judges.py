@@ -23,7 +23,7 @@ from rar_mini.evaluation.agreement import wins
 from rar_mini.evaluation.answers import BATCH, append_rows
 from rar_mini.evaluation.judged import ask
 from rar_mini.evaluation.labelled import Labelled, read
-from rar_mini.files import cut_half_line, lines, locked, without_nan, write_whole
+from rar_mini.files import cut_half_line, lines, locked, plain_text, without_nan, write_whole
 from rar_mini.forms import ABSENT, Finite, Form, Text, Unit, printable
 from rar_mini.judging.ledger import Account
 from rar_mini.judging.wires import Server
@@ -268,7 +268,7 @@ def page_of(out: Path) -> tuple[str, list[str], str]:
     """What a page has before, in and behind its table. Raises ValueError for a page without one."""
     if not out.exists():
         return "# Judges on labelled answers\n\n", [], ""
-    before, begin, rest = out.read_text(encoding="utf-8").partition(BEGIN)
+    before, begin, rest = plain_text(out).partition(BEGIN)
     inside, end, behind = rest.partition(END)
     if not begin or not end:
         raise ValueError(

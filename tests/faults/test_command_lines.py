@@ -1,10 +1,14 @@
 """Command lines that cannot be read: one line with the option, what came and what was expected; status 2."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Command
+
+from rar_mini import options
+from rar_mini.files import write_json
 
 REFUSED = {
     "train.py --steps many": "--steps: expected a whole number, got 'many'",
@@ -65,3 +69,36 @@ def test_what_a_command_says_itself_is_not_held_back(command: Command, tmp_path:
     words = ("--out", tmp_path / "out", "--judge", "keyword")
     done = command("judge.py", "score", tmp_path / "none.jsonl", *words)
     assert done.returncode == 1 and done.stderr.startswith("judge: keyword (")
+
+
+OF_SYSTEM: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing to read": (
+        lambda home: (home / "none.txt").read_text(),
+        r"none.txt \(No such file or directory\): expected a file or folder that exists, .*; check the name",
+    ),
+    "no folder to write in": (
+        lambda home: write_json(home / "none" / "out.json", {}),
+        r"none/out.json \(No such file or directory\): expected .* or a new one in a folder that does",
+    ),
+    "a file for a folder": (
+        lambda home: (home / "file").mkdir(exist_ok=True),
+        r"file \(File exists\): expected a folder, or a new name; name another",
+    ),
+    "a file on the way": (
+        lambda home: (home / "file" / ".out.partial-0a1b").mkdir(),
+        r"file/out \(Not a directory\): expected folders before the last name; name another",
+    ),
+    "a folder for a file": (Path.read_text, r" \(Is a directory\): expected a file; name one in it"),
+    "too long a name": (lambda home: (home / ("x" * 300)).read_text(), r"x+ \(File name too long\)"),
+    "in its own words": (lambda home: options.regular(Path("/dev/null")), "no file but a pipe or a device"),
+}
+
+
+@pytest.mark.parametrize("fault", OF_SYSTEM)
+def test_an_error_of_the_system_says_what_was_expected_of_the_users_name(fault: str, tmp_path: Path) -> None:
+    """It was `[Errno 2] No such file or directory: 'none/.out.json.partial'`."""
+    act, words = OF_SYSTEM[fault]
+    (tmp_path / "file").touch()
+    home = "" if fault == "in its own words" else f"cannot use {tmp_path}"
+    with pytest.raises(SystemExit, match=f"^evaluate.py: {home}.*{words}"), options.one_line("evaluate.py"):
+        act(tmp_path)

@@ -38,7 +38,7 @@ def test_a_command_runs_with_its_output_closed(standard: None) -> None:
 def test_a_full_disk_under_the_output_is_named(standard: None) -> None:
     """`[Errno 28] No space left on device` alone said nothing of where."""
     sys.stdout = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(SystemExit, match=r"^train.py: \[Errno 28\] No space left on device: '/dev/full'$"):
+    with pytest.raises(SystemExit, match=r"^train.py: cannot use /dev/full \(No space left.*: expected room"):
         with options.one_line("train.py"):
             print("much")
 
@@ -48,6 +48,6 @@ def test_a_reader_that_leaves_is_named(standard: None) -> None:
     read, write = os.pipe()
     os.close(read)
     sys.stdout = open(write, "w")  # noqa: SIM115
-    with pytest.raises(SystemExit, match=r"^train.py: \[Errno 32\] Broken pipe: "):
+    with pytest.raises(SystemExit, match=r"^train.py: cannot use .* \(Broken pipe\)$"):
         with options.one_line("train.py"):
             print("much")

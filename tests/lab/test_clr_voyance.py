@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -182,10 +183,13 @@ def test_the_command_writes_a_policy(tiny: Path, tmp_path: Path) -> None:
         for weight in decoder.parameters():
             weight.mul_(3)
     model.save(decoder, other)
-    merge.main(str(tiny), str(other), tmp_path / "out", share=0.5)
-    one, merged = (model.load(path, torch.float32, "cpu").state_dict() for path in (tiny, tmp_path / "out"))
-    for name, weight in merged.items():
-        torch.testing.assert_close(weight, 2 * one[name])
+    run = tmp_path / "run"
+    shutil.copytree(other, run / "checkpoints" / "step-3")
+    one = model.load(tiny, torch.float32, "cpu").state_dict()
+    for trained, out in ((other, "out"), (run, "of a run")):
+        merge.main(str(tiny), str(trained), tmp_path / out, share=0.5)
+        for name, weight in model.load(tmp_path / out, torch.float32, "cpu").state_dict().items():
+            torch.testing.assert_close(weight, 2 * one[name])
     with pytest.raises(ValueError, match="exists: expected a new directory"):
         merge.main(str(tiny), str(other), tmp_path / "out")
     for share in (2.0, -1.0, NAN):

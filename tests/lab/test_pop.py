@@ -180,4 +180,7 @@ def test_chunks_of_text_become_problems_and_a_writers_failures_are_counted(
     assert (first.id, first.split, last.id, last.split) == ("text-0", "train", "text-3", "held_out")
     assert first.question == "How many?" and first.reference == "Four."
     assert [c.weight for c in first.rubric.criteria] == [1.0, 2.0, 3.0, 4.0]
+    (tmp_path / "texts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="texts.txt: expected text in UTF-8, got byte 0xe9 at position 3"):
+        own.load(notes=notes)
     assert first.rubric.criteria[3].description == "Says 4."

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from string import ascii_uppercase
@@ -63,7 +64,7 @@ def messages(texts: JudgePrompts, asked: Worded, i: int) -> list[dict[str, str]]
 
 class Reader:
     """The weights that `pretrained.resolve` finds under a name, and how they read a tree of prompts. `device`
-    is cpu, cuda, or auto.
+    is cpu, cuda, cuda:NUMBER, or auto.
 
     `ledger` counts tokens as a server does: all of the prompts', and those that were not read again.
     """
@@ -98,10 +99,12 @@ class Reader:
         if sum(map(len, tree.segments)) > TOKENS and len(answers) > 1:
             half = len(answers) // 2  # the question is read once for each half
             return self.read(answers[:half], grow, take) + self.read(answers[half:], grow, take)
-        packed = pack(tree, self.device)
-        total, read = sum(map(sum, lengths)), len(packed.ids)
-        self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
-        return list(take(packed, leaves))
+        # Triton launches on the current GPU, which is the policy's.
+        with torch.cuda.device(self.device) if self.device != "cpu" else nullcontext():
+            packed = pack(tree, self.device)
+            total, read = sum(map(sum, lengths)), len(packed.ids)
+            self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)
+            return list(take(packed, leaves))
 
     def prompts(self, answers: Sequence[Worded]) -> list[list[str]]:
         """What is read of each of G answers: a whole prompt for each of its Q questions."""

@@ -12,8 +12,9 @@ key head, 112 for 16 rows of Qwen2.5-7B (up to ROWS; a larger group reads them a
 A row's own keys meet its j queries alone, in a tile of 16, the least that a matrix product of the hardware
 has. In float32, which has none, all tiles have 16. Keys go in pieces, a program each, so that few rows fill a
 GPU too. A piece leaves a maximum, a sum and an output of d numbers, all in float32, and a second kernel joins
-the pieces of a query. Scores never leave the registers. Pieces are cut at constants, never by the size of the
-wave or by who runs first, so the same inputs give the same bits, whatever `span` is.
+the pieces of a query. Scores never reach the GPU's memory. Pieces are cut at constants, not by who runs
+first, so the same inputs give the same bits, whatever `span` is. In bfloat16 the tile depends on how many
+rows a prompt has: other neighbours change a row by rounding.
 
 Bytes a layer, for numbers of s bytes, t own tokens a row and S = n / PROMPT + t / OWN pieces:
 
@@ -30,7 +31,6 @@ is rounded to their dtype before it meets the values, as in the path in torch, a
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,8 +47,7 @@ def grid(owner: Sequence[int], P: int, KV: int) -> tuple[Tensor, Tensor]:
     """Places for the KV heads of rows, row i of which continues prompt owner[i]: in P prompts by g, the most
     rows that one of them has. `slots` (P KV g,) picks heads of rows into them, `back` (R KV,) out of them. A
     slot that no row needs holds the first row's head, whose own slot is another."""
-    seen: Counter[int] = Counter()
-    place = [seen.update([p]) or seen[p] - 1 for p in owner]  # among the rows of the same prompt
+    place = [owner[:row].count(p) for row, p in enumerate(owner)]  # among the rows of the same prompt
     heads, g = torch.arange(KV), max(place) + 1
     slots = torch.zeros(P, KV, g, dtype=torch.long)
     back = torch.empty(len(owner), KV, dtype=torch.long)
@@ -69,7 +68,7 @@ class Cache:
     slots: Tensor  # (P KV g,), of `grid`
     back: Tensor  # (R KV,), of `grid`
     position: Tensor  # (1,), of the newest token among a row's own
-    span: int = 0  # above every position
+    span: int = 0  # more than any position
 
     def rotate(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor
@@ -87,7 +86,7 @@ class Cache:
         self.reach(self.span)
 
     def reach(self, span: int) -> None:
-        """Before each step, which moves `position`: read so many of a row's own places."""
+        """To be called before each step: attend to the first `span` of a row's own places at most."""
         self.span = span
         if not self.fused:
             self.own_bias = hidden(torch.arange(span, device=self.keys.device) > self.position)  # (span,)
@@ -223,7 +222,7 @@ many bytes as 14 places in bfloat16. A prompt's pieces are shorter: they are few
 ROWS = 128
 """Queries that a tile holds at most. Such a program takes 154 to 202 registers a thread and up to 96 KB: one
 fits on an SM, and a layer of the case above has 96 of them, where an H100 has 132 SMs. Of a row's own keys 4
-to 7 programs fit, each with 8 KB or more on its way, where 20 KB in all hide an H100's latency."""
+to 7 programs fit at d = 128, each with 8 KB or more on its way, where 20 KB in all hide an H100's latency."""
 
 JOINED, THREADS = 16, 128  # pieces that are joined at a time, and the threads that do it
 
@@ -238,7 +237,8 @@ def tile(rows: int, d: int, size: int) -> dict[str, int]:
 
 
 def options(block_m: int) -> tuple[int, int]:
-    """Threads of a tile of so many queries, and how many tiles of keys are on their way at once."""
+    """Threads of a tile of so many queries, and Triton's `num_stages`: with 2, the next tile of keys and that
+    of values are on their way."""
     return 256 if block_m > 32 else 128, 2
 
 
@@ -277,7 +277,8 @@ def moved(kernel: str, given: dict[str, Any]) -> int | None:
         return None
     n, d = given["keys"].shape[-2:]
     results = given["keys"].numel() // (n * d) * given["rows"] * triton.cdiv(n, given["PIECE"])
-    return 4 * results * (d + 2) + sum(given[x].nbytes for x in ("q", "keys", "values", "ends", "slots"))
+    queries = results * d * given["q"].element_size()  # each piece reads its own
+    return 4 * results * (d + 2) + queries + sum(given[x].nbytes for x in ("keys", "values", "ends", "slots"))
 
 
 # --- benchmark ----------------------------------------------------------------------------------------------

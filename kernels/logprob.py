@@ -300,7 +300,7 @@ def linear_logprob(
 def logprob(logits: Tensor, target: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """(logp, entropy, lse), each (N,), of logits (N, V) that exist already: read once, not differentiable.
 
-    Raises ValueError as `linear_logprob` does.
+    Raises ValueError for shapes, targets or a temperature that do not fit.
     """
     if logits.ndim != 2 or not len(logits):
         raise ValueError(f"expected logits (N, V) with N >= 1, got {tuple(logits.shape)}")

@@ -11,12 +11,13 @@ Rounding is transformers': the sum once, n to the weights' dtype before the weig
 Bytes a number, in bfloat16, and launches:
 
     forward     8 in 1      read x and delta, write h and y; plain torch 42 in 9
-    backward    8 in 2      read h, dy and dtotal, write dh; plain torch 98 in 17
+    backward    8 in 3      read h, dy and dtotal, write dh; plain torch 98 in 17
     kept        2           h, and r, which is one number a row; plain torch 6: h in float32, and n
 
 Every program reads the weight, from cache. The weight's gradient is a sum over all rows that must not depend
-on which program ends first: each adds up ROWS rows in their order, and a second launch adds the programs'
-sums. No atomics, and the number of programs does not depend on the GPU.
+on which program ends first: each adds up ROWS rows in their order, a second launch adds the programs' sums,
+and a third rounds them (a frozen weight has neither). No atomics, and the number of programs does not depend
+on the GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,6 +50,12 @@ def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * x32.to(x.dtype)  # rounded before the scale, as the families do
 
 
+def plain(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What one would write, and what CPUs compute."""
+    total = x + delta
+    return total, reference(total, weight, eps)
+
+
 # --- kernels ------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +85,7 @@ def _norm_forward(x, delta, weight, total, y, root, N, D, eps,
 def _norm_backward(h, weight, root, dy, dtotal, dh, sums, N, D,
                    ADD: tl.constexpr, LEARNS: tl.constexpr, ROWS: tl.constexpr,
                    LINES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """ROWS rows a program, LINES at a time; what they say of the weight stays in registers until the last."""
+    """ROWS rows a program, LINES at a time. Their share of the weight's gradient adds up in registers."""
     program = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     w = tl.load(weight + i, mask=i < D, other=0.0).to(tl.float32)
@@ -186,18 +193,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta, and its RMSNorm by weight (D,); x and delta (N, D). Differentiable once, through both."""
     if not _fused(x):
-        total = x + delta
-        return total, reference(total, weight, eps)
+        return plain(x, delta, weight, eps)
     return _Norm.apply(x.contiguous(), delta.contiguous(), weight, eps)
 
 
 # --- benchmark ----------------------------------------------------------------------------------------------
-
-
-def plain(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """What one would write, and what CPUs compute."""
-    total = x + delta
-    return total, reference(total, weight, eps)
 
 
 def late(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

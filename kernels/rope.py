@@ -114,6 +114,8 @@ def _run(
 
 def moved(kernel: str, given: dict[str, Any]) -> int | None:
     """Bytes that a launch reads and writes: of the caches one position, as large as k and v."""
+    if not given["INTO"]:  # no cache: other names stand for these
+        return sum(given[x].nbytes for x in ("q", "k", "cos", "sin", "q_out", "k_out"))
     tensors = {name: x for name, x in given.items() if isinstance(x, Tensor)}
     return sum(tensors[name[0] if name in ("k_out", "v_out") else name].nbytes for name in tensors)
 

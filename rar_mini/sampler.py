@@ -73,11 +73,11 @@ class Request:
     shared: int = 0
 
 
-def uniforms(seed: int, step: int, example: str, rollout: int, count: int) -> np.ndarray:
+def uniforms(seed: int, step: int | str, example: str, rollout: int, count: int) -> np.ndarray:
     """The random numbers of one row: (count,) in [0, 1), the p-th for its p-th token.
 
-    They depend on nothing else, so that a row comes out the same whoever its neighbours are, in whatever
-    wave, and after a resume.
+    They depend on nothing else: other neighbours and waves change a row by rounding alone, and a resume not
+    at all. `step` is a step's number, or eval.
     """
     key = hashlib.sha256(f"{seed}/{step}/{example}/{rollout}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)
@@ -201,7 +201,8 @@ class Wave:
 
     A row's own keys and values lie in a cache (layers, R KV, capacity, d). Its prompt's are shared: for them
     the rows stand in a grid, P prompts by the most rows that one of them has; `slots` picks rows into the
-    grid, `back` out of it. A step reads `span` places of the cache and masks those that are not written yet.
+    grid, `back` out of it. A step may read `span` places of the cache: torch's path masks those that are not
+    written yet, the kernels do not read them.
 
     On a CPU `span` is exact and a row leaves as soon as it has finished. On a GPU a step is captured in a
     CUDA graph, for which shapes have to stay: `span` doubles now and then, rows leave when the rest fits into

@@ -119,7 +119,8 @@ def test_what_lies_behind_the_position_and_the_prompts_ends_is_not_read(device: 
 
 @on_every_device
 def test_the_span_and_the_neighbours_change_no_bit(device: str) -> None:
-    """Pieces are cut at constants. A captured step with a wide span equals one with an exact span."""
+    """Pieces are cut at constants. A captured step with a wide span equals one with an exact span. This is
+    float32, whose tile is always the same."""
     cache, q, owner = case("ragged", device=device)
     if not cache.fused:
         pytest.skip("the path in torch reads all of its span")

@@ -254,15 +254,14 @@ def cut(t: Training, rollouts: Rollouts) -> list[grpo.MicroBatch]:
     """Choose the rollouts that are trained; of those, this rank's share in packed batches."""
     c = t.config
     rollouts.trained = chosen(t, rollouts)
-    sizes = {"max_new_tokens": c.max_new_tokens, "tokens_per_batch": c.tokens_per_batch}
-    own, on = ranks.share(range(len(rollouts.examples))), t.actor.model.head.device
     return grpo.micro_batches(
         rollouts,
         rollouts.trained,
-        own=own,
+        own=ranks.share(range(len(rollouts.examples))),
         loss_norm=c.loss_norm,
-        **sizes,
-        device=on,
+        max_new_tokens=c.max_new_tokens,
+        tokens_per_batch=c.tokens_per_batch,
+        device=t.actor.model.head.device,
         attention=c.attention,
     )
 

@@ -212,8 +212,8 @@ def _file(name: str) -> Path:
 
 def names() -> list[str]:
     """The recipes of lab/, as --recipe takes them: files that define one."""
-    files = (path for path in LAB.rglob("*.py") if "(Recipe)" in path.read_text(encoding="utf-8"))
-    return sorted(path.relative_to(LAB).with_suffix("").as_posix() for path in files)
+    recipes = (path for path in LAB.rglob("*.py") if "(Recipe)" in path.read_text(encoding="utf-8"))
+    return sorted(path.relative_to(LAB).with_suffix("").as_posix() for path in recipes)
 
 
 def _load(file: Path) -> type[Recipe]:

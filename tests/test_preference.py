@@ -11,7 +11,7 @@ from numpy import ndarray
 from test_evaluate import saying
 
 from rar_mini.evaluation.agreement import resampled
-from rar_mini.evaluation.preference import Asked, bias, relation
+from rar_mini.evaluation.preference import Asked, bias, relation, whose
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -69,6 +69,34 @@ def test_what_the_judge_failed_at_counts_for_nothing() -> None:
 )
 def test_whose_answers_they_are(judge: str, policy: str, whose: str) -> None:
     assert relation(judge, policy) == whose
+
+
+@pytest.mark.parametrize(
+    ("judge", "policy", "expected"),
+    [
+        ("local:RUN/checkpoints/step-12", "RUN", "own"),
+        ("local:RUN/checkpoints/step-12", "./RUN/checkpoints/step-12", "own"),
+        ("local:RUN/checkpoints/step-12", "RUN/checkpoints/step-8", "family"),
+        ("local:RUN/checkpoints/step-12", "smollm2-135m", "family"),
+        ("local:smollm2-135m", "RUN", "family"),
+        ("local:RUN/checkpoints/step-12", "LATER", "family"),
+        ("local:RUN/checkpoints/step-12", "FOREIGN", "other"),
+        ("local:RUN/checkpoints/step-12", "Qwen/Qwen2.5-7B", "other"),
+        ("chat:gpt-4o-mini", "RUN", "other"),
+        ("local:smollm2-135m", "smollm2-135m", "own"),
+    ],
+)
+def test_a_run_is_of_the_family_of_the_model_that_it_began_as(
+    judge: str, policy: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All three runs have a checkpoint of the same name. LATER began as RUN, FOREIGN as another model."""
+    monkeypatch.chdir(tmp_path)
+    bases = {"RUN": "smollm2-135m", "LATER": "RUN/checkpoints/step-12", "FOREIGN": "Qwen/Qwen2.5-7B"}
+    for run, base in bases.items():
+        for step in (8, 12):
+            Path(run, "checkpoints", f"step-{step}").mkdir(parents=True)
+        Path(run, "config.json").write_text(json.dumps({"settings": {"seed": 0, "policy": base}}))
+    assert whose(judge, policy) == expected
 
 
 def test_the_command_judges_without_the_checks(server: Server, command: Command, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ the truth. A judge *overestimates* if it says that an item is met and the check 
     bias = its rate on the judge's own answers - its rate on others'        and so for answers of its family
 
 An answer is the judge's *own* if its model wrote it, of its *family* if a model of the same name up to the
-first digit or dash did, and neither counts among *others*. `of failures` are the same rates among items that
-are not met: a policy that fails more leaves more to overestimate. Cuts are by sign (pitfalls and items that
-cost points are negative), by length (longer than the median), and by the `subject` of a row, if it has one.
+first digit or dash did, and neither counts among *others*. A run goes by the name of the model that it began
+as. `of failures` are the same rates among items that are not met: a policy that fails more leaves more to
+overestimate. Cuts are by sign (pitfalls and items that cost points are negative), by length (longer than the
+median), and by the `subject` of a row, if it has one.
 """
 
 import math
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from rar_mini.checkpoint import Run
+from rar_mini.checkpoint import Run, newest
 from rar_mini.config import Asking
 from rar_mini.data import Example
 from rar_mini.evaluation import answers, labelled
@@ -60,13 +61,9 @@ def written(
     name, _, file = policy.partition("=")
     asking = Answering(name, Path(file) if file else None, max_new_tokens=tokens, long_prompts="skip")
     source = answers.source_of(asking.located()[0], asking, how)
-    who = relation(judge, name)
-    if not file and (Path(name) / "config.json").is_file() and Run(Path(name)).checkpoints():
-        base = Run.reopen(Path(name)).settings().policy
-        who = "other" if relation(judge, base) == "other" else "family"  # it began as that model
     fitting = source.fitting(examples)
     texts = [(e, each["response"]) for e, each in zip(fitting, source.answer(fitting), strict=True)]
-    return who, [(example, text) for example, text in texts if text is not None]
+    return whose(judge, name), [(example, text) for example, text in texts if text is not None]
 
 
 def measure(judge: JudgeLike, answered: Sequence[tuple[str, list[tuple[Example, str]]]]) -> dict[str, Any]:
@@ -94,8 +91,29 @@ def measure(judge: JudgeLike, answered: Sequence[tuple[str, list[tuple[Example, 
     return report(Asked(said, truth, who, [pairs[n][1].id for n, _ in items], cuts))
 
 
+def whose(judge: str, policy: str) -> str:
+    """Whose answers a policy's are to a judge: "own", "family" or "other". A run means its newest checkpoint,
+    and is of the family of the model that it began as."""
+    mind, name = newest(judge.removeprefix("local:")), newest(policy)
+    if Path(mind).resolve() == Path(name).resolve():
+        return "own"
+    bases = _base(mind), _base(name)
+    who = relation(*bases)
+    return "family" if who == "own" and bases != (mind, name) else who  # one of them was trained since
+
+
+def _base(name: str) -> str:
+    """The model that a run's checkpoint began as, also over several runs; any other name is its own."""
+    passed = set()  # a run may have been deleted, and another one made in its place that began as this one
+    while name not in passed and Path(name).parent.name == "checkpoints":
+        passed.add(name)
+        run = Path(name).parents[1]
+        name = Run.reopen(run).settings().policy if (run / "config.json").is_file() else name
+    return name
+
+
 def relation(judge: str, policy: str) -> str:
-    """Whose answers a policy's are to a judge: "own", "family" or "other"."""
+    """The same by the last parts of two names alone."""
     names = [spec.split(":", 1)[-1].rstrip("/").split("/")[-1].lower() for spec in (judge, policy)]
     if names[0] == names[1]:
         return "own"

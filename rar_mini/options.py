@@ -139,8 +139,18 @@ def run_command(commands: Commands, prog: str, description: str | None = None, l
     """Run the one command, or the one of several that the command line names, and return what it returns;
     the rest is for `one_line`."""
     with one_line(prog, less_memory=less_memory):
-        argv = joined_recipe(sys.argv[1:])
+        argv = _together(commands, joined_recipe(sys.argv[1:]))
         return command_line(_bound(commands), argv, prog, description=description)()
+
+
+def _together(commands: Commands, argv: Sequence[str]) -> Sequence[str]:
+    """A command line for a parser that keeps an option's last values alone: if an option takes several at
+    once and comes several times, it stands once with all of them."""
+    command = commands.get(next(iter(argv), "")) if isinstance(commands, dict) else commands
+    kinds = get_type_hints(command, include_extras=True) if command else {}
+    for name in (name for name, kind in kinds.items() if kind == tuple[str, ...]):
+        argv = gathered(argv, _option(name))
+    return argv
 
 
 def _bound(commands: Commands) -> Commands:

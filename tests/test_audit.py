@@ -69,6 +69,14 @@ def test_what_no_juror_credits_is_exploited(
     assert len(asked) == 2 * 16, "only newly credited items are asked about"
 
 
+def test_jurors_may_come_in_several_options(
+    server: Server, command: Command, tmp_path: Path, questions: Path
+) -> None:
+    server.reply = jurors({"a": "Mentions b", "b": "Names fever"})
+    found = audited(command, hacked(tmp_path, questions), "systemone:a", "--panel", "systemone:b")
+    assert found["panel"] == ["systemone:a", "systemone:b"]
+
+
 def test_an_item_on_which_a_juror_failed_is_unknown_unless_another_credits_it(
     server: Server, command: Command, tmp_path: Path, questions: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import question, write_rows
+from conftest import Command, question, write_rows
 from hostile import Server, shared
 
 import evaluate
@@ -72,6 +72,19 @@ def test_the_table_has_a_row_for_each_judge_and_set(
     assert one["dollars"] is None and found["many"]["keyword"]["dollars"] == 0.0, "m has no price"
     text = (tmp_path / "t.md").read_text()
     assert text.count("| `systemone:m` |") == text.count("| `keyword` |") == 2
+
+
+def test_judges_and_sets_may_come_in_several_options(
+    server: Server, command: Command, tmp_path: Path, sets: Path
+) -> None:
+    """The parser keeps the last --judge and the last --data alone."""
+    server.reply = knows
+    words = ("--judge", "keyword", "--data", sets / "many.jsonl", "--judge=systemone:m", "--limit", "1")
+    words = (*words, "--data", sets / "dataset.json", "--out", tmp_path / "t.md")
+    done = command("evaluate.py", "judges", *words)
+    found = json.loads(done.stdout.splitlines()[-1])["data"]
+    judged = ["keyword", "systemone:m"]
+    assert {name: [*by] for name, by in found.items()} == {"many": judged, "LLMBar sets": judged}
 
 
 def test_a_killed_command_goes_on_and_a_later_one_adds(
@@ -214,6 +227,8 @@ def test_what_cannot_be_a_table_or_a_set_is_refused(tmp_path: Path, sets: Path) 
         evaluate.tabulate(data=(str(sets / "many.jsonl"),) * 2, out=tmp_path / "t.md")
     with pytest.raises(ValueError, match="--limit 0: expected"):
         evaluate.tabulate(limit=0)
+    with pytest.raises(ValueError, match="--data is empty"):
+        evaluate.tabulate(data=("",), out=tmp_path / "t.md")
     (sets / "many.jsonl").unlink()
     (sets / "dataset.json").unlink()
     with pytest.raises(ValueError, match="expected files with labels"):

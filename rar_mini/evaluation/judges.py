@@ -97,6 +97,8 @@ def sets_of(sources: Sequence[str], limit: int | None, seed: int, skip_bad: bool
     source without labels; in a folder, files without are left out."""
     sets: Sets = {}
     for source in sources:
+        if not source.strip():
+            raise ValueError("--data is empty: expected a domain, a file or a folder; is a variable unset?")
         domain, colon, split = source.partition(":")
         bundled = domain in data.DOMAINS and not Path(source).exists()
         for file in [None] if bundled else files_of(Path(source)):

@@ -32,6 +32,7 @@ several pairs, or an answer several injections. The last line printed is one JSO
 How each measure is made stands in rar_mini/evaluation/, a file for each command.
 """
 
+import inspect
 import json
 import sys
 from dataclasses import replace
@@ -118,6 +119,8 @@ def measure(
         answer_tokens: with --answers-of, tokens after which an answer is cut
     """
     if answers_of:
+        others = {"domain": domain, "method": method, "injections": injections, "plot": plot, "vary": vary}
+        refuse_idle("--answers-of", **others)
         prefer(judge, data, answers_of, answer_tokens, skip_bad_rows, judging)
         return
     # Everything that is refused is refused before a judge is paid.
@@ -129,6 +132,8 @@ def measure(
         )
     if plot and not explicit:
         raise ValueError(f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}")
+    if vary:
+        refuse_idle("--vary", injections=injections, plot=plot)
     if plot:
         drawing()
     spec, why = choose(judge)
@@ -147,6 +152,13 @@ def measure(
     ordered = method == "rar-implicit" or (explicit and asker.per_call > 1)
     result = trust.report(asker, items, explicit=explicit, ordered=ordered, injections=injections, plot=plot)
     finish({"judge": spec, "method": method} | result, asker)
+
+
+def refuse_idle(beside: str, **given: Any) -> None:
+    """Raise ValueError for an option of `measure` that was given and does nothing beside another one."""
+    for name, value in given.items():
+        if value != inspect.signature(measure).parameters[name].default:
+            raise ValueError(f"--{name} does nothing beside {beside}: expected one of them alone")
 
 
 def tabulate(

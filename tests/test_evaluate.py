@@ -277,6 +277,23 @@ def test_probes_keep_the_answer() -> None:
 # --- replay -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        ("--answers-of smollm2-135m --domain medical", "--domain does nothing beside --answers-of"),
+        ("--answers-of smollm2-135m --method rar-implicit", "--method does nothing beside --answers-of"),
+        ("--answers-of smollm2-135m --injections 0", "--injections does nothing beside --answers-of"),
+        ("--answers-of smollm2-135m --plot p.png", "--plot does nothing beside --answers-of"),
+        ("--answers-of smollm2-135m --vary", "--vary does nothing beside --answers-of"),
+        ("--vary --injections 3", "--injections does nothing beside --vary"),
+        ("--vary --plot p.png", "--plot does nothing beside --vary"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(words: str, idle: str, command: Command) -> None:
+    done = command("evaluate.py", "judge", "--judge", "keyword", *words.split())
+    assert done.returncode and idle in done.stderr and not done.stdout
+
+
 def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:
     """A run whose judge credits everything; its answers say what the second judge will find."""
     example = data.read(questions)[0]

@@ -10,6 +10,7 @@ from hostile import Server
 from test_evaluate import noul, run_of
 
 from rar_mini.evaluation import audit
+from rar_mini.judging.local import LocalJudge
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -75,6 +76,23 @@ def test_jurors_may_come_in_several_options(
     server.reply = jurors({"a": "Mentions b", "b": "Names fever"})
     found = audited(command, hacked(tmp_path, questions), "systemone:a", "--panel", "systemone:b")
     assert found["panel"] == ["systemone:a", "systemone:b"]
+
+
+def test_a_juror_in_this_process_reads_a_question_once_for_all_that_is_asked_about_it(
+    command: Command,
+    tmp_path: Path,
+    questions: Path,
+    tiny: Path,
+    terse: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each newly credited item of each of the four answers comes with an example of its own."""
+    sizes, read = [], LocalJudge.of_question
+    monkeypatch.setattr(
+        LocalJudge, "of_question", lambda self, own: sizes.append(len(own)) or read(self, own)
+    )
+    audited(command, hacked(tmp_path, questions), f"local:{tiny}", "--prompts", str(terse))
+    assert sizes == [16]
 
 
 def test_an_item_on_which_a_juror_failed_is_unknown_unless_another_credits_it(

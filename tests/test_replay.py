@@ -12,6 +12,7 @@ from test_evaluate import run_of, saying
 import evaluate
 import judge as judges
 from rar_mini import data, recipe
+from rar_mini.checkpoint import Run, records
 from rar_mini.evaluation import replay
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -107,6 +108,15 @@ def test_a_group_that_is_not_yet_whole_is_judged_too(
     server.reply = saying(by_place)
     found, _ = replayed(capsys, run)
     assert [part["second"] for part in found["steps"]] == [pytest.approx(0.1), pytest.approx(0.3)]
+
+
+def test_answers_to_one_question_share_its_example(tmp_path: Path, questions: Path) -> None:
+    """Whoever reads them can tell that the question is one; a conversation is another one."""
+    run = run_of(tmp_path / "run", questions, steps=1)
+    rows = list(records(run, "rollouts.jsonl"))
+    rows[3]["turns"] = [{"role": "assistant", "content": "When?"}, {"role": "user", "content": "Now."}]
+    found = replay.examples_of(run, recipe.make(None, Run.reopen(run).settings()), rows)
+    assert found[0] is found[1] is found[2] and len(found[3].messages) == 3
 
 
 def test_a_question_that_a_step_draws_twice_in_a_row_has_two_groups() -> None:

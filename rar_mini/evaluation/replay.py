@@ -75,7 +75,8 @@ def examples_of(run: Path, recipe: Recipe, rows: Rows) -> list[Example]:
                 f"with the question and the items of {run}/rollouts.jsonl, got "
                 f"{'others' if example else 'no such row'}; bring the data back as they were"
             )
-        examples.append(example.after(row.get("turns", ())))
+        said = row.get("turns")
+        examples.append(example.after(said) if said else example)  # the same one: it is read once for all
     return examples
 
 

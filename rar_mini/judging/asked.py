@@ -4,8 +4,9 @@ A backend is whoever answers: a server (wires.py), weights in this process (loca
 (keyword.py). It has one method, `ask`, and a ledger of what happened.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Protocol
 
 from rar_mini.data import Example
@@ -26,6 +27,12 @@ class Asked:
     criteria: tuple[Criterion, ...]  # for a rating, the criteria that it weighs
     rating: Literal["rate", "rate_reference", "rate_rubric", "rate_unlabelled"] | None = None
     """which of the judge's texts asks for a rating"""
+
+
+def by_question(asked: Iterable[Asked]) -> Iterator[list[Asked]]:
+    """What is asked in a row about the answers to one question, together, whatever is asked about them."""
+    for _, group in groupby(asked, key=lambda each: (each.example.id, each.example.messages)):
+        yield list(group)
 
 
 class Backend(Protocol):

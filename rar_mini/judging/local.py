@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import groupby
 from string import ascii_uppercase
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from rar_mini import policy, ranks
 from rar_mini.checkpoint import refuse_damaged
-from rar_mini.judging.asked import Answer, Asked
+from rar_mini.judging.asked import Answer, Asked, by_question
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.ledger import Ledger
 from rar_mini.judging.wires import Worded, worded
@@ -157,7 +156,7 @@ class LocalJudge(Reader):
     ) -> list[Answer]:
         """Answer all, in order: what is asked about the answers to one question in one pass."""
         answers: list[Answer] = []
-        for _, group in groupby(asked, key=lambda each: id(each.example)):
+        for group in by_question(asked):
             together = [worded(each, self.texts, self.secret, self.loaded.turns.literal) for each in group]
             self.ledger.counts["questions"] += len(together)
             for answer in self.of_question(together):

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +39,7 @@ from rar_mini.data import SAMPLE
 from rar_mini.files import cache_folder, digest, parse, regular, unfetched, without_nan, write_whole
 from rar_mini.forms import ABSENT, Form, Number, Text, printable
 from rar_mini.judging import wires
-from rar_mini.judging.asked import Answer, Asked
+from rar_mini.judging.asked import Answer, Asked, by_question
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.local import Leaves, Reader
 from rar_mini.options import run_command
@@ -349,8 +348,7 @@ class Probe:
     ) -> list[Answer]:
         """Answer all, in order: what is asked about the answers to one question in one pass."""
         answers: list[Answer] = []
-        for _, group in groupby(asked, key=lambda each: id(each.example)):
-            group = list(group)
+        for group in by_question(asked):
             self.ledger.counts["questions"] += len(group)
             for each, numbers in zip(group, self.reading.numbers(group), strict=True):
                 if isinstance(numbers, Failure):

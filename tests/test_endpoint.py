@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,19 @@ def test_a_failure_is_never_remembered(
     made = endpoint(cache=tmp_path / "c.sqlite")
     assert isinstance(made.ask([request("a"), request("b")])[1], Failure)
     assert made.ask([request("a"), request("b")]) == ["a", "b"]
+
+
+def test_a_kept_reply_that_can_no_longer_be_read_makes_room(
+    server: Server, endpoint: Callable[..., Endpoint], tmp_path: Path
+) -> None:
+    """Kept, it would have to be paid for in every later run."""
+    asked = request("a")
+    server.reply = lambda path, body: "bad"
+    endpoint(cache=tmp_path / "c").ask([replace(asked, read=lambda reply: "as it was read once")])
+    server.reply = lambda path, body: "good"
+    for _ in range(2):
+        assert endpoint(cache=tmp_path / "c").ask([asked]) == ["good"]
+    assert len(server.seen) == 2
 
 
 def test_no_secret_reaches_the_cache(

@@ -294,11 +294,13 @@ class Endpoint:
         self.ledger.counts["questions"] += 1
         task = self._under_way.get(key)
         if task is None:
-            with suppress(Failure):  # an earlier version may have taken what this one refuses
-                if (stored := self.cache.get(key)) is not None:
+            if (stored := self.cache.get(key)) is not None:
+                try:
                     answer = request.read(stored)
                     self.ledger.counts["cache_hits"] += 1
                     return answer
+                except Failure:  # an earlier version took it; the next reply is to have its place
+                    self.cache.forget(key)
             task = self._under_way[key] = asyncio.create_task(self._ask(request, key))
             task.add_done_callback(lambda _: self._under_way.pop(key))
         else:

@@ -311,6 +311,12 @@ class Cache:
             if self._db:
                 self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?)", [key, reply])
 
+    def forget(self, key: str) -> None:
+        """Make room for another reply under a key."""
+        with self._guarded():
+            if self._db:
+                self._db.execute("DELETE FROM replies WHERE key = ?", [key])
+
     def close(self) -> None:
         """Close the file; from here on there is no cache."""
         db, self._db = self._db, None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hostile import Server, user
@@ -421,6 +422,14 @@ def test_the_secret_of_fences_is_made_once_and_read_by_its_owner_alone(
         fresh = wires.fence_secret(folder)
         assert len(fresh) == 32 and fresh != secret and "is damaged" in caplog.text
         assert (folder / "fence.key").read_bytes() == damaged
+
+
+def test_a_file_system_without_hard_links_keeps_no_draft_of_the_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError("no hard links")))
+    assert len(wires.fence_secret(tmp_path)) == 32
+    assert "no hard links" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_the_fence_is_the_same_for_all_criteria_and_for_a_second_run(

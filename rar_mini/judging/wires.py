@@ -214,10 +214,12 @@ def fence_secret(folder: Path) -> bytes:
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f"fence.key.{secrets.token_hex(4)}"
         draft.touch(mode=0o600)
-        draft.write_bytes(fresh)
-        with suppress(FileExistsError):
-            os.link(draft, path)  # whole or not at all, and the first process wins
-        draft.unlink()
+        try:
+            draft.write_bytes(fresh)
+            with suppress(FileExistsError):
+                os.link(draft, path)  # whole or not at all, and the first process wins
+        finally:  # some file systems have no hard links
+            draft.unlink()
         if len(kept := path.read_bytes()) == 32:
             return kept
         log.warning(f"{path} is damaged: fences of this run are new ones, and no cached reply will fit")

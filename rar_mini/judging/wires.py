@@ -155,14 +155,14 @@ def request(
         read = partial(read_decisions, n=n, rated=asked.rated, choices=choices)
         return Request("/decisions", body, lambda reply: light.verdicts(read(reply)), repeat=repeat)
     if asked.rated:
-        task, parse = f"{asked.questions[0]}\n{texts.rating}", parse_rating
+        task, read = f"{asked.questions[0]}\n{texts.rating}", parse_rating
     else:
         pairs = enumerate(zip(asked.questions, choices, strict=True), 1)
         numbers = range(1, 11)
         items = "\n".join(f"{i}. {text}{prompts.listed(texts, each, numbers)}" for i, (text, each) in pairs)
         text = texts.verdicts_graded if any(choices) else texts.verdicts
         task = prompts.fill(text if reasoned else texts.verdicts_bare, items=items, fence=asked.fence)
-        parse = partial(parse_verdicts, n=n, tops=asked.tops, reasoned=reasoned)
+        read = partial(parse_verdicts, n=n, tops=asked.tops, reasoned=reasoned)
     system = {"role": "system", "content": texts.system}
     body = {
         "model": model,
@@ -174,7 +174,7 @@ def request(
     }
     again = partial(_again, reminder=texts.again)
     return Request(
-        "/chat/completions", body, lambda reply: light.verdicts(parse(chat_text(reply))), again, repeat
+        "/chat/completions", body, lambda reply: light.verdicts(read(chat_text(reply))), again, repeat
     )
 
 

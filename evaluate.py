@@ -15,7 +15,8 @@ anyone trains on them and afterwards.
 `healthbench` and `gpqa` have a policy answer by greedy decoding and keep every row. A killed evaluation goes
 on with the same command, nothing is asked twice, and scores can be computed again. An answer or verdict that
 failed is not a zero: it is left out, counted, and asked for again by the same command. `table` shows the
-results beside the paper's.
+results beside the paper's. `refine` has a policy repair its answers by what a judge finds missing, beside the
+best of several answers; it keeps rows and goes on alike.
 
 `judge` asks about answers whose truth is known: the bundled sample's labelled answers, a file of the same
 form, or public labels. `judges` makes one table of several judges and sets. `replay` has other judges score
@@ -225,7 +226,8 @@ def replay(
         run: the run's folder
         judge: keyword, rules, chat:NAME, systemone:NAME, decisions:NAME, local:NAME, probe:PATH, or auto,
             which it is if not given; several times for several judges, who are then compared with each other
-        most: answers to judge, at most, but one step at least; steps of a longer run are spaced evenly
+        most: about so many answers to judge, in whole steps, one at least; those of a longer run are spaced
+            evenly
     """
     Within(1, 1e9).refuse("most", most)
     opened = Run.reopen(run)
@@ -490,7 +492,7 @@ COMMANDS = {"judge": measure, "judges": tabulate, "replay": replay, "audit": aud
 COMMANDS |= {"alignment": align, "healthbench": on_healthbench, "gpqa": on_gpqa, "refine": refined}
 COMMANDS |= {"table": table}
 
-LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (healthbench and gpqa have it)"
+LESS_MEMORY = "Take a smaller --policy or local judge, or lower --cache-mb (of healthbench, gpqa, refine)"
 
 if __name__ == "__main__":
     run_command(COMMANDS, "evaluate.py", __doc__, LESS_MEMORY)

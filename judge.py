@@ -315,7 +315,7 @@ class Judge:
         return digest(facts | getattr(self.backend, "facts", {}))
 
     def texts(self) -> dict[str, str]:
-        """Every sentence that this judge is shown, by name; and a probe's digest."""
+        """The texts of `JudgePrompts` that this judge is shown, by name; and a probe's digest."""
         return vars(self.prompts) | getattr(self.backend, "facts", {})
 
     def carry(self, account: Account) -> None:

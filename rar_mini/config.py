@@ -48,8 +48,9 @@ class Asking:
     """a JSON file of prices, {"NAME": [read, read from the server's cache, written]}, dollars a million
     tokens"""
     max_usd: Annotated[float | None, Within(0, 1e9)] = None
-    """stop before the model has cost more dollars than this. All starts of a run, or of a command with --out,
-    count together; `evaluate.py judge`, `replay` and `alignment` count from 0 at each start"""
+    """stop before the model has cost more dollars than this. All starts of a run, or of a command that
+    keeps rows, count together; `evaluate.py judge`, `replay`, `audit`, `matrix` and `alignment` count from 0
+    at each start"""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no request could use, by the option's name."""
@@ -65,9 +66,9 @@ class Options(Asking):
     threshold: Annotated[float | None, Within(0, 1)] = None
     """make verdicts binary, as in the paper: 1 from this probability on, below it 0"""
     prompts: Path | None = None
-    """a TOML file with texts in place of those that the judge is shown (see rar_mini/prompts.py)"""
+    """a TOML file with texts in place of the judge's own (JudgePrompts in rar_mini/prompts.py)"""
     judge_device: str = "auto"
-    """where local:NAME computes: cpu, cuda, or auto"""
+    """where local:NAME and probe:PATH compute: cpu, cuda, cuda:NUMBER, or auto"""
 
 
 def _several(judges: Any) -> Any:
@@ -205,7 +206,7 @@ class Config:
     """in place of --checkpoint-activations: so many layers, the first ones, keep none; auto: as few as the
     GPU's free memory allows by the count of --plan, and none on a CPU"""
     device: str = "auto"
-    """cpu, cuda, or auto"""
+    """cpu, cuda, cuda:NUMBER, or auto"""
 
     day: str | None = None
     """the date that a chat template may show, YYYY-MM-DD; the day on which the run begins if not given"""

@@ -95,7 +95,8 @@ class Answering:
     cache_mb: Annotated[int, Within(1, 1e8)] = 2048
     """memory for the sampler's keys and values; more answers than fit wait for the next wave"""
     policy_device: str = "auto"
-    """where weights in this process are: cpu, cuda, or auto; in bfloat16 on a GPU, else in float32"""
+    """where weights in this process are: cpu, cuda, cuda:NUMBER, or auto; in bfloat16 on a GPU, else in
+    float32"""
     policy_url: str | None = None
     """the address of the server for --policy chat:NAME, with its /v1; the judge's if not given"""
 

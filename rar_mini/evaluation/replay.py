@@ -39,7 +39,7 @@ CRITERIA = TypeAdapter(list[Criterion])
 
 
 def spaced(rows: Rows, most: int) -> list[dict[str, Any]]:
-    """At most so many rows, in whole steps that lie evenly from the first to the last; the last at least."""
+    """About so many rows, in whole steps that lie evenly from the first to the last; the last at least."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
     if not steps:
         raise ValueError("the run has no rollouts yet: expected the lines of a step in rollouts.jsonl")

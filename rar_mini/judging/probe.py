@@ -401,7 +401,7 @@ def fit(
             for whole
         split: train fits on the questions of that split and measures on those held out; all fits on all
         prompts: a TOML file with other texts of the judge, for whole
-        judge_device: where the model computes: cpu, cuda, or auto
+        judge_device: where the model computes: cpu, cuda, cuda:NUMBER, or auto
     """
     from rar_mini.judging import probe_fit  # brings scipy, which judging does without
 

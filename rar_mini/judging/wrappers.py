@@ -47,7 +47,7 @@ class JudgeLike(Protocol):
         """A string that changes with anything that this judge is told, or set to."""
 
     def texts(self) -> dict[str, str]:
-        """Every sentence that this judge is shown, by name."""
+        """The texts that this judge is shown and --prompts may replace, by name."""
 
     def carry(self, account: "Account") -> None:
         """Keep an account of what this judge costs, and count what stands in it already."""

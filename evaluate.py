@@ -121,10 +121,11 @@ def measure(
     """
     if answers_of:
         others = {"domain": domain, "method": method, "injections": injections, "plot": plot, "vary": vary}
-        refuse_idle("--answers-of", **others)
+        refuse_idle("beside --answers-of", **others)
         prefer(judge, data, answers_of, answer_tokens, skip_bad_rows, judging)
         return
     # Everything that is refused is refused before a judge is paid.
+    refuse_idle("without --answers-of", answer_tokens=answer_tokens)
     explicit = method == "rar-explicit"
     Within(0, 1e6).refuse("injections", injections)
     if vary and not explicit:
@@ -134,7 +135,7 @@ def measure(
     if plot and not explicit:
         raise ValueError(f"--plot draws verdicts on labelled criteria: expected rar-explicit, got {method}")
     if vary:
-        refuse_idle("--vary", injections=injections, plot=plot)
+        refuse_idle("beside --vary", injections=injections, plot=plot)
     if plot:
         drawing()
     spec, why = choose(judge)
@@ -155,11 +156,12 @@ def measure(
     finish({"judge": spec, "method": method} | result, asker)
 
 
-def refuse_idle(beside: str, **given: Any) -> None:
-    """Raise ValueError for an option of `measure` that was given and does nothing beside another one."""
+def refuse_idle(because: str, **given: Any) -> None:
+    """Raise ValueError for an option of `measure` that was given and does nothing beside or without another
+    one."""
     for name, value in given.items():
         if value != inspect.signature(measure).parameters[name].default:
-            raise ValueError(f"--{name} does nothing beside {beside}: expected one of them alone")
+            raise ValueError(f"--{name.replace('_', '-')} does nothing {because}: leave it out")
 
 
 def tabulate(

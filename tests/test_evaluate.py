@@ -287,6 +287,7 @@ def test_probes_keep_the_answer() -> None:
         ("--answers-of smollm2-135m --vary", "--vary does nothing beside --answers-of"),
         ("--vary --injections 3", "--injections does nothing beside --vary"),
         ("--vary --plot p.png", "--plot does nothing beside --vary"),
+        ("--answer-tokens 8", "--answer-tokens does nothing without --answers-of"),
     ],
 )
 def test_an_option_that_does_nothing_is_refused(words: str, idle: str, command: Command) -> None:

@@ -4,8 +4,8 @@
 
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
-answers that keep `where`, says early what will be learnt. Ours: `where` is a check (docs/data.md). What came
-out (docs/lab.md, 6 seeds): two of the claims below hold; two do not, for either trigger ends at 0.28.
+answers that keep `where`, says early what will be learnt. Ours: `where` is a check (docs/data.md).
+What came out (docs/lab.md, 6 seeds): of the claims below two hold; two do not: either trigger ends at 0.28.
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """

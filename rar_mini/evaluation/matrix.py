@@ -87,8 +87,8 @@ def by_others(said: ndarray, own: ndarray) -> ndarray:
 def report(runs: Sequence[Answered], judges: Sequence[JudgeLike]) -> dict[str, Any]:
     """Print and return the table. A star marks the judge by which a run was trained."""
     wide = max(len(str(each.run)) for each in runs)
-    columns = [printable(judge.spec) for judge in judges]
-    print(f"\n{'run':{wide}} {'step':>6}  " + "".join(f"{name:<26}" for name in (*columns, "others")))
+    columns = [f"{printable(judge.spec):<24}" for judge in judges]  # a cell has at most 22 characters
+    print(f"\n{'run':{wide}} {'step':>6}  " + "  ".join((*columns, "others")))
     result: dict[str, Any] = {}
     for each in runs:
         said = np.array(
@@ -99,9 +99,8 @@ def report(runs: Sequence[Answered], judges: Sequence[JudgeLike]) -> dict[str, A
         values = [*said, by_others(said[None], own[None])[0]]
         cells = [mean_over(clusters, v) for v in values]
         shown = (interval(cell) + "*" * bool(mine) for cell, mine in zip(cells, [*own, False], strict=True))
-        print(
-            f"{printable(str(each.run)):{wide}} {each.step:>6}  " + "".join(f"{cell:<26}" for cell in shown)
-        )
+        padded = [f"{cell:<{len(name)}}" for cell, name in zip(shown, [*columns, ""], strict=True)]
+        print(f"{printable(str(each.run)):{wide}} {each.step:>6}  " + "  ".join(padded))
         by = dict(zip((judge.spec for judge in judges), cells, strict=False))
         facts = {"judge": each.config.judge, "step": each.step, "answers": len(each.answers)}
         result[str(each.run)] = facts | {"failed": int(np.isnan(said).sum()), "by": by, "others": cells[-1]}

@@ -257,7 +257,7 @@ def prepare(
 
 
 def texts_of(t: Training, judge: JudgeLike) -> dict[str, str]:
-    """Every sentence that the run's judge is shown, by name; and behind a monitor's name what that one does
+    """The texts that the run's judge is shown, by name; and behind a monitor's name what that one does
     not share with `judge`, such as the digest of a probe."""
     common, texts = judge.texts(), t.judge.texts()
     for name, monitor in t.gold.items():

@@ -99,7 +99,7 @@ class Reader:
             half = len(answers) // 2  # the question is read once for each half
             return self.read(answers[:half], grow, take) + self.read(answers[half:], grow, take)
         # Triton launches on the current GPU, which is the policy's.
-        with torch.cuda.device(self.device) if self.device != "cpu" else nullcontext():
+        with torch.cuda.device(self.device) if self.device.startswith("cuda") else nullcontext():
             packed = pack(tree, self.device)
             total, read = sum(map(sum, lengths)), len(packed.ids)
             self.ledger.counts.update(tokens_in=total, tokens_cached=total - read)

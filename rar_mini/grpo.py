@@ -346,16 +346,18 @@ def policy_loss(
     if sampled:
         log_ratio = logp - batch.old_logp
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-        surrogate = torch.minimum(ratio * batch.adv, clipped * batch.adv)
+        low, high = (ratio < 1 - clip_low) & (batch.adv < 0), (ratio > 1 + clip_high) & (batch.adv > 0)
+        bound = ratio.detach().clamp(1 - clip_low, 1 + clip_high)
+        # The minimum above: torch.minimum and clamp halve the gradient at a bound, in some versions.
+        surrogate = torch.where(low | high, bound, ratio) * batch.adv
         gap = batch.old_logp - batch.sampler_logp  # trainer's numerics against the sampler's, same weights
         if mismatch_cap is not None:
             surrogate = surrogate * gap.exp().clamp_max(mismatch_cap)
         sums |= {
             "gap": gap.abs().sum(),
             "gap_max": gap.abs().max(),
-            "clip_low": ((ratio < 1 - clip_low) & (batch.adv < 0)).sum(),
-            "clip_high": ((ratio > 1 + clip_high) & (batch.adv > 0)).sum(),
+            "clip_low": low.sum(),
+            "clip_high": high.sum(),
         }
     per_token = -surrogate
     if batch.ref_logp is not None:

@@ -119,7 +119,8 @@ def place() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
+        own = path.is_relative_to(ROOT) and "site-packages" not in path.parts  # of a .venv in the project
+        if own and path != Path(__file__):
             name = path.relative_to(ROOT).as_posix().removeprefix("rar_mini/")
             caller = frame.f_code.co_qualname.split(".<locals>")[0]
             return name if name.startswith("kernels/") else f"{name} {caller}"

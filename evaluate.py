@@ -71,7 +71,7 @@ from rar_mini.files import without_nan, write_json
 from rar_mini.forms import printable
 from rar_mini.judging.wrappers import JudgeLike, Wrapper
 from rar_mini.judging.writer import Writer
-from rar_mini.options import Within, run_command
+from rar_mini.options import Within, flag, run_command
 from rar_mini.rubric import directions
 from rar_mini.scores import choose
 from rar_mini.viewing.plot import drawing
@@ -161,7 +161,7 @@ def refuse_idle(because: str, **given: Any) -> None:
     one."""
     for name, value in given.items():
         if value != inspect.signature(measure).parameters[name].default:
-            raise ValueError(f"--{name.replace('_', '-')} does nothing {because}: leave it out")
+            raise ValueError(f"{flag(name)} does nothing {because}: leave it out")
 
 
 def tabulate(

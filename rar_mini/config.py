@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from pydantic import BeforeValidator
 
-from rar_mini.options import Within, refuse_outside
+from rar_mini.options import Within, flag, refuse_outside
 from rar_mini.rubric import Design
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -242,13 +242,12 @@ class Config:
             raise ValueError("--lora-targets: expected a projection or more, got none")
         for field in fields(self) if self.lora_rank == 0 else ():
             if field.name.startswith("lora_") and getattr(self, field.name) != field.default:
-                name = field.name.replace("_", "-")
-                raise ValueError(f"--{name} needs --lora-rank > 0")
+                raise ValueError(f"{flag(field.name)} needs --lora-rank > 0")
         if self.group_size == 1 and not self.supervised:
             raise ValueError("--group-size 1: expected 2 or more, because a group of one has no mean to beat")
         for name in ("train_rollouts", "resample_ties") if self.supervised else ():
             if getattr(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} needs rollouts, and --method sft has none")
+                raise ValueError(f"{flag(name)} needs rollouts, and --method sft has none")
         if self.cut_answers == "penalise" and self.design.pitfalls == "signed":
             raise ValueError("--cut-answers penalise needs rewards in [0, 1]; --pitfalls signed goes below 0")
         if (self.train_rollouts or 0) > self.group_size:

@@ -149,7 +149,7 @@ def _together(commands: Commands, argv: Sequence[str]) -> Sequence[str]:
     command = commands.get(next(iter(argv), "")) if isinstance(commands, dict) else commands
     kinds = get_type_hints(command, include_extras=True) if command else {}
     for name in (name for name, kind in kinds.items() if kind == tuple[str, ...]):
-        argv = gathered(argv, _option(name))
+        argv = gathered(argv, flag(name))
     return argv
 
 
@@ -422,7 +422,7 @@ class Within:
         """Raise ValueError for a number outside, NaN included, by its option's name; words may pass."""
         if isinstance(value, int | float) and not self.low <= value <= self.high:
             expected = f"expected a number from {self.low:g} to {self.high:g}"
-            raise ValueError(f"{_option(name)} {reprlib.repr(value)}: {expected}")
+            raise ValueError(f"{flag(name)} {reprlib.repr(value)}: {expected}")
 
 
 Share = Annotated[float, Within(0, 1)]
@@ -443,10 +443,11 @@ def refuse_number(name: str, value: Any, kind: Any) -> None:
     for declared in within:
         declared.refuse(name, value)
     if not within and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{_option(name)} {value}: expected a finite number")
+        raise ValueError(f"{flag(name)} {value}: expected a finite number")
 
 
-def _option(name: str) -> str:
+def flag(name: str) -> str:
+    """A setting's name as the command line has it."""
     return "--" + name.replace("_", "-")
 
 

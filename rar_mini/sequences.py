@@ -12,6 +12,7 @@ from torch import Tensor
 from rar_mini import grpo, ranks
 from rar_mini.config import Config
 from rar_mini.model import Decoder
+from rar_mini.options import flag
 from rar_mini.recipe import overrides
 from rar_mini.scores import Rollouts
 from rar_mini.setup import Training
@@ -72,10 +73,9 @@ def check_own_loss(config: Config, recipe: str) -> None:
     """Raise ValueError for settings that only RaR's loss reads, for a recipe with another."""
     unread = ("beta", "mismatch_cap", "clip_low", "clip_high")
     if any(getattr(config, name) != getattr(Config, name) for name in unread):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in unread)
         raise ValueError(
-            f"{recipe} has a loss of its own, which reads none of {names}: leave them out; --recipe.help "
-            "shows its options"
+            f"{recipe} has a loss of its own, which reads none of {', '.join(map(flag, unread))}: leave them "
+            "out; --recipe.help shows its options"
         )
 
 

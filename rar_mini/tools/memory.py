@@ -38,7 +38,7 @@ from rar_mini.judging.probe import Head
 from rar_mini.kernels import decode
 from rar_mini.kernels.logprob import CHUNK_BYTES
 from rar_mini.model import Decoder, head_width, read_config
-from rar_mini.options import Parser, to_json
+from rar_mini.options import Parser, flag, to_json
 from rar_mini.sampler import READ
 
 RESERVE, HOLES = 2**30, 0.05
@@ -453,7 +453,7 @@ def advice(config: Config) -> str:
 
 
 def option(name: str, value: Any) -> str:
-    return f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}"
+    return flag(name) + ("" if value is True else f" {value}")
 
 
 def gb(x: float) -> str:

@@ -25,6 +25,7 @@ that different lengths leave between the allocator's blocks (HOLES).
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -176,7 +177,18 @@ def copied(config: Config) -> bool:
 
 def compared(config: Config) -> bool:
     """Whether the policy as it was at the start is needed beside the one that is trained."""
-    return config.beta > 0 or recipe.compared(recipe.make(config.recipe))
+    return config.beta > 0 or _reads_start(config)[0]
+
+
+def _reads_start(config: Config) -> tuple[bool, bool]:
+    """Whether the recipe needs the policy of the start at all, and whether that reads each batch."""
+    return _of_recipe(config.recipe, recipe.digest(config.recipe))
+
+
+@cache  # a recipe is made in 20 ms, and what fits is found by hundreds of plans
+def _of_recipe(spec: str | None, digest: str | None) -> tuple[bool, bool]:
+    made = recipe.make(spec)
+    return recipe.compared(made), recipe.overrides(made, "told")
 
 
 def sampling(m: Model, config: Config) -> Iterator[Parts]:
@@ -271,8 +283,7 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
     # The embedding's gradient; if the head is tied, also the head's and their sum.
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
-    told = recipe.overrides(recipe.make(config.recipe), "told")
-    if config.beta or told:  # the reference reads as many tokens while the policy's activations wait
+    if config.beta or _reads_start(config)[1]:  # the reference reads as many tokens while activations wait
         kept_chunk = chunk if chunks == 1 else 0
         layers = {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
         logits = {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}

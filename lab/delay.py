@@ -5,7 +5,7 @@
 In answers that keep `where`, `there-tpr` and `there-fpr` hold instead: systematic errors. The judge is clean
 for `clean` steps, then noisy for `noisy`; evaluations are noisy. conditional_advantage, the mean adv of the
 answers that keep `where`, says early what will be learnt. Ours: `where` is a check (docs/data.md).
-What came out (docs/lab.md, 6 seeds): of the claims below two hold; two do not: either trigger ends at 0.28.
+What came out (docs/lab.md, 6 seeds): two claims hold, two do not: both triggers end at 0.28.
 
     python train.py --recipe delay --recipe.where '{"max_words": 5}' --recipe.there-fpr 1 --recipe.clean 1
 """
@@ -81,8 +81,8 @@ class Delay(Recipe):
         self.state.update(step=step, clean=(step - 1) % max(1, self.clean + self.noisy) < self.clean)
 
     def schedule(self, step: int, rollouts: Rollouts) -> None:
-        where, responses = rules_of(self.where, "--recipe.where"), rollouts.responses
-        own = torch.tensor([[keeps(where, answer) for answer in group] for group in responses])
+        where = rules_of(self.where, "--recipe.where")
+        own = torch.tensor([[keeps(where, answer) for answer in group] for group in rollouts.responses])
         self.state.update(clean=False, advantage=rollouts.adv[own].mean().item() if own.any() else 0.0)
 
     def metrics(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ After LegalDrill, arXiv 2604.23809; notes on it were read. Diagnosed failures fi
 reference is the policy before the round, and it learns the pairs that are difficult for that policy:
 
     s(y) = p(correct | y) / (p(correct | y) + p(incorrect | y))        DS = s(worse) - s(better) > tau
+
 Ours: pairs are a group's best and worst answer; theirs are made by a teacher. A writer names the mistake of
 each worst answer that earns less than `need`: in later steps, not in scores between them, it is a pitfall of
 that question's rubric. A `student`, any judge, gives s; without one all pairs are kept. A new round is a new
@@ -61,16 +62,15 @@ class LegalDrill(Recipe):
         return super().load(**how)
 
     def begin(self, step: int, steps: int) -> None:
-        bank, failed = self.state.setdefault("bank", {}), self.state.pop("failed", [])
+        self.state["drills"], failed = True, self.state.pop("failed", [])
         shown = [{"question": q, "reference answer": best, "answer": y} for _, q, best, y in failed]
         written = ranks.first(lambda: self._judges["writer"].write(TASK, shown, read)) if shown else []
         for (name, *_), item in zip(failed, written, strict=True):
             if item:
-                bank.setdefault(name, {})[item.description] = True
-        self.state["drills"] = True
+                self.state.setdefault("bank", {}).setdefault(name, {})[item.description] = True
 
     def rubrics(self, examples: Sequence[Example], responses: Sequence[Sequence[str]]) -> list[Rubric]:
-        bank = self.state["bank"] if self.state.get("drills") else {}
+        bank = self.state.get("bank", {}) if self.state.get("drills") else {}
         return [Rubric((*e.rubric.criteria, *map(read, bank.get(e.id, {})))) for e in examples]
 
     def advantage(self, rollouts: Rollouts) -> torch.Tensor:

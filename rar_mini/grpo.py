@@ -348,7 +348,7 @@ def policy_loss(
         ratio = log_ratio.exp()
         low, high = (ratio < 1 - clip_low) & (batch.adv < 0), (ratio > 1 + clip_high) & (batch.adv > 0)
         bound = ratio.detach().clamp(1 - clip_low, 1 + clip_high)
-        # The minimum above: torch.minimum and clamp halve the gradient at a bound, in some versions.
+        # torch.minimum of both sides would do, but some versions of torch halve its gradient at a bound.
         surrogate = torch.where(low | high, bound, ratio) * batch.adv
         gap = batch.old_logp - batch.sampler_logp  # trainer's numerics against the sampler's, same weights
         if mismatch_cap is not None:

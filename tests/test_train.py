@@ -112,7 +112,7 @@ def child(
     threads: int,
 ) -> None:
     os.environ.update({name: str(value) for name, value in own.items()})
-    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
@@ -278,13 +278,16 @@ def test_a_run_killed_twenty_times_is_the_unbroken_run(tiny: Path, tmp_path: Pat
     while kills < 20 or not whole:
         started = (broken / "config.json").exists()
         argv = ["--resume", str(broken)] if started else words
-        process = spawn(argv, tmp_path / "log")
-        process.join(rng.uniform(0, length / 4) if kills < 20 else None)
+        process = spawn(argv, log := tmp_path / "log")
+        process.join(rng.uniform(0, length / 4) if kills < 20 else 60)
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
-        if process.exitcode == 0:  # it came to its end between two kills: look, and begin again
+        # A run killed after its last word has nothing left to do, and says so.
+        done = process.exitcode == 0 or (started and "is finished after 12 steps" in log.read_text())
+        assert done or process.exitcode == -signal.SIGKILL, log.read_text()
+        if done:  # it came to its end between two kills: look, and begin again
             whole += 1
             assert numbers(broken) == numbers(tmp_path / "truth")
             rows = records(broken, "rollouts")

@@ -138,6 +138,8 @@ def measure(
         refuse_idle("beside --vary", injections=injections, plot=plot)
     if plot:
         drawing()
+    if data:
+        refuse_idle("beside --data", domain=domain)
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), method {method}")
     items = labelled.read(data, domain, skip_bad_rows)
@@ -157,8 +159,8 @@ def measure(
 
 
 def refuse_idle(because: str, **given: Any) -> None:
-    """Raise ValueError for an option of `measure` that was given and does nothing beside or without another
-    one."""
+    """Raise ValueError for an option that was given, away from its default in `measure`, and does nothing
+    beside or without another one."""
     for name, value in given.items():
         if value != inspect.signature(measure).parameters[name].default:
             raise ValueError(f"{flag(name)} does nothing {because}: leave it out")
@@ -333,6 +335,8 @@ def align(
         domain: which bundled questions: medical, science or all
         skip_bad_rows: leave out rows of --data that cannot be used, and count them, instead of stopping
     """
+    if data:
+        refuse_idle("beside --data", domain=domain)
     pairs = labelled.pairs(data, domain, skip_bad_rows)
     spec, why = choose(judge)
     print(f"judge     {spec} ({why}), {len(pairs)} pairs")

@@ -274,9 +274,6 @@ def test_probes_keep_the_answer() -> None:
         assert text.count("{response}") == 1
 
 
-# --- replay -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("words", "idle"),
     [
@@ -288,11 +285,20 @@ def test_probes_keep_the_answer() -> None:
         ("--vary --injections 3", "--injections does nothing beside --vary"),
         ("--vary --plot p.png", "--plot does nothing beside --vary"),
         ("--answer-tokens 8", "--answer-tokens does nothing without --answers-of"),
+        ("--data x.jsonl --domain medical", "--domain does nothing beside --data"),
     ],
 )
 def test_an_option_that_does_nothing_is_refused(words: str, idle: str, command: Command) -> None:
     done = command("evaluate.py", "judge", "--judge", "keyword", *words.split())
     assert done.returncode and idle in done.stderr and not done.stdout
+
+
+def test_a_domain_beside_data_is_refused_where_pairs_are_compared(command: Command) -> None:
+    done = command("evaluate.py", "alignment", "--data", "x.jsonl", "--domain", "science")
+    assert done.returncode and "--domain does nothing beside --data" in done.stderr and not done.stdout
+
+
+# --- replay -------------------------------------------------------------------------------------------------
 
 
 def run_of(folder: Path, questions: Path, steps: int = 6) -> Path:

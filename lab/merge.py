@@ -9,6 +9,7 @@ there whole or not at all.
 """
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,8 @@ def main(
     shutil.rmtree(partial, ignore_errors=True)
     other.save(partial)
     os.rename(partial, out)
+    print(f"merged    {share:g} of {trained} with {1 - share:g} of {base}: {out}")
+    print(f"next      python train.py --policy {shlex.quote(str(out))}")
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_a_merge_is_the_base_at_0_and_what_was_trained_at_1(weights: list[dict[s
         merge.merge(base, {"a": trained["a"]}, 0.5)
 
 
-def test_the_command_writes_a_policy(tiny: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_policy(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_tiny(tmp_path / "other")
     decoder = model.load(other, torch.float32, "cpu")
     with torch.no_grad():
@@ -190,6 +190,7 @@ def test_the_command_writes_a_policy(tiny: Path, tmp_path: Path) -> None:
         merge.main(str(tiny), str(trained), tmp_path / out, share=0.5)
         for name, weight in model.load(tmp_path / out, torch.float32, "cpu").state_dict().items():
             torch.testing.assert_close(weight, 2 * one[name])
+    assert f"--policy '{tmp_path / 'of a run'}'" in capsys.readouterr().out
     with pytest.raises(ValueError, match="exists: expected a new directory"):
         merge.main(str(tiny), str(other), tmp_path / "out")
     for share in (2.0, -1.0, NAN):

@@ -11,8 +11,9 @@ in a copy of the project, until one does.
 
 Three things make that affordable. Each line knows its tests: one run of the whole suite under coverage, in
 which a fixture that several tests share counts for each of them, and a process that a test starts counts
-for that test. Each trial is forked from a process that has imported the libraries. And the tests that
-noticed earlier mutations of a file go first.
+for that test. Each trial is forked from a process that has imported everything and collected the tests, and
+the mutated function is given its new code there; only what is executed when a file is imported needs that
+again. And the tests that noticed earlier mutations of a function go first.
 
 All results are kept in .mutate/, and a run goes on where it stopped. What is mutated is the project as it was
 at that run under coverage: `--fresh` takes it as it is now, after code or tests have changed.
@@ -28,7 +29,7 @@ import argparse
 import ast
 import contextlib
 import fnmatch
-import importlib
+import gc
 import itertools
 import json
 import os
@@ -38,13 +39,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
 STATE = ROOT / ".mutate"
@@ -252,12 +256,7 @@ class Contexts:
         self.seconds: Counter[str] = Counter()
         self.failed: set[str] = set()
         self.shares: dict[str, list[str]] = {}  # the fixtures that a test shares with others
-        self.libraries: list[str] = []  # what the tests import, and this project is not
         self.current = ""
-
-    def pytest_collection_finish(self) -> None:
-        kept = [(name, getattr(module, "__file__", None) or "") for name, module in sys.modules.items()]
-        self.libraries = [name for name, file in kept if "/lib/python" in file and "__main__" not in name]
 
     def switch(self, name: str) -> str:
         before, self.current = self.current, name
@@ -312,27 +311,26 @@ include =
 """
 
 
-def survey(folder: Path) -> None:
-    """Run the fast tests in `folder` under coverage; what they say goes into tests.json beside the data."""
+def survey(out: str, *files: str) -> None:
+    """Run fast tests of this copy under coverage; what they say goes into a file beside the data."""
     import coverage
     import pytest
 
-    sys.dont_write_bytecode = False  # what is compiled now serves all trials
-    site, settings = folder / ".site", folder / ".coveragerc"
-    site.mkdir()
+    site, settings = ROOT / ".site", ROOT / ".coveragerc"
+    site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text("import coverage\ncoverage.process_startup()\n")
-    files = "\n".join(f"    {folder / file}" for file in FILES)
-    settings.write_text(SETTINGS.format(folder=folder, files=files))
+    measured = "\n".join(f"    {ROOT / file}" for file in FILES)
+    settings.write_text(SETTINGS.format(folder=ROOT, files=measured))
     os.environ |= {"COVERAGE_PROCESS_START": str(settings), "PYTHONPATH": str(site)}
     measure = coverage.Coverage(config_file=str(settings))
     measure.start()
+    sys.argv = ["pytest"]
     plugin = contexts(measure)
-    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[plugin])
+    pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files], plugins=[plugin])
     measure.stop()
     measure.save()
     told = {"seconds": plugin.seconds, "failed": sorted(plugin.failed)}
-    told |= {"shares": plugin.shares, "libraries": plugin.libraries}
-    (folder / "tests.json").write_text(json.dumps(told))
+    (ROOT / out).write_text(json.dumps(told | {"shares": plugin.shares}))
 
 
 class Tests:
@@ -341,55 +339,40 @@ class Tests:
     def __init__(self, folder: Path) -> None:
         import coverage
 
-        told = json.loads((folder / "tests.json").read_text())
-        self.seconds: dict[str, float] = told["seconds"]
-        self.failed = set(told["failed"])
-        self.libraries: list[str] = told["libraries"]
+        self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
         users = defaultdict(set)
-        for test, fixtures in told["shares"].items():
-            for fixture in fixtures:
-                users[fixture].add(test)
+        for path in folder.glob("tests-*.json"):
+            told = json.loads(path.read_text())
+            self.seconds |= told["seconds"]
+            self.failed |= set(told["failed"])
+            for test, fixtures in told["shares"].items():
+                for fixture in fixtures:
+                    users[fixture].add(test)
         data = coverage.CoverageData(str(folder / ".coverage"))
         data.read()
         self.of: dict[str, dict[int, set[str]]] = {}
         for path in data.measured_files():
             self.of[str(Path(path).relative_to(folder))] = {
                 line: {test for name in names for test in (users[name] if name[:8] == "fixture " else [name])}
-                & (self.seconds.keys() - self.failed)
+                & (self.seconds.keys() - self.failed | {""})
                 for line, names in data.contexts_by_lineno(path).items()
             }
 
-    def covering(self, mutation: Mutation) -> list[str]:
-        """The tests to try. What is executed at import (a constant, a default) is everyone's who executes a
-        function of the file, and a kernel's body, which Triton compiles, its own file of tests'."""
+    def covering(self, mutation: Mutation) -> tuple[list[str], bool]:
+        """The tests to try, and whether the place is also executed when files are imported. A constant or a
+        default is everyone's who executes a function of the file."""
         first, last = mutation.lines
         lines = self.of.get(mutation.file, {})
         tests = set().union(*(lines.get(line, ()) for line in range(first, last + 1)))
-        if mutation.at_import or not tests:
+        imported = mutation.at_import or "" in tests
+        if mutation.at_import:
             tests = set().union(*lines.values())
             tests |= {t for t in self.seconds if t.startswith(f"tests/test_{Path(mutation.file).stem}.py")}
-        return sorted(tests - self.failed, key=lambda test: self.seconds[test])
+        return sorted(tests - self.failed - {""}, key=lambda test: self.seconds[test]), imported
 
 
 # --- trials -------------------------------------------------------------------------------------------------
-
-
-class Limits:
-    """A plugin of pytest: ends a test that takes far longer than it did, and names the first that fails."""
-
-    def __init__(self, seconds: dict[str, float], killer: Path) -> None:
-        self.seconds, self.killer = seconds, killer
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.killer.write_text(f"{nodeid} (too long)")
-        signal.alarm(int(30 + 10 * self.seconds.get(nodeid, 5)))
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            self.killer.write_text(report.nodeid)
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        signal.alarm(0)
 
 
 def copy(folder: Path) -> None:
@@ -402,43 +385,158 @@ def copy(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def fork(folder: Path, work: Any) -> int:
-    """Call `work` in a child that stands in `folder` and whose words go to folder/log. Returns its id."""
-    if pid := os.fork():
-        return pid
-    try:
-        os.setsid()
-        os.chdir(folder)
-        log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        here = (ROOT, ROOT / "tests")
-        sys.path[:] = [str(folder), *(path for path in sys.path if Path(path).resolve() not in here)]
-        sys.argv = ["pytest"]
-        code = int(work() or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 99
-    os._exit(code)
+def swap(path: Path, source: bytes) -> bool:
+    """Give the functions of an imported file the code that they have in `source`. False, and nothing is
+    changed, where more than functions' bodies differs."""
+    old, new = (list(_codes(compile(text, str(path), "exec"))) for text in (path.read_bytes(), source))
+    if len(old) != len(new):
+        return False
+    swaps = {before: after for before, after in zip(old, new, strict=True) if before != after}
+    functions = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__ in swaps]
+    functions = [f for f in functions if Path(f.__code__.co_filename).resolve() == path.resolve()]
+    if not functions or any(
+        len(f.__code__.co_freevars) != len(swaps[f.__code__].co_freevars) for f in functions
+    ):
+        return False
+    for function in functions:
+        function.__code__ = swaps[function.__code__]
+    return True
 
 
-def trial(folder: Path, mutation: Mutation, tests: list[str], seconds: dict[str, float]) -> int:
-    """Run tests on the mutated copy, in a child. Returns pytest's code: 0 where no test noticed."""
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A file's functions and classes, the innermost first."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+            yield constant
+
+
+class Limits:
+    """A plugin of pytest: ends a test that takes far longer than it did, and names the first that fails."""
+
+    def __init__(self, killer: Path) -> None:
+        self.killer, self.seconds = killer, {}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.killer.write_text(f"{nodeid} (too long)")
+        signal.alarm(int(30 + 10 * self.seconds[nodeid]))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.killer.write_text(report.nodeid)
+
+
+class Nest(Limits):
+    """In place of running what it collected, forks a trial of each mutation that comes in a line."""
+
+    def __init__(self, asked: TextIO, answers: TextIO, options: list[str]) -> None:
+        super().__init__(ROOT / "killer")
+        self.asked, self.answers, self.options = asked, answers, options
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        print(json.dumps(list(items)), file=self.answers, flush=True)
+        for line in self.asked:
+            job = json.loads(line)
+            path = ROOT / job["file"]
+            before = path.read_bytes()
+            if not (pid := os.fork()):
+                os._exit(self.trial(session, items, path, job))
+            status = os.waitpid(pid, 0)[1]
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # what its tests started
+            path.write_bytes(before)
+            print(json.dumps(self.killer.read_text() if status else None), file=self.answers, flush=True)
+        return True
+
+    def trial(self, session: Any, items: dict[str, Any], path: Path, job: dict[str, Any]) -> int:
+        """Run tests on the mutated project until one fails. Returns 0 where none noticed."""
+        source, self.seconds = job["source"].encode(), job["tests"]
+        self.killer.write_text("import")
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_DATA, (10 * 2**30, 10 * 2**30))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            swapped = not job["imported"] and swap(path, source)
+            path.write_bytes(source)  # for the processes that tests start, and for Triton's interpreter
+            if not swapped:
+                return anew(list(self.seconds), self, self.options)
+            session.items = [items[name] for name in self.seconds]
+            for item, following in itertools.zip_longest(session.items, session.items[1:]):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    return 1
+        except BaseException as error:
+            self.killer.write_text(f"{self.killer.read_text()}: {error!r}")
+            return 1
+        return 0
+
+
+def anew(tests: list[str], limits: Limits, options: list[str]) -> int:
+    """Run tests of the project imported again."""
+    import pytest
+
+    for name, module in list(sys.modules.items()):
+        if name != "__main__" and (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
+            del sys.modules[name]
+    own = Limits(limits.killer)
+    own.seconds = limits.seconds
+    for some in filter(None, (tests[:3], tests[3:])):  # the likeliest alone, before all files are imported
+        if code := pytest.main([*options, "-x", *some], plugins=[own]):
+            return int(code)
+    return 0
+
+
+OPTIONS = [
+    "-q",
+    "--tb=no",
+    "--basetemp=.tmp",
+    *(f"-pno:{name}" for name in ("cacheprovider", "xdist", "timeout")),
+]
+
+
+def nest(words: list[str]) -> None:
+    """The work of a process that a Nested started: talk through what were its input and output."""
     import pytest
 
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a change of a second ago would be taken for the original
-    (folder / mutation.file).write_bytes(mutation.source)
-    (folder / "killer").write_text("import")
-    resource.setrlimit(resource.RLIMIT_DATA, (10 * 2**30, 10 * 2**30))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    options = ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
-    for some in filter(None, (tests[:3], tests[3:])):  # the likeliest alone, before all files are imported
-        if code := pytest.main([*options, *some], plugins=[Limits(seconds, folder / "killer")]):
-            return code
-    return 0
+    asked, answers = open(os.dup(0)), open(os.dup(1), "w")  # noqa: SIM115
+    os.dup2(2, 1)
+    sys.argv = ["pytest"]
+    flags = [word for word in words if word.startswith("-")]
+    pytest.main([*OPTIONS, *words], plugins=[Nest(asked, answers, [*OPTIONS, *flags])])
+
+
+class Nested:
+    """A nest, from outside: a copy of the project, and a process there that has collected its tests."""
+
+    def __init__(self, folder: Path, words: list[str], **env: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(SURVEY, folder, symlinks=True, ignore=shutil.ignore_patterns(".coverage*"))
+        for cache in folder.rglob("__pycache__"):  # but those of tests, which do not change and take long
+            if cache.parent.name != "tests":
+                shutil.rmtree(cache)
+        command = [sys.executable, "tests/mutate.py", "--nest", *words]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with open(folder / "log", "w") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=os.environ | env, stderr=log, **pipes)
+        self.folder = folder
+
+    def answer(self) -> Any:
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError(f"a nest ended with {self.process.wait()}: see {self.folder}/log")
+        return json.loads(line)
+
+    def killer(self, mutation: Mutation, imported: bool, tests: dict[str, float]) -> str | None:
+        """The test that notices a mutation, of these with the seconds that they take; None if none does."""
+        job = {"file": mutation.file, "source": mutation.source.decode(), "imported": imported}
+        print(json.dumps(job | {"tests": tests}), file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class Results:
@@ -457,72 +555,82 @@ class Results:
             file.write(json.dumps(self.known[name], ensure_ascii=False) + "\n")
 
 
-def prepared(fresh: bool) -> Tests:
-    """Which tests execute which line, found out if need be; and this process made ready to fork trials."""
+def prepared(fresh: bool, jobs: int) -> Tests:
+    """Which tests execute which line, found out if need be."""
     os.environ |= {"OMP_NUM_THREADS": "1"}
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         os.environ.pop(name, None)
-    if fresh or not (SURVEY / "tests.json").exists():
-        print("the fast tests once, under coverage: some 10 minutes ...", flush=True)
+    if fresh or not (SURVEY / ".coverage").exists():
+        print("the fast tests once, under coverage: some 15 minutes ...", flush=True)
         copy(SURVEY)
-        os.waitpid(fork(SURVEY, lambda: survey(SURVEY)), 0)
+        files = sorted(SURVEY.glob("tests/**/test_*.py"), key=lambda path: -path.stat().st_size)
+        shares = [[str(path.relative_to(SURVEY)) for path in files[n::jobs]] for n in range(jobs)]
+        words = [["tests/mutate.py", "--survey", f"tests-{n}.json", *share] for n, share in enumerate(shares)]
+        with open(SURVEY / "log", "w") as log:
+            at_work = [
+                subprocess.Popen([sys.executable, *w], cwd=SURVEY, stdout=log, stderr=log) for w in words
+            ]
+        if any([process.wait() for process in at_work]):
+            raise RuntimeError(f"the survey of the tests failed: see {SURVEY}/log")
         combine = [sys.executable, "-m", "coverage", "combine", "-q", "--rcfile=.coveragerc"]
         subprocess.run(combine, cwd=SURVEY, check=True)
     tests = Tests(SURVEY)
     if tests.failed:
         print("left out, because they fail as it is: " + ", ".join(sorted(tests.failed)))
-    for name in tests.libraries:  # once here, and not in each trial
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
     return tests
 
 
 def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: float | None) -> None:
-    """Try mutations, several at once, each in a copy of its own; `most` seconds of tests for each, as long as
-    these took alone."""
-    free = [STATE / f"copy-{job}" for job in range(jobs)]
-    for folder in free:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(SURVEY, folder, symlinks=True, ignore=shutil.ignore_patterns(".coverage*"))
-        for cache in folder.rglob("__pycache__"):  # but those of tests, which do not change and take long
-            if cache.parent.name != "tests":
-                shutil.rmtree(cache)
-    running: dict[int, tuple[Mutation, Path, int, float]] = {}
+    """Try mutations: first by the tests on the torch path, then what is left of each kernel's file by its
+    tests under Triton's interpreter; of either no more than `most` seconds, as long as they took alone."""
+    kernels = {m.file: f"tests/test_{Path(m.file).stem}.py" for m in todo if m.file.startswith("kernels/")}
     noticed: dict[str, Counter[str]] = defaultdict(Counter)
     for row in results.known.values():
-        noticed[row["name"].split(" | ")[0]][row.get("killer", "")] += 1
-    queue = list(reversed(todo))
-    while queue or running:
-        while queue and free:
-            mutation, folder = queue.pop(), free.pop()
-            covering = tests.covering(mutation)
-            covering.sort(key=lambda test: -noticed[mutation.file][test])  # stable: then by their seconds
-            total = itertools.accumulate(tests.seconds[test] for test in covering)
-            covering = [t for t, end in zip(covering, total, strict=True) if most is None or end <= most]
-            if not covering:
-                results.add(mutation.name, fate="survived", tests=0)
-                free.append(folder)
-                continue
-            work = (folder, mutation, covering, tests.seconds)
-            pid = fork(folder, lambda work=work: trial(*work))
-            running[pid] = mutation, folder, len(covering), time.monotonic()
-        if not running:
-            continue
-        pid, status = os.wait()
-        mutation, folder, count, start = running.pop(pid)
-        try:
-            os.killpg(pid, signal.SIGKILL)  # what its tests started
-        except ProcessLookupError:
-            pass
-        facts: dict[str, Any] = {"fate": "survived", "tests": count}
-        if status:
-            killer = (folder / "killer").read_text()
-            noticed[mutation.file][killer] += 1
-            facts = {"fate": "killed", "killer": killer}
-        results.add(mutation.name, **facts, seconds=round(time.monotonic() - start, 1))
-        shutil.copy2(SURVEY / mutation.file, folder / mutation.file)
-        free.append(folder)
-        print(f"{len(queue) + len(running):>5} left  {facts['fate']:<9} {mutation.name}", flush=True)
+        for place in _places(row["name"]):
+            noticed[place][row.get("killer") or ""] += 1
+    left, lock = Counter({m.name for m in todo}), threading.Lock()
+
+    def work(queue: list[Mutation], nested: Nested, file: str | None) -> None:
+        collected = nested.answer()
+        while True:
+            with lock:
+                if not queue:
+                    return nested.close()
+                mutation = queue.pop(0)
+                file_, function = _places(mutation.name)
+            covering, imported = (collected, mutation.at_import) if file else tests.covering(mutation)
+            names = [t for t in covering if "under_the_interpreter" not in t]
+            names.sort(key=lambda t: (-noticed[function][t], -noticed[file_][t]))  # stable: else as they were
+            seconds = {name: tests.seconds.get(name, 1.0) for name in names}
+            total = dict(zip(seconds, itertools.accumulate(seconds.values()), strict=True))
+            chosen = {name: s for name, s in seconds.items() if file or most is None or total[name] <= most}
+            start = time.monotonic()
+            killer = nested.killer(mutation, imported, chosen) if chosen else None
+            with lock:
+                noticed[function][killer or ""] += 1
+                noticed[file_][killer or ""] += 1
+                if killer is None and file is None and mutation.file in kernels:
+                    continue  # for the interpreter
+                left.pop(mutation.name)
+                fate = "survived" if killer is None else "killed"
+                took = round(time.monotonic() - start, 1)
+                results.add(mutation.name, fate=fate, killer=killer, tests=len(chosen), seconds=took)
+                print(f"{len(left):>5} left  {took:>5} s  {fate:<9} {mutation.name}", flush=True)
+
+    for file in (None, *kernels):
+        queue = [m for m in todo if m.name in left and (file is None or m.file == file)]
+        words = ["--noconftest", kernels[file]] if file else []
+        env = {"TRITON_INTERPRET": "1"} if file else {}
+        nests = [Nested(STATE / f"copy-{job}", words, **env) for job in range(jobs)] if queue else []
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(work, queue, nested, file) for nested in nests]:
+                done.result()
+
+
+def _places(name: str) -> tuple[str, str]:
+    """Of a mutation: its file, and its function there."""
+    parts = name.split(" | ")
+    return parts[0], " | ".join(parts[:2])
 
 
 # --- what is said -------------------------------------------------------------------------------------------
@@ -566,6 +674,10 @@ def table(mutations: list[Mutation], results: Results, rules: list[dict[str, str
 
 
 def main(argv: list[str]) -> None:
+    if argv[:1] == ["--survey"]:  # this file in a copy of the project
+        return survey(*argv[1:])
+    if argv[:1] == ["--nest"]:
+        return nest(argv[1:])
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("files", nargs="*", default=FILES, help="those of the story, if none is named")
@@ -578,7 +690,7 @@ def main(argv: list[str]) -> None:
     STATE.mkdir(exist_ok=True)
     results, rules = Results(STATE / "results.jsonl"), equivalents()
     if not options.list:
-        tests = prepared(options.fresh)
+        tests = prepared(options.fresh, options.jobs)
         mutations = [mutation for file in options.files for mutation in Finder(SURVEY, file).found]
         done = {name for name, row in results.known.items() if row["fate"] == "killed" or not options.again}
         todo = [m for m in mutations if m.name not in done and not why(m, rules)]

@@ -1,6 +1,8 @@
 """The tool that breaks the code on purpose: what it changes, and what it leaves alone."""
 
 import ast
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import mutate
@@ -70,3 +72,103 @@ def test_what_is_called_equivalent_names_mutations_that_exist(found: list[mutate
         assert rule["why"] and any(mutate.why(m, [rule]) for m in mutations), rule
     assert mutate.why(found[0], [{"text": "LIMIT*", "why": "w"}]) == "w"
     assert mutate.why(found[0], [{"text": "LIMIT", "why": "w"}]) is None
+
+
+PROJECT = {
+    "pyproject.toml": """\
+[tool.pytest.ini_options]
+pythonpath = ["."]
+""",
+    "sums.py": """\
+BASE = 1
+
+
+def above(x):
+    return x > BASE
+
+
+def twice(x):
+    def once():
+        return x + 0
+
+    return once() + once()
+
+
+def slow(x):
+    while x > 0:
+        x = x - 3
+
+
+FOUR = twice(2)
+""",
+    "tests/test_sums.py": """\
+import subprocess
+import sys
+
+import sums
+from sums import above, slow, twice
+
+
+def test_a_name():
+    assert above(2) and not above(1)
+
+
+def test_a_closure():
+    assert twice(3) == 6
+
+
+def test_a_constant():
+    assert sums.FOUR == 4
+
+
+def test_a_process():
+    subprocess.run([sys.executable, "-c", "import sums; assert sums.above(2)"], check=True)
+
+
+def test_an_end():
+    slow(3)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def nest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mutate.Nested]:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tests").mkdir()
+    shutil.copy(mutate.__file__, folder / "tests")
+    for name, text in PROJECT.items():
+        (folder / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mutate, "SURVEY", folder)
+        made = mutate.Nested(tmp_path_factory.mktemp("nest") / "copy", [])
+    names = ["a_name", "a_closure", "a_constant", "a_process", "an_end"]
+    assert made.answer() == [f"tests/test_sums.py::test_{name}" for name in names]
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "tests", "killer"),
+    [
+        ("above", "> -> >=", ["a_closure", "a_name"], "a_name"),
+        ("above", "> -> >=", ["a_closure", "a_process"], None),
+        ("twice.once", "+ -> -", ["a_name", "a_closure"], None),
+        ("twice.once", "0 -> 1", ["a_name", "a_closure"], "a_closure"),
+        ("twice.once", "0 -> 1", ["a_constant"], "a_constant"),
+        ("", "1 -> 2", ["a_closure", "a_name"], "a_name"),
+        ("", "1 -> 2", ["a_closure", "a_process"], "a_process"),
+        ("", "1 -> 2", ["a_closure"], None),
+        ("slow", "- -> +", ["a_name", "an_end"], "an_end (too long)"),
+    ],
+)
+def test_a_trial_names_the_test_that_notices(
+    nest: mutate.Nested, function: str, change: str, tests: list[str], killer: str | None
+) -> None:
+    """Whoever holds a function, a constant or a file of its own; the next trial has the original again."""
+    mutations = mutate.Finder(nest.folder, "sums.py").found
+    (mutation,) = [m for m in mutations if (m.function, m.change) == (function, change) and m.number == 1]
+    seconds = {
+        f"tests/test_sums.py::test_{name}": -2.8 for name in tests
+    }  # of 30 + 10 times that two are left
+    imported = mutation.at_import or "a_constant" in tests
+    assert nest.killer(mutation, imported, seconds) == (killer and f"tests/test_sums.py::test_{killer}")

@@ -412,10 +412,17 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 class Limits:
-    """A plugin of pytest: ends a test that takes far longer than it did, and names the first that fails."""
+    """A plugin of pytest: ends a test that takes far longer than it did, names the first that fails, skips what
+    would begin after `end`."""
 
-    def __init__(self, killer: Path) -> None:
-        self.killer, self.seconds = killer, {}
+    def __init__(self, killer: Path, seconds: dict[str, float], end: float) -> None:
+        self.killer, self.seconds, self.end = killer, seconds, end
+
+    def pytest_runtest_setup(self) -> None:
+        import pytest
+
+        if time.monotonic() > self.end:
+            pytest.skip("the time is over")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.killer.write_text(f"{nodeid} (too long)")
@@ -430,7 +437,7 @@ class Nest(Limits):
     """In place of running what it collected, forks a trial of each mutation that comes in a line."""
 
     def __init__(self, asked: TextIO, answers: TextIO, options: list[str]) -> None:
-        super().__init__(ROOT / "killer")
+        super().__init__(ROOT / "killer", {}, 0.0)
         self.asked, self.answers, self.options = asked, answers, options
 
     def pytest_runtestloop(self, session: Any) -> bool:
@@ -451,7 +458,7 @@ class Nest(Limits):
 
     def trial(self, session: Any, items: dict[str, Any], path: Path, job: dict[str, Any]) -> int:
         """Run tests on the mutated project until one fails. Returns 0 where none noticed."""
-        source, self.seconds = job["source"].encode(), job["tests"]
+        source, self.seconds, self.end = job["source"].encode(), job["tests"], time.monotonic() + job["most"]
         self.killer.write_text("import")
         try:
             os.setsid()
@@ -460,7 +467,7 @@ class Nest(Limits):
             swapped = not job["imported"] and swap(path, source)
             path.write_bytes(source)  # for the processes that tests start, and for Triton's interpreter
             if not swapped:
-                return anew(list(self.seconds), self, self.options)
+                return anew(self, self.options)
             session.items = [items[name] for name in self.seconds]
             for item, following in itertools.zip_longest(session.items, session.items[1:]):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -472,15 +479,15 @@ class Nest(Limits):
         return 0
 
 
-def anew(tests: list[str], limits: Limits, options: list[str]) -> int:
+def anew(limits: Limits, options: list[str]) -> int:
     """Run tests of the project imported again."""
     import pytest
 
+    tests = list(limits.seconds)
     for name, module in list(sys.modules.items()):
         if name != "__main__" and (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
             del sys.modules[name]
-    own = Limits(limits.killer)
-    own.seconds = limits.seconds
+    own = Limits(limits.killer, limits.seconds, limits.end)
     for some in filter(None, (tests[:3], tests[3:])):  # the likeliest alone, before all files are imported
         if code := pytest.main([*options, "-x", *some], plugins=[own]):
             return int(code)
@@ -528,10 +535,13 @@ class Nested:
             raise RuntimeError(f"a nest ended with {self.process.wait()}: see {self.folder}/log")
         return json.loads(line)
 
-    def killer(self, mutation: Mutation, imported: bool, tests: dict[str, float]) -> str | None:
-        """The test that notices a mutation, of these with the seconds that they take; None if none does."""
+    def killer(
+        self, mutation: Mutation, imported: bool, tests: dict[str, float], most: float = 1e9
+    ) -> str | None:
+        """The test that notices a mutation, of these with the seconds that they take and no longer than
+        `most` seconds; None if none does."""
         job = {"file": mutation.file, "source": mutation.source.decode(), "imported": imported}
-        print(json.dumps(job | {"tests": tests}), file=self.process.stdin, flush=True)
+        print(json.dumps(job | {"tests": tests, "most": most}), file=self.process.stdin, flush=True)
         return self.answer()
 
     def close(self) -> None:
@@ -580,9 +590,9 @@ def prepared(fresh: bool, jobs: int) -> Tests:
     return tests
 
 
-def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: float | None) -> None:
-    """Try mutations: first by the tests on the torch path, then what is left of each kernel's file by its
-    tests under Triton's interpreter; of either no more than `most` seconds, as long as they took alone."""
+def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: float) -> None:
+    """Try mutations, each for `most` seconds: first by the tests on the torch path, then what is left of each
+    kernel's file by its tests under Triton's interpreter."""
     kernels = {m.file: f"tests/test_{Path(m.file).stem}.py" for m in todo if m.file.startswith("kernels/")}
     noticed: dict[str, Counter[str]] = defaultdict(Counter)
     for row in results.known.values():
@@ -602,10 +612,8 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
             names = [t for t in covering if "under_the_interpreter" not in t]
             names.sort(key=lambda t: (-noticed[function][t], -noticed[file_][t]))  # stable: else as they were
             seconds = {name: tests.seconds.get(name, 1.0) for name in names}
-            total = dict(zip(seconds, itertools.accumulate(seconds.values()), strict=True))
-            chosen = {name: s for name, s in seconds.items() if file or most is None or total[name] <= most}
             start = time.monotonic()
-            killer = nested.killer(mutation, imported, chosen) if chosen else None
+            killer = nested.killer(mutation, imported, seconds, most) if seconds else None
             with lock:
                 noticed[function][killer or ""] += 1
                 noticed[file_][killer or ""] += 1
@@ -614,7 +622,7 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
                 left.pop(mutation.name)
                 fate = "survived" if killer is None else "killed"
                 took = round(time.monotonic() - start, 1)
-                results.add(mutation.name, fate=fate, killer=killer, tests=len(chosen), seconds=took)
+                results.add(mutation.name, fate=fate, killer=killer, tests=len(seconds), seconds=took)
                 print(f"{len(left):>5} left  {took:>5} s  {fate:<9} {mutation.name}", flush=True)
 
     for file in (None, *kernels):
@@ -684,7 +692,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--again", action="store_true", help="try those anew that survived")
     parser.add_argument("--fresh", action="store_true", help="find out anew which tests execute which line")
     parser.add_argument("--list", action="store_true", help="print what is known, and run nothing")
-    parser.add_argument("--most", type=float, metavar="SECONDS", help="of tests to try for a mutation")
+    parser.add_argument("--most", type=float, default=1e9, metavar="SECONDS", help="to try each for")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at once")
     options = parser.parse_args(argv)
     STATE.mkdir(exist_ok=True)

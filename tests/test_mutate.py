@@ -172,3 +172,12 @@ def test_a_trial_names_the_test_that_notices(
     }  # of 30 + 10 times that two are left
     imported = mutation.at_import or "a_constant" in tests
     assert nest.killer(mutation, imported, seconds) == (killer and f"tests/test_sums.py::test_{killer}")
+
+
+def test_a_trial_ends_when_its_time_is_over(nest: mutate.Nested) -> None:
+    mutations = mutate.Finder(nest.folder, "sums.py").found
+    (mutation,) = [m for m in mutations if (m.function, m.change) == ("above", "> -> >=")]
+    seconds = {"tests/test_sums.py::test_a_closure": 0.0, "tests/test_sums.py::test_a_name": 0.0}
+    for imported in (False, True):
+        assert nest.killer(mutation, imported, seconds, 0.0) is None
+        assert nest.killer(mutation, imported, seconds, 60.0) == "tests/test_sums.py::test_a_name"

@@ -412,8 +412,8 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 class Limits:
-    """A plugin of pytest: ends a test that takes far longer than it did, names the first that fails, skips what
-    would begin after `end`."""
+    """A plugin of pytest: ends a test that takes far longer than it did, names the first that fails, and
+    skips what would begin after `end`."""
 
     def __init__(self, killer: Path, seconds: dict[str, float], end: float) -> None:
         self.killer, self.seconds, self.end = killer, seconds, end

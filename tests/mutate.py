@@ -32,6 +32,7 @@ import fnmatch
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import resource
@@ -46,6 +47,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, TextIO
@@ -334,7 +336,7 @@ def survey(out: str, *files: str) -> None:
 
 
 class Tests:
-    """Which tests execute a line, fastest first."""
+    """Which tests execute a line: first those that share its rare words, and of these the fastest."""
 
     def __init__(self, folder: Path) -> None:
         import coverage
@@ -359,6 +361,15 @@ class Tests:
                 for line, names in data.contexts_by_lineno(path).items()
             }
 
+        self.words = {test: _words_of(folder, test) for test in self.seconds}
+        self.users = Counter(word for words in self.words.values() for word in words)
+
+    def likely(self, mutation: Mutation, test: str) -> float:
+        """How much a test has to do with a mutation's line, for its seconds."""
+        shared = self.words[test] & _words(f"{mutation.function} {mutation.text}")
+        rare = sum(math.log(len(self.words) / self.users[word]) for word in shared)
+        return rare / (0.3 + self.seconds[test]) ** 0.5
+
     def covering(self, mutation: Mutation) -> tuple[list[str], bool]:
         """The tests to try, and whether the place is also executed when files are imported. A constant or a
         default is everyone's who executes a function of the file."""
@@ -369,7 +380,39 @@ class Tests:
         if mutation.at_import:
             tests = set().union(*lines.values())
             tests |= {t for t in self.seconds if t.startswith(f"tests/test_{Path(mutation.file).stem}.py")}
-        return sorted(tests - self.failed - {""}, key=lambda test: self.seconds[test]), imported
+        found = sorted(tests - self.failed - {""}, key=lambda test: self.seconds[test])
+        found.sort(key=lambda test: -self.likely(mutation, test))
+        before: Counter[str] = Counter()
+        rounds = {test: _count(before, test.partition("[")[0]) for test in found}
+        return sorted(found, key=rounds.__getitem__), imported  # one set of parameters each, then another
+
+
+def _count(before: Counter[str], name: str) -> int:
+    before[name] += 1
+    return before[name]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall("[a-z]{3,}", text.lower()))
+
+
+@cache
+def _sources(path: Path) -> dict[str, set[str]]:
+    """The words of a file's functions, by their names."""
+    text = path.read_text(encoding="utf-8")
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return {node.name: _words(_segment(text, node)) for node in nodes}
+
+
+def _segment(text: str, node: ast.FunctionDef) -> str:
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+
+
+def _words_of(folder: Path, test: str) -> set[str]:
+    """The words of a test: its name, its parameters and its code."""
+    file, _, name = test.partition("::")
+    return _sources(folder / file).get(name.partition("[")[0].split("::")[-1], set()) | _words(name)
 
 
 # --- trials -------------------------------------------------------------------------------------------------
@@ -521,9 +564,9 @@ class Nested:
     def __init__(self, folder: Path, words: list[str], **env: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(SURVEY, folder, symlinks=True, ignore=shutil.ignore_patterns(".coverage*"))
-        for cache in folder.rglob("__pycache__"):  # but those of tests, which do not change and take long
-            if cache.parent.name != "tests":
-                shutil.rmtree(cache)
+        for compiled in folder.rglob("__pycache__"):  # but tests, which do not change and take long
+            if compiled.parent.name != "tests":
+                shutil.rmtree(compiled)
         command = [sys.executable, "tests/mutate.py", "--nest", *words]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with open(folder / "log", "w") as log:
@@ -596,8 +639,7 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
     kernels = {m.file: f"tests/test_{Path(m.file).stem}.py" for m in todo if m.file.startswith("kernels/")}
     noticed: dict[str, Counter[str]] = defaultdict(Counter)
     for row in results.known.values():
-        for place in _places(row["name"]):
-            noticed[place][row.get("killer") or ""] += 1
+        noticed[_place(row["name"])][row.get("killer") or ""] += 1
     left, lock = Counter({m.name for m in todo}), threading.Lock()
 
     def work(queue: list[Mutation], nested: Nested, file: str | None) -> None:
@@ -607,16 +649,15 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
                 if not queue:
                     return nested.close()
                 mutation = queue.pop(0)
-                file_, function = _places(mutation.name)
+                before = noticed[_place(mutation.name)]
             covering, imported = (collected, mutation.at_import) if file else tests.covering(mutation)
             names = [t for t in covering if "under_the_interpreter" not in t]
-            names.sort(key=lambda t: (-noticed[function][t], -noticed[file_][t]))  # stable: else as they were
+            names.sort(key=lambda test: -before[test])  # stable: else as they were
             seconds = {name: tests.seconds.get(name, 1.0) for name in names}
             start = time.monotonic()
             killer = nested.killer(mutation, imported, seconds, most) if seconds else None
             with lock:
-                noticed[function][killer or ""] += 1
-                noticed[file_][killer or ""] += 1
+                before[killer or ""] += 1
                 if killer is None and file is None and mutation.file in kernels:
                     continue  # for the interpreter
                 left.pop(mutation.name)
@@ -635,10 +676,9 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
                 done.result()
 
 
-def _places(name: str) -> tuple[str, str]:
-    """Of a mutation: its file, and its function there."""
-    parts = name.split(" | ")
-    return parts[0], " | ".join(parts[:2])
+def _place(name: str) -> str:
+    """Of a mutation's name: its file and its function there."""
+    return " | ".join(name.split(" | ")[:2])
 
 
 # --- what is said -------------------------------------------------------------------------------------------

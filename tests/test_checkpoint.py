@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from rar_mini import checkpoint, setup
 from rar_mini.checkpoint import Run, differences, environment, load_state, records
+from rar_mini.config import Config
+from rar_mini.options import to_json
 
 
 @pytest.fixture
@@ -132,3 +135,66 @@ def test_a_folder_that_is_no_repository_has_no_revision(
     monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment()["git"] is None
+
+
+BOUND = """
+    advantage_scale answers beta clip_high clip_low criteria_per_call cut_answers day domain dtype eval_every
+    eval_questions eval_samples gold_judge group_size hygiene inner_epochs judge long_prompts lora_alpha
+    lora_rank lora_save lora_targets loss_norm lr max_grad_norm max_new_tokens max_prompt_tokens max_tokens
+    method mismatch_cap parse_retries pitfalls prompts_per_step resample_ties revision rubric_drop seed
+    skip_bad_rows temperature threshold train_rollouts warmup weight_decay weights
+"""
+
+
+def test_settings_that_change_numbers_make_the_experiment() -> None:
+    """A new setting stands in one of both lists: what is free may be another one after a resume."""
+    assert sorted(checkpoint._bound(to_json(Config()))) == BOUND.split()
+
+
+@pytest.mark.parametrize(
+    ("row", "refused"),
+    [
+        ({"step": 0}, False),
+        ({"step": 10**9, "loss": 0.5, "grad_norm": None}, False),
+        ({"step": -1}, True),
+        ({"step": 10**9 + 1}, True),
+        ({"step": 1, "loss": "0.5"}, True),
+    ],
+)
+def test_a_line_has_a_step_and_numbers(row: dict, refused: bool) -> None:
+    if refused:
+        with pytest.raises(ValidationError):
+            checkpoint.Row.model_validate_json(json.dumps(row))
+    else:
+        read = checkpoint.Row.model_validate_json(json.dumps(row))
+        assert {"step": read.step} | read.model_extra == row
+
+
+def test_settings_of_another_type_are_refused_and_not_converted(tmp_path: Path) -> None:
+    for steps, refused in ((4, False), ("4", True), (4.0, True)):
+        run = Run(tmp_path, {"settings": to_json(Config()) | {"steps": steps}})
+        if refused:
+            with pytest.raises(ValueError, match="steps"):
+                run.settings()
+        else:
+            assert run.settings().steps == 4
+
+
+def test_a_run_that_starts_over_keeps_no_line(run: Run) -> None:
+    """Those of step 0, the scores before training, are taken again."""
+    run.append("metrics.jsonl", [{"step": n} for n in range(3)])
+    again = Run.reopen(run.folder)
+    again.written["settings"] = to_json(Config(save_every=0))
+    again.accepts = True
+    again.go_on(None, to_json(Config(save_every=0)))
+    assert (run.folder / "metrics.jsonl").read_text() == ""
+    assert [(e["after_step"], len(e["changes"])) for e in again.written["accepted"]] == [(0, 1)]
+
+
+def test_the_last_steps_of_a_record_are_read_from_where_they_begin(run: Run) -> None:
+    """A long run has gigabytes before them."""
+    run.append("rollouts.jsonl", [row(n, reward=0.1 * k) for n in range(1, 5) for k in range(2)])
+    run._size("rollouts.jsonl", 10)  # as go_on does: it finds where steps begin
+    for last, steps in ((1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4]), (0, [1, 2, 3, 4])):
+        read = list(run.steps("rollouts.jsonl", last))
+        assert [[line["step"] for line in lines] for lines in read] == [[n, n] for n in steps]

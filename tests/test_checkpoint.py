@@ -196,5 +196,65 @@ def test_the_last_steps_of_a_record_are_read_from_where_they_begin(run: Run) -> 
     run.append("rollouts.jsonl", [row(n, reward=0.1 * k) for n in range(1, 5) for k in range(2)])
     run._size("rollouts.jsonl", 10)  # as go_on does: it finds where steps begin
     for last, steps in ((1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4]), (0, [1, 2, 3, 4])):
-        read = list(run.steps("rollouts.jsonl", last))
+        read = list(run.steps("rollouts.jsonl", last) if last else run.steps("rollouts.jsonl"))
         assert [[line["step"] for line in lines] for lines in read] == [[n, n] for n in steps]
+
+
+def test_lines_are_checked_up_to_the_step_that_counts(run: Run) -> None:
+    """What comes after it goes at a resume, and half of it may be lost."""
+    bad = row(2) | {"advantage": "none"}
+    (run.folder / "rollouts.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in (row(1), bad)))
+    assert [line["step"] for line, _ in checkpoint.each_record(run.folder, "rollouts.jsonl", 1)] == [1, 2]
+    with pytest.raises(ValueError, match="line 2.*advantage"):
+        list(checkpoint.each_record(run.folder, "rollouts.jsonl", 2))
+
+
+def test_what_has_changed_is_named_and_what_nobody_wrote_down_is_not() -> None:
+    now = {"recipe": "b", "base": 2, "end_tokens": ["<end>"]}
+    settings = {"settings": {"recipe": "cosine", "policy": "tiny"}}
+    assert checkpoint._changes(settings, now) == []
+    assert checkpoint._changes(settings | now, now) == []
+    assert checkpoint._changes(settings | now | {"recipe": "a"}, now) == ["the recipe's file (cosine)"]
+    assert checkpoint._changes(settings | {"base": 1, "end_tokens": []}, now) == [
+        "the weights (tiny)",
+        "the end tokens (tiny)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "lost"),
+    [
+        (0, [], 0),
+        (1, [], 0),
+        (1, [0, 1], 0),
+        (1, [0, 1, 2], 2),
+        (2, [0, 1, 2], 0),
+        (0, [0], 0),
+        (0, [0, 1], 1),
+    ],
+)
+def test_a_checkpoint_is_missed_when_one_was_due(run: Run, every: int, steps: list[int], lost: int) -> None:
+    """A run may be killed between the record of a step and its checkpoint: nothing is missing then. The record
+    is read for its steps alone: it will be empty."""
+    run.written["settings"] = to_json(Config(save_every=every))
+    lines = [{"step": n, "loss": "no number"} for n in steps]
+    (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    said = [f"checkpoints/ (none, although {lost} steps are done)"] if lost else []
+    assert checkpoint._losses(run, None, {}) == said
+
+
+def test_a_record_that_lost_lines_is_named(run: Run) -> None:
+    run.written["settings"] = to_json(Config())
+    step = run.folder / "checkpoints" / "step-3"
+    (step / "trainer").mkdir(parents=True)
+    manifest = {
+        "step": 3,
+        "files": {},
+        "records": {"metrics.jsonl": 100, "rollouts.jsonl": 50, "older.jsonl": 9},
+    }
+    (step / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    kept = {"metrics.jsonl": 100, "rollouts.jsonl": 50}
+    assert checkpoint._losses(run, step, kept) == []
+    assert checkpoint._losses(run, step, kept | {"rollouts.jsonl": 49}) == [
+        "rollouts.jsonl (50 bytes up to step 3 then, 49 now)"
+    ]

@@ -234,8 +234,8 @@ def test_what_has_changed_is_named_and_what_nobody_wrote_down_is_not() -> None:
     ],
 )
 def test_a_checkpoint_is_missed_when_one_was_due(run: Run, every: int, steps: list[int], lost: int) -> None:
-    """A run may be killed between the record of a step and its checkpoint: nothing is missing then. The record
-    is read for its steps alone: it will be empty."""
+    """A run may be killed between the record of a step and its checkpoint: nothing is missing then. The
+    record is read for its steps alone: it will be empty."""
     run.written["settings"] = to_json(Config(save_every=every))
     lines = [{"step": n, "loss": "no number"} for n in steps]
     (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -3,6 +3,7 @@
 Whole runs hold the same, but only together with all the rest, and in seconds each.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 
 import train
 from judge import Judge
-from rar_mini import data, grpo, ranks
+from rar_mini import data, grpo, guard, interrupt, ranks, recipe
 from rar_mini.config import Config
 from rar_mini.data import Example
+from rar_mini.guard import JudgeFailed
 from rar_mini.judging.wires import Server
 from rar_mini.recipe import Recipe
 from rar_mini.report import Clock
@@ -249,3 +251,80 @@ def test_a_checkpoint_is_written_when_it_is_due(
     t.interrupted, t.save = [], lambda n: did.append("save")
     train.save(t, n)
     assert did == done
+
+
+def test_rewards_are_numbers_or_missing() -> None:
+    t = training(max_judge_failures=0.5)
+    t.failed, t.judge = deque([0.0], maxlen=2), SimpleNamespace(reasons=lambda: "the server")
+    with pytest.raises(ValueError, match="reward is infinite"):
+        guard.check_failures(t, torch.tensor([[1.0, 0.5], [float("inf"), 0.0]]))
+    guard.check_failures(t, torch.tensor([[NAN, NAN]]))  # all of one step: half of both
+    with pytest.raises(JudgeFailed, match="to 62% of the last answers.*the server"):
+        guard.check_failures(t, torch.tensor([[NAN, 0.5, 0.5, 0.5]]))
+
+
+@pytest.mark.parametrize(("rate", "fits"), [(0.0, T), (1e-6, T), (-1e-9, F), (float("inf"), F), (NAN, F)])
+def test_a_learning_rate_is_one_that_the_optimizer_can_use(rate: float, fits: bool) -> None:
+    if fits:
+        assert guard.check_rate(rate, 3) == rate
+    else:
+        with pytest.raises(ValueError, match="learning_rate is .* at step 3: expected 0 or more"):
+            guard.check_rate(rate, 3)
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "named"), [(1, [T], ""), (2, [F, T], " on rank 1"), (3, [F, T, T], " on rank 1, 2")]
+)
+def test_who_stopped_a_run_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    world: int,
+    asked: list[bool],
+    named: str,
+) -> None:
+    monkeypatch.setattr(ranks, "world", world)
+    monkeypatch.setattr(interrupt, "run_has_ended", False)
+    with pytest.raises(KeyboardInterrupt):
+        guard.stop(SimpleNamespace(run=SimpleNamespace(folder="runs/x")), 4, asked)
+    assert (
+        f"after step 4, because of Ctrl-C{named}: python train.py --resume runs/x" in capsys.readouterr().out
+    )
+    assert interrupt.run_has_ended is True, "nothing more is said of what would be lost"
+
+
+def test_rollouts_behind_others_keep_the_rubrics_that_either_was_judged_by(example: Example) -> None:
+    own = Rubric(example.rubric.criteria[:1])
+    for rubrics, wanted in (
+        ((None, None), None),
+        ((None, [own]), [example.rubric, own]),
+        (([own], None), [own, example.rubric]),
+        (([own], [own]), [own, own]),
+    ):
+        first, second = (rollouts(example, TAUGHT) for _ in range(2))
+        first.rubrics, second.rubrics = rubrics
+        assert second.behind(first).rubrics == wanted
+
+
+def test_rars_own_recipe_hands_on_the_settings(monkeypatch: pytest.MonkeyPatch, example: Example) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(grpo, "policy_loss", lambda logp, batch, **how: given.update(how))
+    how = {"beta": 0.1, "mismatch_cap": 3.0, "clip_low": 0.1, "clip_high": 0.4}
+    own = Recipe(config=Config(**how))
+    own.loss(torch.zeros(1), None)
+    assert given == how and own.needs_logp is False
+    shown = []
+    monkeypatch.setattr(Recipe, "messages", lambda self, *words: shown.append(words))
+    own.told(example)
+    assert shown == [(example, None, 0)], "as for a score"
+
+
+def test_an_option_of_a_recipe_has_its_range() -> None:
+    assert recipe.make("cherrl --onset 1").onset == 1
+    with pytest.raises(ValueError, match="--recipe.onset.*from 0 to 1"):
+        recipe.make("cherrl --onset 2")
+
+
+@pytest.mark.parametrize("spec", ["nobody:x", "nobody", "chat", "chat:", "keyword:x", "rules:x", "probe"])
+def test_a_judge_has_a_kind_and_some_a_name(spec: str) -> None:
+    with pytest.raises(ValueError, match="^no judge"):
+        Judge(spec, "rar-explicit")

@@ -387,6 +387,7 @@ def test_spare_places_write_into_a_row_that_nobody_reads(
 
 
 def test_the_cache_is_as_large_as_its_formula_says(decoder: Decoder) -> None:
+    assert wave(decoder, 23).capacity == 23, "only a GPU wants multiples of 8"
     rows, config = wave(decoder, 24), decoder.config
     held = sum(x.nbytes for x in (rows.keys, rows.values, rows.shared_keys, rows.shared_values))
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -406,6 +407,10 @@ def test_what_all_prompts_begin_with_is_read_once(decoder: Decoder, monkeypatch:
             torch.testing.assert_close(value, getattr(other, name), atol=1e-5, rtol=1e-5)
             assert value.untyped_storage().nbytes() == value.nbytes, f"{name} keeps the whole pass alive"
     assert read == [19 + 4 + 1 + 2]  # the second prompt keeps a token of its own, to be predicted from
+    sampler._prefill(decoder, prompts[:2])
+    assert read.pop() == 19 + 4 + 1, "two are enough"
+    (alone,) = sampler._prefill(decoder, [[7]])
+    assert alone.keys.shape[2] == 1 and read.pop() == 1
 
 
 @pytest.mark.parametrize(
@@ -435,6 +440,7 @@ def test_the_sampled_end_token_stays_and_nothing_follows_it(decoder: Decoder) ->
     cut = [c for c in completions if not c.finished]
     assert all(len(c.ids) == 24 and not ends & set(c.ids) for c in cut)
     assert all(len(c.ids) == len(c.logp) for c in completions)
+    assert not any(c.unanswered or c.only_thoughts or c.heard for c in completions)
 
 
 def test_end_tokens_are_the_union_of_all_that_are_named() -> None:
@@ -521,6 +527,7 @@ def test_a_budget_below_one_row_is_refused(decoder: Decoder) -> None:
     ],
 )
 def test_impossible_settings_are_refused(bad: dict) -> None:
+    Settings(max_new_tokens=1, temperature=0.0)  # the least that is possible
     with pytest.raises(ValueError, match="cannot sample"):
         Settings(**{"max_new_tokens": 4} | bad)
 

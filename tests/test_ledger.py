@@ -2,10 +2,12 @@
 
 import copy
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -168,6 +170,43 @@ class Meeting:
 
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(one, range(3)))
+
+
+def test_what_may_be_spent_is_held_until_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be spent is handed to the system, which a killed run does not lose, and what was spent to the
+    disk: waiting for it at each request would take longer than to ask."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    ledger = Ledger()
+    ledger.account = Account(tmp_path / "spending.jsonl")
+    first, second, free = (ledger.reserve(most) for most in (1.0, 2.0, 0.0))
+    assert (ledger.under_way, ledger.reserved, len(synced)) == (3, 3.0, 0)
+    assert ledger.account.totals() == {"judge": 3.0}
+    ledger.settle(first, 1.0, 0.25)
+    assert (ledger.under_way, ledger.reserved, len(synced)) == (2, 2.0, 1)
+    ledger.settle(second, 2.0, 0.0)  # an answer from the server's cache
+    assert ledger.account.totals() == {"judge": 0.25}
+    ledger.settle(free, 0.0, 0.5)  # which nobody could foresee
+    assert (ledger.under_way, ledger.reserved, ledger.counts["dollars"]) == (0, 0.0, 0.75)
+    assert ledger.account.totals() == {"judge": 0.75} and len(synced) == 3
+
+
+def test_a_record_may_lack_a_millionth_of_a_dollar(tmp_path: Path) -> None:
+    """Metrics are sums in another order."""
+    account = Account(tmp_path / "spending.jsonl")
+    account.put("request", 0.5)
+    account.refuse_lost(Counter(judge=0.5 + 0.5e-6))
+    with pytest.raises(ValueError, match="for judge, but the run's metrics tell of"):
+        account.refuse_lost(Counter(judge=0.5 + 1.5e-6))
+
+
+def test_a_cache_waits_for_another_process_that_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, connect = {}, sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **how: asked.update(how) or connect(path, **how))
+    Cache(tmp_path / "replies.sqlite").close()
+    assert asked["timeout"] == 20
 
 
 def test_ranks_that_meet_all_know_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from transformers import LlamaConfig
 from rar_mini import grpo, model
 from rar_mini.kernels.advantage import group_advantage
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
-from rar_mini.scores import Scores
+from rar_mini.scores import NAN, Rollouts, Scores
 
 PROMPTS = [[5, 6, 7, 8], [40, 41], [90, 91, 92, 93, 94, 95]]
 ADV = torch.tensor([[1.0, -0.5, -0.5], [0.7, -0.7, 0.0], [0.0, 0.0, 0.0]])
@@ -516,3 +517,31 @@ def test_rollouts_that_are_not_chosen_leave_the_loss_and_its_divisor() -> None:
         assert batch.weight.tolist() == pytest.approx(weights)
         assert batch.target.tolist() == [4, 7, 7, 7, 7]
         assert batch.adv[[0, -1]].tolist() == pytest.approx(rollouts.adv[0, [0, 3]].tolist())
+
+
+@pytest.mark.parametrize("reward", [-grpo.TIE, 0.0, 1.0, 1 + grpo.TIE])
+def test_a_cut_answer_is_penalised_within_rounding_of_the_bounds(reward: float) -> None:
+    rewards, cut = torch.tensor([[reward, NAN, 0.5]]), torch.tensor([[True, True, False]])
+    first, missing, last = grpo.penalise(rewards, cut)[0].tolist()
+    assert (first, last) == (0.0, 0.5) and math.isnan(missing)
+    for beyond in (-3 * grpo.TIE, 1 + 3 * grpo.TIE):
+        with pytest.raises(ValueError, match="needs rewards in"):
+            grpo.penalise(torch.tensor([[0.5, beyond]]), cut[:, :2])
+
+
+def test_what_teaches_is_chosen_by_what_was_written_cut_and_tied() -> None:
+    written = [Completion([], [], True), Completion([1], [0.0], False)] + [Completion([1], [0.0], True)] * 2
+    tied = [Completion([1], [0.0], True)] * 4
+    reward = torch.tensor([[1.0, 0.5, 0.25, 0.0], [1.0] * 4])
+    adv = reward - reward.mean(-1, keepdim=True)
+    rollouts = Rollouts([], [], [written, tied], [], None, reward, adv)
+    assert grpo.cut_off(rollouts).tolist() == [[False, True, False, False], [False] * 4]
+
+    def chosen(**how: Any) -> list[list[int]]:
+        return grpo.teaches(rollouts, **how).int().tolist()
+
+    assert chosen() == [[0, 1, 1, 1], [1] * 4], "of all these only what is empty is not read"
+    assert chosen(cut=False) == [[0, 0, 1, 1], [1] * 4]
+    assert chosen(ties=False) == [[0, 1, 1, 1], [0] * 4]
+    assert chosen(most=2) == [[0, 1, 0, 1], [1, 1, 0, 0]]
+    assert chosen(most=2, cut=False, ties=False) == [[0, 0, 1, 1], [0] * 4]

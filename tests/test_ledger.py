@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -336,6 +337,20 @@ def test_a_new_cache_waits_for_the_process_that_makes_it(
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)  # no reader waits for a writer
     cache.close()
     other.close()
+
+
+def test_a_cache_that_stays_locked_is_given_up_after_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked:
+        def execute(self, words: str) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    cache = Cache(None)
+    cache._db = Locked()
+    with pytest.raises(sqlite3.OperationalError):
+        cache._share()
+    assert slept == [0.05] * 100
 
 
 WRITER = """

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from judge import Judge
-from rar_mini import data
+from rar_mini import data, prompts
 from rar_mini.judging import wires
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wires import parse_rating, parse_verdicts
@@ -470,3 +470,72 @@ def test_shared_text_comes_before_the_criterion(server: Server, examples: list[d
     shared = os.path.commonprefix(asked)
     assert "What is 0?" in shared and "one answer" in shared and "--- questions" in shared
     assert len(set(asked)) == len(asked) == 15
+
+
+# --- the small print ----------------------------------------------------------------------------------------
+
+
+def test_each_server_is_asked_no_more_at_once_than_it_takes() -> None:
+    many = dict.fromkeys(["chat", "local", "probe"], 1000)
+    assert wires.MOST == many | {"systemone": 64, "decisions": 400, "keyword": 1, "rules": 1}
+
+
+def test_structured_output_has_each_question_once_with_what_may_be_said() -> None:
+    def said(*words: Any, **how: Any) -> list[tuple[list[str], list[Any]]]:
+        form = wires.schema(*words, **how)["json_schema"]["schema"]
+        assert form["required"] == list(form["properties"]) and form["additionalProperties"] is False
+        return [
+            (each["required"], each["properties"]["verdict"]["enum"]) for each in form["properties"].values()
+        ]
+
+    plain = (["reason", "verdict"], ["yes", "no"])
+    assert said(2) == [plain, plain], "yes and no, with a reason, if nothing else is said"
+    assert said(2, [1, 3]) == [plain, (["reason", "verdict"], [1, 2, 3, 4])]
+    assert said(1, reasoned=False) == [(["verdict"], ["yes", "no"])]
+    rating = wires.schema(0)["json_schema"]["schema"]["properties"]
+    assert list(rating) == ["reason", "rating"] and rating["rating"]["enum"] == list(range(1, 11))
+
+
+def test_choices_are_numbered_from_1() -> None:
+    texts, ten = JudgePrompts(), tuple(f"level {letter}" for letter in "abcdefghij")
+    asked = wires.Worded("shared", "fence", ["How good?"], False, (ten,))
+    body = wires.request("chat", "m", asked, texts, 100).body
+    assert f"1. How good?{prompts.listed(texts, ten, range(1, 11))}" in body["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "top", "rank"),
+    [
+        (1, 3, 0),
+        (4, 3, 3),
+        (0, 3, None),
+        (5, 3, None),
+        (True, 3, None),
+        ("yes", 3, None),
+        ("Yes ", 1, 1),
+        (1, 1, None),
+    ],
+)
+def test_a_verdict_is_one_of_those_that_were_offered(verdict: Any, top: int, rank: int | None) -> None:
+    reply = json.dumps({"1": {"reason": "r", "verdict": verdict}})
+    if rank is not None:
+        assert parse_verdicts(reply, 1, [top]) == [rank]
+    else:
+        wanted = "yes or no" if top == 1 else f"a whole number from 1 to {top + 1}"
+        with pytest.raises(Failure, match=f"expected a reason in words, and {wanted}$"):
+            parse_verdicts(reply, 1, [top])
+
+
+def test_what_came_in_place_of_a_completion_is_named_and_not_at_length() -> None:
+    with pytest.raises(Failure, match=r"got an object of k0, k1, k2, k3, k4, k5, k6, k7$"):
+        wires.completion({f"k{i}": i for i in range(20)})
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "found"),
+    [([-0.5, -1], [-0.5, -1]), ([-0.5, NAN], []), ([None, -0.5], []), ([True, -0.5], [])],
+)
+def test_log_probabilities_are_all_numbers_or_none(logprobs: list[Any], found: list[float]) -> None:
+    content = [{"logprob": each} for each in logprobs]
+    assert wires.token_logprobs({"choices": [{"logprobs": {"content": content}}]}) == found
+    assert wires.token_logprobs({"choices": [{}]}) == []

@@ -186,3 +186,19 @@ def test_a_number_is_written_with_its_interval_if_it_has_one() -> None:
     assert agreement.interval(found) == "0.313 [0.180, 0.486]"
     assert agreement.interval(found | {"low": NAN, "high": NAN}) == "0.313"
     assert agreement.interval(found | {"value": NAN}) == "-"
+
+
+def test_a_half_is_met_and_all_of_one_kind_has_no_balance() -> None:
+    """A label of a half counts as yes, as a verdict of a half does."""
+    verdict = np.array([1.0, 0.0, 0.0, 1.0])
+    assert agreement.balanced(verdict, np.array([0.5, 0.5, 0.0, 0.0])) == 0.5
+    assert agreement.balanced(np.array([0.5, 0.0]), np.array([0.5, 0.0])) == 1.0
+    assert np.isnan(agreement.balanced(verdict, np.ones(4))) and np.isnan(
+        agreement.balanced(verdict, np.zeros(4))
+    )
+
+
+def test_an_item_without_weight_is_credited_by_nobody() -> None:
+    first, second = np.array([1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0])
+    assert agreement.rejected(first, second, np.array([1.0, -1.0, 2.0])) == 0.75
+    assert np.isnan(agreement.rejected(first[:1], second[:1], np.zeros(1)))

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_train import options, records
 
+import train
 from rar_mini import checkpoint, data, policy, setup, talk
 from rar_mini.checkpoint import Run
 from rar_mini.config import Config
@@ -302,3 +304,10 @@ def test_a_run_goes_on_to_its_steps_or_more(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ValueError, match="is finished after 4 steps"):
             reopened(monkeypatch, words, 4, {})
     assert reopened(monkeypatch, [], 3, {})[0].steps == 4
+
+
+def test_a_run_that_goes_on_does_not_warm_up_again(tiny: Path, questions: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train.main(options(tiny, questions, run, steps=2, warmup=1.0, eval_every=0))
+    train.main(["--resume", str(run), "--steps", "4"])
+    assert [row["learning_rate"] for row in records(run)] == [5e-4, 1e-3, 1e-3, 1e-3]

@@ -167,9 +167,8 @@ def test_a_trial_names_the_test_that_notices(
     """Whoever holds a function, a constant or a file of its own; the next trial has the original again."""
     mutations = mutate.Finder(nest.folder, "sums.py").found
     (mutation,) = [m for m in mutations if (m.function, m.change) == (function, change) and m.number == 1]
-    seconds = {
-        f"tests/test_sums.py::test_{name}": -2.8 for name in tests
-    }  # of 30 + 10 times that two are left
+    # An end that does not come is waited for 30 seconds and ten times as long as it took: two in all.
+    seconds = {f"tests/test_sums.py::test_{name}": -2.8 * (name == "an_end") for name in tests}
     imported = mutation.at_import or "a_constant" in tests
     assert nest.killer(mutation, imported, seconds) == (killer and f"tests/test_sums.py::test_{killer}")
 

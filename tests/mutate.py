@@ -13,7 +13,8 @@ Three things make that affordable. Each line knows its tests: one run of the who
 which a fixture that several tests share counts for each of them, and a process that a test starts counts
 for that test. Each trial is forked from a process that has imported everything and collected the tests, and
 the mutated function is given its new code there; only what is executed when a file is imported needs that
-again. And the tests that noticed earlier mutations of a function go first.
+again. And the tests that noticed earlier mutations of a function go first, then those that share rare words
+with the mutated line.
 
 All results are kept in .mutate/, and a run goes on where it stopped. What is mutated is the project as it was
 at that run under coverage: `--fresh` takes it as it is now, after code or tests have changed.
@@ -380,18 +381,17 @@ class Tests:
         if mutation.at_import:
             tests = set().union(*lines.values())
             tests |= {t for t in self.seconds if t.startswith(f"tests/test_{Path(mutation.file).stem}.py")}
-        found = sorted(tests - self.failed - {""}, key=lambda test: self.seconds[test])
-        found.sort(key=lambda test: -self.likely(mutation, test))
+        found = sorted(
+            tests - self.failed - {""}, key=lambda test: (-self.likely(mutation, test), self.seconds[test])
+        )
+        # Four sets of a test's parameters, and four others only after all other tests.
         before: Counter[str] = Counter()
-        rounds = {test: _count(before, test.partition("[")[0]) for test in found}
-        return sorted(
-            found, key=rounds.__getitem__
-        ), imported  # four sets of parameters each, then four others
-
-
-def _count(before: Counter[str], name: str) -> int:
-    before[name] += 1
-    return before[name] // 4
+        rounds = {}
+        for test in found:
+            name = test.partition("[")[0]
+            rounds[test] = before[name] // 4
+            before[name] += 1
+        return sorted(found, key=rounds.__getitem__), imported
 
 
 def _words(text: str) -> set[str]:
@@ -642,7 +642,7 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
     noticed: dict[str, Counter[str]] = defaultdict(Counter)
     for row in results.known.values():
         noticed[_place(row["name"])][row.get("killer") or ""] += 1
-    left, lock = Counter({m.name for m in todo}), threading.Lock()
+    left, lock = {m.name for m in todo}, threading.Lock()
 
     def work(queue: list[Mutation], nested: Nested, file: str | None) -> None:
         collected = nested.answer()
@@ -662,7 +662,7 @@ def run(todo: list[Mutation], tests: Tests, results: Results, jobs: int, most: f
                 before[killer or ""] += 1
                 if killer is None and file is None and mutation.file in kernels:
                     continue  # for the interpreter
-                left.pop(mutation.name)
+                left.remove(mutation.name)
                 fate = "survived" if killer is None else "killed"
                 took = round(time.monotonic() - start, 1)
                 results.add(mutation.name, fate=fate, killer=killer, tests=len(seconds), seconds=took)

@@ -193,9 +193,8 @@ def test_a_half_is_met_and_all_of_one_kind_has_no_balance() -> None:
     verdict = np.array([1.0, 0.0, 0.0, 1.0])
     assert agreement.balanced(verdict, np.array([0.5, 0.5, 0.0, 0.0])) == 0.5
     assert agreement.balanced(np.array([0.5, 0.0]), np.array([0.5, 0.0])) == 1.0
-    assert np.isnan(agreement.balanced(verdict, np.ones(4))) and np.isnan(
-        agreement.balanced(verdict, np.zeros(4))
-    )
+    for label in (np.ones(4), np.zeros(4)):
+        assert np.isnan(agreement.balanced(verdict, label))
 
 
 def test_an_item_without_weight_is_credited_by_nobody() -> None:

@@ -17,6 +17,7 @@ from transformers import LlamaConfig
 
 from rar_mini import grpo, model
 from rar_mini.kernels.advantage import group_advantage
+from rar_mini.prefix import Heard
 from rar_mini.sampler import Completion, Request, Settings, sample, uniforms
 from rar_mini.scores import NAN, Rollouts, Scores
 
@@ -186,6 +187,18 @@ def test_a_prompt_counts_in_every_batch_that_reads_it(budget: int, right: list[i
         tokens_per_batch=budget,
     )
     assert [len(batch.target) for batch in made] == right
+
+
+def test_what_a_conversation_heard_counts_for_its_batch() -> None:
+    """Two answers of two turns, six tokens between them: 3 + 4 + 6 - 1 tokens are read, and 4 + 6 - 1."""
+    talks = [Completion([n, n, n, n], [0.0] * 4, True, heard=[Heard(2, [n] * 6)]) for n in (7, 8)]
+    rollouts, sizes = (
+        rolled([[1, 2, 3]], [talks], torch.ones(1, 2)),
+        {"loss_norm": "token", "max_new_tokens": 4},
+    )
+    for budget, read in ((23, [21]), (22, [12, 12])):
+        made = grpo.micro_batches(rollouts, torch.ones(1, 2).bool(), tokens_per_batch=budget, **sizes)
+        assert [len(batch.packed.ids) for batch in made] == read
 
 
 GROUPS = st.lists(st.lists(st.integers(1, 30), min_size=4, max_size=4), min_size=1, max_size=4)
@@ -412,6 +425,8 @@ def test_a_step_is_normalised_without_the_groups_that_tie() -> None:
     among = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0]]).bool()
     adv = grpo.step_advantage(total, among)
     assert adv[0].tolist() == pytest.approx([1, -1, 0], abs=1e-4) and not adv[1:].any()
+    near = torch.tensor([[0.0, 1.5e-4]])
+    assert grpo.step_advantage(near, torch.ones(1, 2).bool()).tolist()[0] == pytest.approx([-1, 1], abs=0.02)
 
 
 def test_rollouts_without_a_reward_leave_mask_and_normaliser() -> None:
@@ -496,6 +511,7 @@ def test_rollouts_that_differ_most_are_the_best_of_all_choices(rewards: list[flo
         ([0.5] * 4, 3, [0, 1, 2]),
         ([0, 1, 1, 1, 1], 3, [0, 1, 2]),
         ([math.nan, 0, math.nan, 1, 0.5], 2, [1, 3]),
+        ([-1, 0, 1], 1, [0]),  # one alone varies by nothing, whichever it is
     ],
 )
 def test_equal_choices_are_decided_by_place(rewards: list[float], most: int, chosen: list[int]) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from judge import Judge
 from rar_mini import data, prompts
 from rar_mini.judging import wires
+from rar_mini.judging.asked import Asked
 from rar_mini.judging.endpoint import Failure
 from rar_mini.judging.wires import parse_rating, parse_verdicts
 from rar_mini.prompts import JudgePrompts
@@ -320,6 +321,13 @@ def test_a_chat_model_is_asked_in_one_form() -> None:
         }
     first = wires.request("chat", "m", TWO, TEXTS, 100)
     assert first.body["seed"] == first.repeat == 0
+
+
+def test_a_server_is_first_asked_with_seed_0(server: Server) -> None:
+    judge = Judge("chat:m", "direct-likert", cache=False)
+    (example,) = data.sample("medical")[:1]
+    judge.backend.ask([Asked(example, "anything", (), "rate_unlabelled")])
+    assert [body["seed"] for _, body, _ in server.seen] == [0]
 
 
 def test_a_chat_model_is_asked_again_with_another_seed_in_plain_text() -> None:

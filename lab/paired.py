@@ -50,10 +50,14 @@ def trainings(
 ) -> list[Row]:
     """The row of each job, `train(*arguments)`, in the order of jobs; `key` finds the job of a row, whose
     last part is its seed. `out` is rewritten after each, and what it holds is not done again."""
-    done = {key(row): row for row in kept(out, setting)}
+    rows, environments = kept(out, setting)
+    done = {key(row): row for row in rows}
     # Seed by seed, because a process keeps its last beginner.
     left = sorted((job for job in jobs if job not in done), key=lambda job: job[-1])
-    facts = {"setting": setting} | environment()
+    now = environment()
+    if left and now not in environments:
+        environments.append(now)
+    facts = {"setting": setting, "environments": environments}
 
     def keep() -> None:
         if out:
@@ -72,13 +76,14 @@ def trainings(
     return [done[job] for job in jobs]
 
 
-def kept(out: Path | None, wanted: dict[str, Any]) -> list[Row]:
-    """The trainings that a file holds already. Raises ValueError for a file of something else."""
+def kept(out: Path | None, wanted: dict[str, Any]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The trainings that a file holds already, and the environments in which they were done. Raises
+    ValueError for a file of something else."""
     if out is None or not out.exists():
-        return []
+        return [], []
     try:
         written = json.loads(out.read_text(encoding="utf-8"))
-        found, rows = written["setting"], written["trainings"]
+        found, rows, environments = (written[name] for name in ("setting", "trainings", "environments"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{out} holds no trainings of this program: name another file with --out") from error
     if found != wanted:
@@ -86,4 +91,4 @@ def kept(out: Path | None, wanted: dict[str, Any]) -> list[Row]:
             f"{out} holds trainings of another setting: expected {wanted}, got {found}; name another file "
             "with --out, or delete this one"
         )
-    return rows
+    return rows, environments

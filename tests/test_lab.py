@@ -191,8 +191,9 @@ def test_a_recipe_is_compared_under_clean_and_where_its_file_says(tmp_path: Path
 
 
 def test_every_recipe_after_a_paper_is_compared_or_says_what_the_world_lacks(tmp_path: Path) -> None:
+    lacking = lab.lacking()
     for name in lab.papers():
-        if name in lab.lacking():
+        if name in lacking:
             with pytest.raises(ValueError, match=f"{name} cannot be compared here: the world lacks "):
                 lab.comparisons(name)
         else:
@@ -368,6 +369,33 @@ def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
     assert outputs[0] == outputs[1] and "3 arms x 2 seeds, 1 steps each" in outputs[0]
     assert "|  |  | examples/gated | clean | baseline |" in lab.PAGE.read_text()
     assert lab.FIGURE.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_trainings_names_every_environment_in_which_some_were_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    out, asked = tmp_path / "lab.json", []
+
+    def trained(seeds: int, version: str, steps: int = 3) -> list[dict]:
+        def train(seed: int) -> dict:
+            asked.append((version, seed))
+            return {"seed": seed}
+
+        monkeypatch.setattr(paired, "environment", lambda: {"versions": {"torch": version}})
+        jobs = {(seed,): (seed,) for seed in range(seeds)}
+        return paired.trainings(train, jobs, lambda row: (row["seed"],), {"steps": steps}, out)
+
+    for seeds, version in ((1, "2.11"), (1, "2.12"), (2, "2.13"), (3, "2.11")):
+        assert trained(seeds, version) == [{"seed": seed} for seed in range(seeds)]
+    assert asked == [("2.11", 0), ("2.13", 1), ("2.11", 2)]
+    written = json.loads(out.read_text())
+    assert [each["versions"]["torch"] for each in written["environments"]] == ["2.11", "2.13"]
+    with pytest.raises(ValueError, match="holds trainings of another setting: expected {'steps': 4}, got"):
+        trained(1, "2.11", steps=4)
+    out.write_text(json.dumps({"setting": {"steps": 3}, "trainings": []}))
+    with pytest.raises(ValueError, match="holds no trainings of this program"):
+        trained(1, "2.11")
 
 
 def judged_rows() -> list[dict]:

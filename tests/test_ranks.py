@@ -383,7 +383,7 @@ def test_a_dead_rank_ends_the_run_and_leaves_a_checkpoint(
     started.all[victim].kill()
     begun = time.monotonic()
     codes = started.codes()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60  # of the hours that it waits for a slow one
     assert codes[victim] == -9 and codes[1 - victim] == 1
     said = started.logs[1 - victim].read_text()
     assert f"rank {1 - victim} of 2 ends: another rank is gone" in said and f"--resume {run}" in said
@@ -584,9 +584,8 @@ def test_torchrun_itself(tiny: Path, five: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
-    begun = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 20 and process.returncode == 1
+    assert process.returncode == 1
     assert "of 2 ends: another rank is gone" in err and f"--resume {run}" in err
     done = checkpoint.check(Run(run).checkpoints()[-1])
     subprocess.run([*command[:6], "--resume", str(run)], cwd=ROOT, check=True, capture_output=True)

@@ -4,6 +4,7 @@ The truth is in float64. Where two paths choose different tokens, the number has
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from rar_mini.kernels import backend
 from rar_mini.kernels import draw as module
-from rar_mini.kernels.draw import draw, reference
+from rar_mini.kernels.backend import jit, tl
+from rar_mini.kernels.draw import _exp, _passing_point, draw, reference
 
 QWEN = 151_936
 FEW = 3 if backend.INTERPRET else 24
@@ -104,10 +106,20 @@ def test_a_vocabulary_of_any_size_is_drawn_from_in_its_order(V: int, device: str
 
 
 @pytest.mark.parametrize("V", [255, 259, 151_665, 152_064])
-def test_the_references_blocks_are_few(V: int) -> None:
-    mass = torch.ones(1, V)
-    padded = mass if math.gcd(V, 256) >= 64 else torch.ones(1, -(-V // 256) * 256)
-    assert module._sums(padded).shape[-1] <= V // 64 + 2
+def test_the_references_blocks_are_few(V: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums, made = module._sums, []
+    monkeypatch.setattr(module, "_sums", lambda mass: made.append(sums(mass)) or made[-1])
+    reference(torch.zeros(64, V), numbers(64), 1.0)
+    assert made[0].shape[-1] <= V // 64 + 2
+
+
+@on_every_device
+def test_a_token_begins_where_the_one_before_it_ends(device: str) -> None:
+    """A number that is just the sum of those before it, within a slice and where two meet, is its own."""
+    for V, at, wanted in ((4, [0.0, 0.25, 0.5, 0.75], [0, 1, 2, 3]), (4096, [0.0, 0.5], [0, 2048])):
+        uniform = torch.tensor(at, dtype=torch.float64, device=device)
+        logits = torch.zeros(len(at), V, device=device)
+        assert draw(logits, uniform)[0].tolist() == reference(logits, uniform, 1.0)[0].tolist() == wanted
 
 
 @on_every_device
@@ -266,6 +278,44 @@ def test_rounding_draws_no_token_without_mass() -> None:
 # --- the kernels alone ---
 
 
+@jit
+def powers(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, _exp(tl.load(x + i)))
+
+
+@jit
+def place(mass, point, found, N: tl.constexpr):
+    tl.store(found, _passing_point(tl.load(mass + tl.arange(0, N)), tl.load(point), N))
+
+
+@only_interpreted
+def test_a_mass_errs_by_two_units_in_its_last_place() -> None:
+    """A rare token's, too: from e^-87, where float32 is still normal; below that it is 0."""
+    x = torch.cat([torch.linspace(-87, 0, 1021), torch.tensor([-87.5, -100.0, -torch.inf])])
+    y = torch.empty(1024)
+    powers[(1,)](x, y, 1024)
+    truth = x[:1021].double().exp()
+    assert ((y[:1021] - truth) / truth).abs().max() < 2.4e-7 and y[1021:].tolist() == [0, 0, 0]
+
+
+@only_interpreted
+@pytest.mark.parametrize(
+    ("mass", "point", "found"),
+    [
+        ([1, 0, 0, 0], 0.5, 0),
+        ([1, 0, 0, 0], 1.0, 0),  # rounding has let the point reach the end
+        ([0, 1, 0, 0], 0.0, 1),
+        ([0, 1, 1, 0], 1.0, 2),
+        ([0, 1, 1, 0], 2.5, 2),
+    ],
+)
+def test_a_point_is_passed_by_a_token_that_has_mass(mass: list[float], point: float, found: int) -> None:
+    at = torch.empty(1, dtype=torch.int64)
+    place[(1,)](torch.tensor(mass, dtype=torch.float64), torch.tensor([point], dtype=torch.float64), at, 4)
+    assert at.item() == found
+
+
 @only_interpreted
 def test_that_kernels_were_launched_and_read_each_logit_once() -> None:
     """Else the run under the interpreter would prove nothing. One slice and the chosen logit are read again;
@@ -281,6 +331,29 @@ def test_that_kernels_were_launched_and_read_each_logit_once() -> None:
     given = {"logits": logits} | dict(zip(names, (*parts, *results, torch.zeros(R)), strict=True))
     assert moved == [R * (4 * V + 12 * 3) + module.moved("_choose", given)]
     assert moved == [R * (4 * V + 2 * 12 * 3 + 4 * module.BLOCK + 4 + 4 + 8 + 8 + 4)]
+
+
+@only_interpreted
+def test_what_is_too_large_takes_torchs_path_and_rows_that_lie_well_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: list[Tensor] = []
+
+    def launch(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        launched.append(logits)
+        return reference(logits, *rest)
+
+    monkeypatch.setattr(module, "_launch", launch)
+    most = module.SLICES * module.BLOCK
+    for V in (most, most + 1):
+        draw(torch.zeros(1, V), numbers(1))
+    assert [logits.shape[1] for logits in launched] == [most]
+    whole = torch.zeros(3, 99)
+    for logits in (whole, whole[:, 1:]):
+        draw(logits, numbers(3))
+        assert launched[-1] is logits
+    draw(whole.T.contiguous().T, numbers(3))
+    assert launched[-1].is_contiguous()
 
 
 @not_interpreted

@@ -147,7 +147,8 @@ def test_what_is_trained_is_not_trained_again(
     refused."""
     monkeypatch.setattr(claims, "arms", lambda form: arms)
     out = tmp_path / "claims.json"
-    out.write_text(json.dumps({"setting": claims.setting(TINY), "trainings": rows[::-1]}))
+    written = {"setting": claims.setting(TINY), "environments": [], "trainings": rows[::-1]}
+    out.write_text(json.dumps(written))
     assert [row["seed"] for row in claims.trainings(TINY, out)] == 16 * [0, 1]
     with pytest.raises(ValueError, match="another setting: expected .*'steps': 13"):
         claims.trainings(dataclasses.replace(TINY, steps=13), out)

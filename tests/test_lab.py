@@ -285,7 +285,7 @@ def test_a_changed_recipe_is_trained_again_and_nothing_else(
 ) -> None:
     out, form = tmp_path / "lab.json", lab.Form(2, 12, 5)
     arms = [lab.Arm(None, "clean"), lab.Arm(own(tmp_path), "clean")]
-    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
+    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "environments": [], "trainings": rows}))
     assert [r["seed"] for r in lab.trainings(arms, form, out, 1)] == [0, 1, 0, 1]
     own_file, text = tmp_path / "own.py", OWN.format(condition="unmet")
     own_file.write_text(text.replace("states a claim", "has a claim that holds").replace("more of", "much"))
@@ -300,7 +300,7 @@ def test_a_changed_world_or_trainer_trains_the_baseline_again(
     tmp_path: Path, rows: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, form, arms = tmp_path / "lab.json", lab.Form(2, 12, 5), [lab.Arm(None, "clean")]
-    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "trainings": rows}))
+    out.write_text(json.dumps({"setting": {"steps": 12, "warm": 5}, "environments": [], "trainings": rows}))
     assert len(lab.trainings(arms, form, out, 1)) == 2
     shared = world.shared()
     assert all(shared), "each file has statements"

@@ -209,7 +209,8 @@ def add_(total: Tensor, g: Tensor, *, seed: int, step: int, index: int, turn: in
     total, g = total.view(-1), g.contiguous().view(-1)
     if use_kernel(total):
         grid = (triton.cdiv(len(total), BLOCK),)
-        _add[grid](total, g, len(total), seed, index, step, turn, BLOCK, num_warps=THREADS // WARP)
+        options = {"num_warps": THREADS // WARP, "enable_fp_fusion": True}
+        _add[grid](total, g, len(total), seed, index, step, turn, BLOCK, **options)
         return
     for start in range(0, len(total), SLICE):
         piece, more = (x[start : start + SLICE] for x in (total, g))

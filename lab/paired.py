@@ -55,13 +55,11 @@ def trainings(
     # Seed by seed, because a process keeps its last beginner.
     left = sorted((job for job in jobs if job not in done), key=lambda job: job[-1])
     now = environment()
-    if left and now not in environments:
-        environments.append(now)
-    facts = {"setting": setting, "environments": environments}
 
     def keep() -> None:
         if out:
-            write_json(out, facts | {"trainings": list(done.values())})
+            rows = list(done.values())
+            write_json(out, {"setting": setting, "environments": environments, "trainings": rows})
 
     keep()  # a file that cannot be written is found out now
     # A thread each, in processes of their own: the numbers are the same however many there are.
@@ -70,6 +68,8 @@ def trainings(
         futures = {pool.submit(train, *jobs[job]): job for job in left}
         for future in progress_bar(as_completed(futures), desc="training", total=len(futures)):
             done[futures[future]] = future.result()
+            if now not in environments:  # only once a training was done in it
+                environments.append(now)
             keep()
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing more is begun
@@ -77,18 +77,21 @@ def trainings(
 
 
 def kept(out: Path | None, wanted: dict[str, Any]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The trainings that a file holds already, and the environments in which they were done. Raises
-    ValueError for a file of something else."""
+    """The trainings that a file holds already, and the environments in which they were done, but not which
+    was whose. Raises ValueError for a file of something else."""
     if out is None or not out.exists():
         return [], []
     try:
         written = json.loads(out.read_text(encoding="utf-8"))
-        found, rows, environments = (written[name] for name in ("setting", "trainings", "environments"))
+        before, rows, environments = written["setting"], written["trainings"], written["environments"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{out} holds no trainings of this program: name another file with --out") from error
-    if found != wanted:
         raise ValueError(
-            f"{out} holds trainings of another setting: expected {wanted}, got {found}; name another file "
+            f"{out} does not hold trainings in this program's form: delete it, or name another file with "
+            "--out"
+        ) from error
+    if before != wanted:
+        raise ValueError(
+            f"{out} holds trainings of another setting: expected {wanted}, got {before}; name another file "
             "with --out, or delete this one"
         )
     return rows, environments

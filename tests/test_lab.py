@@ -394,7 +394,7 @@ def test_a_file_of_trainings_names_every_environment_in_which_some_were_done(
     with pytest.raises(ValueError, match="holds trainings of another setting: expected {'steps': 4}, got"):
         trained(1, "2.11", steps=4)
     out.write_text(json.dumps({"setting": {"steps": 3}, "trainings": []}))
-    with pytest.raises(ValueError, match="holds no trainings of this program"):
+    with pytest.raises(ValueError, match="does not hold trainings in this program's form"):
         trained(1, "2.11")
 
 

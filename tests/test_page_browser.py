@@ -289,15 +289,18 @@ def long_run(folder: Path) -> Path:
     return run
 
 
-def test_a_run_of_300_steps_opens_in_seconds_and_twenty_megabytes(opened: Opened, tmp_path: Path) -> None:
-    """Of the browser's own work, 2.6 s on two busy cores (LOG.md). The bound is for work that grows faster
-    than the run, not for slow machines."""
+def test_a_run_of_300_steps_opens_like_a_small_one(opened: Opened, run: Path, tmp_path: Path) -> None:
+    """In the browser's own work: that is plotly's script for both (docs/viewing.md)."""
+
+    def work() -> float:
+        metrics = opened.session.send("Performance.getMetrics")["metrics"]
+        return next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+
+    opened(run)
+    small = work()
     tab = opened(long_run(tmp_path / "long"))
     assert 5e6 < (tmp_path / "page.html").stat().st_size < 20e6
-    metrics = {
-        each["name"]: each["value"] for each in opened.session.send("Performance.getMetrics")["metrics"]
-    }
-    assert metrics["TaskDuration"] < 20, metrics
+    assert work() < 4 * small
     assert "keeps the answers of long: " in tab.inner_text("#answers .note")
 
 

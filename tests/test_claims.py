@@ -154,7 +154,7 @@ def test_what_is_trained_is_not_trained_again(
         claims.trainings(dataclasses.replace(TINY, steps=13), out)
     for text in ("[]", "{", '{"setting": 1}'):
         out.write_text(text)
-        with pytest.raises(ValueError, match="holds no trainings"):
+        with pytest.raises(ValueError, match="does not hold trainings"):
             claims.trainings(TINY, out)
 
 

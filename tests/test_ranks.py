@@ -394,7 +394,7 @@ def tells_what_it_hashes(rank: int) -> None:
     usual = checkpoint.digests
 
     def tells(folder: Path, without: str) -> dict[str, str]:
-        print(f"hashes {folder.name}", file=sys.__stdout__)
+        print(f"hashes {folder.name}", file=sys.__stdout__, flush=True)  # as nobody will
         return usual(folder, without)
 
     checkpoint.digests = tells

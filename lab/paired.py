@@ -58,8 +58,7 @@ def trainings(
 
     def keep() -> None:
         if out:
-            rows = list(done.values())
-            write_json(out, {"setting": setting, "environments": environments, "trainings": rows})
+            write_json(out, {"setting": setting, "environments": environments, "trainings": [*done.values()]})
 
     keep()  # a file that cannot be written is found out now
     # A thread each, in processes of their own: the numbers are the same however many there are.

@@ -1,5 +1,11 @@
-"""What the tests share: a tiny random policy in Hugging Face's format, the real default, a few questions, a
-server on the loopback and a real one."""
+"""The fixtures that tests share: a tiny random policy in Hugging Face's format, the real default, a few
+questions, a server on the loopback and a real one.
+
+pytest reads this file in the process that gives the tests to others, too. That one needs none of them: what
+takes seconds to import is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,21 +17,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from hostile import Server, truth
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from judge import Judge
-from rar_mini import data, pretrained, prompts
-from rar_mini.sampler import Completion
-from rar_mini.scores import Rollouts
-from rar_mini.tools import memory
+if TYPE_CHECKING:
+    from hostile import Server
+
+    from rar_mini import data
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,67 +43,19 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """256 bytes and three special tokens: every text has ids, and decoding gives it back."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=template
-    )
-
-
-def write_tiny(directory: Path, **changes: object) -> Path:
-    """A random two-layer Llama with grouped queries and a byte tokenizer."""
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 259,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.2,  # the usual 0.02 gives almost uniform tokens, on which nothing could fail
-        "eos_token_id": 258,
-        "pad_token_id": 258,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**settings | changes))
-    model.generation_config.eos_token_id = [256, 258]
-    model.save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
-    return directory
-
-
-def known(name: str, **changes: object) -> PretrainedConfig:
-    """The config of a model whose size is known, without a file."""
-    return AutoConfig.for_model(**memory.KNOWN[name] | changes)
-
-
-qwen7, qwen1 = partial(known, "Qwen/Qwen2.5-7B"), partial(known, "Qwen/Qwen2.5-1.5B")
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that costs nothing. Read only: it is shared."""
+    from tiny import write_tiny
+
     return write_tiny(tmp_path_factory.mktemp("tiny") / "policy")
-
-
-ENDS = {*range(0, 256, 8), 258}
 
 
 @pytest.fixture(scope="session")
 def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny policy with one end token in eight, ENDS, so that answers end at any length."""
+    from tiny import ENDS
+
     directory = tmp_path_factory.mktemp("many") / "policy"
     shutil.copytree(tiny, directory)
     config = json.loads((directory / "generation_config.json").read_text())
@@ -115,12 +67,16 @@ def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` with heads of 16 channels, the fewest that FlexAttention takes on a GPU."""
+    from tiny import write_tiny
+
     return write_tiny(tmp_path_factory.mktemp("wide") / "policy", head_dim=16)
 
 
 @pytest.fixture(scope="session")
 def default() -> Path:
     """The real default policy, fetched once into the user's cache."""
+    from rar_mini import pretrained
+
     return pretrained.resolve("smollm2-135m")
 
 
@@ -168,39 +124,11 @@ avoided = "no {criterion}"
     return path
 
 
-def rolled(prompts: list[list[int]], completions: list[list[Completion]], adv: torch.Tensor) -> Rollouts:
-    """Rollouts as the update reads them, with one prompt a group."""
-    shown = [[prompt] * len(group) for prompt, group in zip(prompts, completions, strict=True)]
-    return Rollouts([], shown, completions, [], adv=adv)
-
-
-def question(number: int, **changes: object) -> dict:
-    """A data row on which even a random byte model earns something: lone letters."""
-    rubric = [
-        {"title": f"Letter {c}", "description": f"Essential Criteria: Mentions {c}.", "weight": 5}
-        for c in "bcdefghjklmno"
-    ]
-    rubric.append({"title": "Names fever", "description": "Important Criteria: Names fever.", "weight": 3})
-    rubric.append(
-        {"title": "No aspirin", "description": "Pitfall Criteria: Recommends aspirin.", "weight": -1}
-    )
-    row = {
-        "id": f"q{number}",
-        "split": "train",
-        "question": f"What is {number}?",
-        "reference_answer": "That.",
-    }
-    return row | {"rubric": rubric} | changes
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
     """Five training questions and two held out."""
+    from tiny import question, write_rows
+
     rows = [question(i, split="train" if i < 5 else "held_out") for i in range(7)]
     return write_rows(tmp_path / "questions.jsonl", rows)
 
@@ -208,14 +136,9 @@ def questions(tmp_path: Path) -> Path:
 @pytest.fixture
 def examples(questions: Path) -> list[data.Example]:
     """Two of the training questions."""
+    from rar_mini import data
+
     return data.read(questions)[:2]
-
-
-def told(asker: Judge, example: data.Example, responses: list[str]) -> list[list[float]]:
-    """What the honest server says of an example's G responses, criterion by criterion: G x K."""
-    texts, items = asker.prompts, asker.rubric(example).criteria
-    asked = [(prompts.closed_question(texts, c), prompts.yes_is_bad(texts, c)) for c in items]
-    return [[float(truth(response + each) != bad) for each, bad in asked] for response in responses]
 
 
 @pytest.fixture
@@ -230,6 +153,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server on the loopback that misbehaves on request."""
+    from hostile import Server
+
     server = Server(hang=2.0)
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     yield server

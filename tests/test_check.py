@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, write_tiny
+from conftest import ROOT, Command
+from tiny import write_tiny
 from torch import Tensor
 
 import train

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import question, write_rows
+from tiny import question, write_rows
 
 from rar_mini import data, rubric
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from hostile import SERVERS, Server, says, user
 from test_evaluate import run_of
 from test_train import options
+from tiny import question, write_rows
 
 import evaluate
 import judge as judges

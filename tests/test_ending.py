@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server
 from test_train import options, records
 from test_wiring import loud, rows_of
+from tiny import question, write_rows
 
 from rar_mini import ending, scale
 from rar_mini.data import Example

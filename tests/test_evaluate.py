@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Command, question, write_rows
+from conftest import ROOT, Command
 from hostile import Server, shared
+from tiny import question, write_rows
 
 import evaluate
 import judge as judges

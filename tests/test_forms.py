@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import question
 
 from rar_mini import checkpoint, data, prompts
 from rar_mini.evaluation import gpqa, healthbench, labelled

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_rows
 from hostile import Server, questions, shared, verdicts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_rows
 
 import evaluate
 import judge as judges

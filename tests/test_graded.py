@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
 from hostile import SERVERS, Server, user
 from test_show import rollout, run_of
+from tiny import question, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judge import Judge

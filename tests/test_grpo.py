@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampler import OneDevice
+from tiny import rolled
 from transformers import LlamaConfig
 
 from rar_mini import grpo, model

@@ -15,10 +15,11 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 import torch
-from conftest import Command, question, write_rows
+from conftest import Command
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from tiny import question, write_rows
 
 import train
 from rar_mini import data, hub, policy, recipe, setup

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, question, told, write_rows
+from conftest import ROOT
 from hostile import SERVERS, Server, user
+from tiny import question, told, write_rows
 
 import judge as judges
 from judge import Judge

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, told, write_rows
 from hostile import FAULTS, OF_DECISIONS, SERVERS, Server, says, sometimes, user
+from tiny import question, told, write_rows
 
 from judge import Judge
 from rar_mini import data, grpo

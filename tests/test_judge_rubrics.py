@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from hostile import SERVERS, Server, says, user
+from tiny import question, write_rows
 
 from judge import Judge
 from rar_mini import data, grpo, prompts

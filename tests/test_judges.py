@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from hostile import Server, shared
+from tiny import question, write_rows
 
 import evaluate
 from rar_mini.config import Options

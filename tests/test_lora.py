@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, rolled, write_rows
 from safetensors.torch import load_file, save_file
 from test_train import numbers, options, records
+from tiny import question, rolled, write_rows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM

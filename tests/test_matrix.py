@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from hostile import Server
+from tiny import question, write_rows
 
 import train
 from rar_mini.checkpoint import records

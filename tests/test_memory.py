@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import qwen1, qwen7
+from tiny import qwen1, qwen7
 from transformers import PretrainedConfig
 
 import train

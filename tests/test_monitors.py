@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server
 from test_train import numbers, options, records
 from test_wiring import THREE, loud, scripted
+from tiny import question, write_rows
 
 from rar_mini import setup
 from rar_mini.checkpoint import MANIFEST, Run

@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
 from hostile import Server, serve, shared
 from test_ranks import launch
 from test_train import numbers, options, records
+from tiny import question, write_rows
 
 import train
 from judge import Judge

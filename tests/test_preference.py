@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from hostile import Server
 from numpy import ndarray
 from test_evaluate import saying
+from tiny import question, write_rows
 
 from rar_mini.evaluation.agreement import resampled
 from rar_mini.evaluation.preference import Asked, bias, relation, whose

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Command, question, write_rows
+from conftest import Command
 from safetensors.torch import load_file, save_file
 from test_train import numbers, options
+from tiny import question, write_rows
 from transformers import AutoModelForCausalLM
 
 import train

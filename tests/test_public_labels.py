@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import question, write_rows
+from tiny import question, write_rows
 
 import evaluate
 import judge as judges

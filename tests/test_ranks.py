@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, rolled, write_rows
 from hostile import Server
 from safetensors.torch import load_file
 from test_train import ROOT, numbers, options, records, spawn
+from tiny import question, rolled, write_rows
 
 import train
 from rar_mini import checkpoint, data, grpo, model, ranks

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, byte_tokenizer, question, write_rows, write_tiny
+from conftest import ROOT, Command
 from hostile import Server, truth
+from tiny import byte_tokenizer, question, write_rows, write_tiny
 from torch import Tensor
 from toy import judged as scored
 from toy import made, rolled

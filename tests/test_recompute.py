@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ENDS, Command, question, write_rows
+from conftest import Command
 from hostile import Server, shared
 from safetensors.torch import load_file
+from tiny import ENDS, question, write_rows
 from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server, questions, shared, verdicts
+from tiny import question, write_rows
 
 import evaluate
 import judge as judges

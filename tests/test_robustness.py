@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
 from hostile import Server
 from test_gpqa import run, sheet
+from tiny import write_rows
 
 import evaluate
 from rar_mini.config import Options

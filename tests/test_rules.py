@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server
+from tiny import question, write_rows
 
 import judge as judges
 from judge import Judge

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command, question, write_rows
+from conftest import ROOT, Command
 from hostile import Server, user
+from tiny import question, write_rows
 
 import judge as judges
 

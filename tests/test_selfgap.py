@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Command, question, write_rows
+from conftest import Command
+from tiny import question, write_rows
 
 import train
 from rar_mini import model, policy

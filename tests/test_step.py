@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command, question, write_rows
+from conftest import Command
 from test_train import numbers, options, records
+from tiny import question, write_rows
 
 import train
 from rar_mini import grpo

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command, write_rows
+from conftest import ROOT, Command
 from hostile import FAULTS, Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import Table, parquet
+from tiny import write_rows
 
 import train
 from rar_mini import data, prompts, rubric

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import Command, byte_tokenizer, question, write_rows
+from conftest import Command
 from hostile import Server
 from test_recipes import config, cut, numbers, records, same_files, trained, write_recipe
+from tiny import byte_tokenizer, question, write_rows
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from test_train import numbers, options, records
+from tiny import question, write_rows
 
 import train
 from rar_mini import report

@@ -26,9 +26,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command, byte_tokenizer, question, write_rows
+from conftest import ROOT, Command
 from hostile import Server
 from safetensors.torch import load_file
+from tiny import byte_tokenizer, question, write_rows
 from torch.autograd import DeviceType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

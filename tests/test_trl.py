@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server
 from leaving import SERVED, make_environment, rating, run, snippet, swapped
+from tiny import question, write_rows
 
 import train
 from judge import Judge, Scores, as_trl_reward, finite

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question, write_rows
 from hostile import Server, shared
 from hostile import questions as asked
 from safetensors.torch import load_file
 from test_hub import row as released
 from test_hub import write_tables
 from test_train import numbers, options, records
+from tiny import question, write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import train

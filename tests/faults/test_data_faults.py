@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from pyarrow import parquet
+from tiny import question, write_rows
 
 from rar_mini import data
 

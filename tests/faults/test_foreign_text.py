@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from hostile import Server
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import question, write_rows
 
 import evaluate
 from rar_mini import forms

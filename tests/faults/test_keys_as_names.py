@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
+from tiny import question, write_rows
 
 from rar_mini import redact
 from rar_mini.judging.endpoint import Endpoint

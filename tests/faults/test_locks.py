@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, question, write_rows
+from conftest import ROOT
 from test_train import options, records
+from tiny import question, write_rows
 
 import evaluate
 import judge

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, question, write_rows
+from conftest import ROOT
 from hostile import Server
 from test_ranks import Launch
 from test_train import options, records
+from tiny import question, write_rows
 
 import judge as judges
 import train

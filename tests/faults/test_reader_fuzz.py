@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conftest import question
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 from test_forms import BENCH, VALUES, paths
+from tiny import question
 
 from rar_mini import data, lora, model, policy
 from rar_mini.evaluation import answers, gpqa

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import byte_tokenizer, question, write_rows
 from safetensors.torch import load_file, save_file
 from test_train import options, records
+from tiny import byte_tokenizer, question, write_rows
 
 import train
 from rar_mini import recipe, setup

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import question, write_rows
 from test_train import options, records
+from tiny import question, write_rows
 
 import train
 from rar_mini import checkpoint, data, files, report

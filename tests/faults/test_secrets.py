@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, Command, question, write_rows
+from conftest import ROOT, Command
 from hostile import Server, _bytes, envelope
+from tiny import question, write_rows
 
 from rar_mini import redact
 from rar_mini.evaluation import answers

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, TEMPLATE, Command, question, write_rows
+from conftest import ROOT, Command
 from hostile import Server
 from test_train import options
+from tiny import TEMPLATE, question, write_rows
 
 import train
 from rar_mini import policy, turns

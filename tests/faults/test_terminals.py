@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Command, question, write_rows
+from conftest import Command
 from test_train import options
+from tiny import question, write_rows
 
 import train
 from rar_mini import forms

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEMPLATE, byte_tokenizer, question, write_rows, write_tiny
 from hostile import Server
+from tiny import TEMPLATE, byte_tokenizer, question, write_rows, write_tiny
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast

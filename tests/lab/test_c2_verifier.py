@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import question, write_rows
+from tiny import question, write_rows
 from toy import learn, made
 
 from rar_mini import data

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import question, write_rows, write_tiny
 from hostile import Server, user
+from tiny import question, write_rows, write_tiny
 from toy import judged, made
 
 from judge import Judge

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command, byte_tokenizer, question, write_rows, write_tiny
+from conftest import Command
+from tiny import byte_tokenizer, question, write_rows, write_tiny
 from torch import Tensor
 from toy import judged, made, rolled
 

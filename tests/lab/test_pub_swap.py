@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_rows
+from tiny import write_rows
 from torch import Tensor
 from toy import judged, made
 from toy import rolled as rolled_table

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import question, write_rows
 from test_train import records
+from tiny import question, write_rows
 from toy import made
 
 import train

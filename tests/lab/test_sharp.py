@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import question, write_rows
+from tiny import question, write_rows
 
 from lab.sharp import Rule, agreement, edits, gaps, main, search
 from rar_mini.scores import NAN

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_rows
 from hostile import Server
 from reading import asks
 from talking import CONFIG, Speaker, Stand, training
 from test_recipes import records, trained
+from tiny import write_rows
 
 import train
 from lab.user_simulator import opened

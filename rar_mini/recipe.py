@@ -153,8 +153,11 @@ def make(spec: str | None, config: Config | None = None) -> Recipe:
         return Recipe(config=config)
     name, *options = _words(spec)
     kind = _load(_file(name))
+    how = [tyro.conf.FlagConversionOff]
+    if not {"--help", "-h"} & {*options}:
+        how.append(tyro.conf.HelptextFromCommentsOff)  # to read them takes 30 ms, thrice in a run
     try:
-        made = command_line(kind, options, name, config=(tyro.conf.FlagConversionOff,))
+        made = command_line(kind, options, name, config=how)
     except Misused:
         choices = ", ".join(f"--recipe.{option}" for option in _options(kind)) or "no options"
         raise ValueError(

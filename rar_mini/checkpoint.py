@@ -16,6 +16,7 @@ exists: every random number of a run is a function of (seed, step, question, rol
 order of the data.
 """
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -625,21 +626,29 @@ def load_state(directory: Path, optimizer: torch.optim.Optimizer, state: dict[st
 
 def environment() -> dict[str, Any]:
     """What a number may depend on besides the settings: versions, platform, threads, git revision."""
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "ranks": ranks.world}
+    return {"versions": _versions(), "machine": machine, "git": _revision(Path(__file__).parent)}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    versions["torch"] = str(torch.__version__)  # with its build, +cpu or +cu130, which metadata may lack
-    here = Path(__file__).parent
+    return versions | {"torch": str(torch.__version__)}  # with its build, +cpu or +cu130
+
+
+@functools.cache
+def _revision(folder: Path) -> str | None:
+    """Of what this process runs: what is checked out later, while it trains, is other code."""
+    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-        revision = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        revision = None
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "ranks": ranks.world}
-    return {"versions": versions, "machine": machine, "git": revision}
+        return None
 
 
 def differences(written: dict[str, Any]) -> list[str]:

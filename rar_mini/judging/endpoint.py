@@ -22,6 +22,7 @@ means.
 
 import asyncio
 import email.utils
+import functools
 import hashlib
 import json
 import logging
@@ -64,6 +65,7 @@ UNPAID = (503, 529)
 """Statuses of 500 and above that say that the server was too busy to begin."""
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for a longer pause counts as failed
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # the variables that name others than the usual ones
 MOST_BYTES = 2**22  # in a reply; a thousand verdicts with their reasons take an eighth of that
 
 httpx = sys.modules[openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0]]
@@ -522,7 +524,9 @@ def _client(parts: SplitResult) -> openai.AsyncOpenAI:
             timeout=None,
             max_retries=0,
             default_headers={"Accept-Encoding": "identity"},  # a compressed reply could become any size
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_limit]}),
+            http_client=openai.DefaultAsyncHttpxClient(
+                event_hooks={"response": [_limit]}, verify=_certificates(*map(os.environ.get, CERTIFICATES))
+            ),
         )
     except Exception as error:  # of many types: for a bad URL, scheme, package or file
         settings = _settings("http") | _settings("https")
@@ -534,10 +538,16 @@ def _client(parts: SplitResult) -> openai.AsyncOpenAI:
         ) from None
 
 
+@functools.cache
+def _certificates(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """Those that the environment names, or the usual ones. Read once: each reading takes 50 ms."""
+    return httpx.create_ssl_context()
+
+
 def _settings(scheme: str) -> dict[str, str]:
     """The environment's proxy and certificate variables that are set."""
     names = [f"{scheme}_proxy", "all_proxy", f"{scheme}_proxy".upper(), "ALL_PROXY"]
-    names += ["SSL_CERT_FILE", "SSL_CERT_DIR"] if scheme == "https" else []
+    names += CERTIFICATES if scheme == "https" else []
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 

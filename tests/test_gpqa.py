@@ -22,6 +22,7 @@ import evaluate
 import judge as judges
 from rar_mini.evaluation import gpqa, paper
 from rar_mini.evaluation.answers import Answering
+from rar_mini.turns import without_thoughts
 
 NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("folder")
@@ -93,7 +94,7 @@ PIECES = st.sampled_from(
 def test_no_letter_is_read_that_is_not_in_the_last_box(answer: str) -> None:
     found = gpqa.choice_of(answer, CHOICES)
     if found is not None:
-        visible = answer[answer.rfind("</think>") + 8 :] if "</think>" in answer else answer
+        visible = without_thoughts(answer)
         box = visible[visible.rindex("boxed") :]
         box = box[: box.index("}") if "{" not in box[6:] else None]
         assert found in re.sub(r"\\?boxed|mathrm|text", "", box).upper() or found == "A" and "42" in box

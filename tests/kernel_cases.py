@@ -5,11 +5,12 @@ starts (Triton reads TRITON_INTERPRET when a kernel is decorated), and with `pyt
 """
 
 import contextlib
-import os
-import subprocess
-import sys
+import functools
+import io
+import multiprocessing
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,35 @@ needs_triton = pytest.mark.skipif(backend.triton is None, reason="no triton on t
 
 
 def under_the_interpreter(file: str) -> None:
-    """Run a file's tests again, through the Triton kernels. They need none of the fixtures, and transformers,
-    which these import, takes longer than torch."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", file],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(file).parents[1],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]  # one that reads astray may die silently
+    """Run a file's tests again, through the Triton kernels."""
+    try:
+        code, said = interpreter().submit(interpreted, file).result()
+    except BrokenProcessPool:  # one that reads astray may die silently
+        interpreter.cache_clear()
+        raise
+    assert code == 0, said[-4000:]
+
+
+@functools.cache
+def interpreter() -> ProcessPoolExecutor:
+    """A process in which kernels are interpreted, kept for the next file: to import torch takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        assert pool.submit(interprets).result()
+    return pool
+
+
+def interprets() -> bool:
+    return backend.INTERPRET
+
+
+def interpreted(file: str) -> tuple[int, str]:
+    """What pytest returns and says, in that process. The tests need no fixtures of all tests, and
+    transformers, which these import, takes longer than torch."""
+    words = ["-q", "-x", "-p", "no:cacheprovider", "--noconftest", file]
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        return int(pytest.main(words)), said.getvalue()
 
 
 @contextlib.contextmanager
@@ -105,8 +125,27 @@ def _rounds_to_nearest() -> None:
     InterpreterBuilder.cast_impl = cast
 
 
+def _looks_once_through_the_language() -> None:
+    """The interpreter looks through all of triton.language for what it replaces whenever a kernel calls a
+    function, a sum for instance, which takes a third of its time. What it finds never changes."""
+    from triton.runtime import interpreter
+
+    found = functools.cache(
+        lambda space: [name for name in dir(space) if tl.core.is_builtin(getattr(space, name))]
+    )
+    tl = backend.tl
+
+    def replace(space: Any, *rest: Any) -> None:
+        for name in found(space):
+            if tl.core.is_builtin(member := getattr(space, name)):  # else it is replaced already
+                interpreter._patch_attr(space, name, member, *rest)
+
+    interpreter._patch_builtin = replace
+
+
 if backend.INTERPRET:
     _rounds_to_nearest()
+    _looks_once_through_the_language()
 
 
 def untouched(*shape: int, **options: Any) -> torch.Tensor:

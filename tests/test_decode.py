@@ -26,7 +26,7 @@ from rar_mini.kernels.decode import Cache, drawn, grid
 PROMPT, OWN, ROWS = (64, 64, 32) if INTERPRET else (decode.PROMPT, decode.OWN, decode.ROWS)
 CASES = {  # lengths of prompts, whose rows these are, heads (H, KV), d, position, span
     "one of each": ([1], [0], (1, 1), 16, 0, 1),
-    "ragged": ([PROMPT + 2, 1, PROMPT], [0, 2, 0, 2, 1, 2], (4, 2), 10, OWN + 1, OWN + 44),
+    "ragged": ([PROMPT + 2, 1, PROMPT], [0, 2, 0, 1], (4, 2), 10, OWN + 1, OWN + 44),
     "a piece": ([PROMPT, 7], [0, 1], (4, 4), 24, OWN - 1, OWN),
     "most of it unwritten": ([5, 9], [1, 0, 1], (14, 2), 64, 3, 2 * OWN),
     "several tiles": ([33], [0] * (ROWS // 7 + 1), (7, 1), 16, 17, 40),

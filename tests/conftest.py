@@ -7,6 +7,7 @@ takes seconds to import is imported where it is used.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -41,6 +42,17 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if unsaid and whole and not worker and not option.usepdb:
         option.numprocesses, option.dist = min(4, os.cpu_count() or 1), "loadfile"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Without the garbage collector: what is imported stays, and to look through a million objects again and
+    again takes two seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

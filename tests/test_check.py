@@ -29,7 +29,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(str(policy), None, "cpu", "float32", train.cut, train.loss, train.step)
 
 
-@pytest.mark.parametrize("name", ["machine", "gap", "repeat", pytest.param("ranks", marks=pytest.mark.slow)])
+IN_PROCESSES = [pytest.param(name, marks=pytest.mark.slow) for name in ("repeat", "ranks")]
+
+
+@pytest.mark.parametrize("name", ["machine", "gap", *IN_PROCESSES])
 def test_a_good_machine_is_told_so(bench: Bench, name: str) -> None:
     row = one(name, bench)
     assert row.result == "ok", row.words

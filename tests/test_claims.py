@@ -87,6 +87,7 @@ def test_equally_accurate_judges_order_as_many_pairs(arms: list[Arm]) -> None:
     assert accuracy["rar-explicit"] > accuracy["reference-likert"] > accuracy["direct-likert"] > 0.55
 
 
+@pytest.mark.slow
 def test_a_training_repeats_bit_for_bit_and_learns() -> None:
     arm = Arm("rar-explicit", "rar-explicit", 0.0, 0.0, claims.BIAS, 1.0)
     first = claims.trained(arm, TINY, 1)

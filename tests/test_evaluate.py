@@ -24,6 +24,12 @@ from rar_mini.evaluation.judged import Judged
 pytestmark = pytest.mark.usefixtures("folder")
 
 
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the bootstrap's: test_agreement.py holds the intervals, these tests the reports."""
+    monkeypatch.setattr(agreement.resampled, "__defaults__", (100, 0))
+
+
 # --- judge --------------------------------------------------------------------------------------------------
 
 Verdict = Callable[[str, str], float]

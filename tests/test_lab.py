@@ -143,6 +143,7 @@ def test_a_grader_sees_whether_an_items_fact_or_its_opposite_is_stated(example: 
 # --- training in it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_repeats_bit_for_bit_and_a_recipe_changes_it() -> None:
     first = world.trained(None, "clean", 0, 2, 5)
     world.beginner.cache_clear()
@@ -346,6 +347,7 @@ def test_the_command_refuses_what_it_cannot_do(
         lab.main(names, **numbers)
 
 
+@pytest.mark.slow
 def test_everything_is_done_at_once_and_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +422,7 @@ def test_the_table_of_judges_marks_ones_own_and_says_who_sees_the_truth() -> Non
     assert fits[-3:-1] == ("+1.00", "+1.00") and all(float(cell) < 1 for cell in fits[2:-3])
 
 
+@pytest.mark.slow
 def test_every_judge_judges_what_all_have_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

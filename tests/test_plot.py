@@ -1,7 +1,6 @@
 """Pictures of runs, also of those that hardly began; the numbers in them, worked out by hand."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -39,15 +38,21 @@ def run_of(folder: Path, metrics: list[dict], evaluations: list[dict] | None = N
 
 
 @pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No picture is written, which takes a second."""
+    monkeypatch.setattr(figure.Figure, "savefig", lambda *_, **__: None)
+
+
+@pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """The panels of the last picture by their titles, gathered as it is saved."""
+    """The panels of the last picture by their titles, gathered as it is saved, with fewer dots."""
     found: dict = {}
     save = figure.Figure.savefig
 
     def gather(self: object, *args: object, **options: object) -> None:
         found.clear()
         found.update({axes.get_title("left"): axes for axes in self.axes})
-        save(self, *args, **options)
+        save(self, *args, **options | {"dpi": 50})
 
     monkeypatch.setattr(figure.Figure, "savefig", gather)
     return found
@@ -89,6 +94,7 @@ def test_every_run_has_its_picture_and_what_it_lacks_has_no_panel(
         assert axes.get_xlabel() and axes.get_ylabel()
 
 
+@pytest.mark.usefixtures("unwritten")
 def test_no_two_texts_overlap(tmp_path: Path, panels: dict) -> None:
     metrics = [step(i, kl=0.001 * i, reward_length_correlation=0.1) for i in range(1, 30)]
     plot.draw(run_of(tmp_path / "run", metrics, BEFORE + AFTER), tmp_path / "out.png")
@@ -108,6 +114,7 @@ def test_no_two_texts_overlap(tmp_path: Path, panels: dict) -> None:
         assert not any(box.overlaps(other) for other in boxes[:i]), texts[i]
 
 
+@pytest.mark.usefixtures("unwritten")
 def test_scores_are_means_over_questions_and_their_change_is_paired(tmp_path: Path, panels: dict) -> None:
     """Questions a and b rise by 0.2 and 0.4; c has no score the second time, and is no part of the change."""
     before = (
@@ -127,6 +134,7 @@ def test_scores_are_means_over_questions_and_their_change_is_paired(tmp_path: Pa
     assert held_out.lines[0].get_ydata() == pytest.approx([0.5, 0.4])
 
 
+@pytest.mark.usefixtures("unwritten")
 def test_the_scale_has_thin_lines_with_labels_in_the_reward_panel(tmp_path: Path, panels: dict) -> None:
     """All three where the judge gives all the same: no label may hide another."""
     first = {f"eval/train_{name}_reward": 0.3 for name in ("silence", "echo", "reference")}
@@ -142,6 +150,7 @@ def test_the_scale_has_thin_lines_with_labels_in_the_reward_panel(tmp_path: Path
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.usefixtures("unwritten")
 def test_few_steps_have_an_axis_of_whole_steps(tmp_path: Path, panels: dict, steps: int) -> None:
     """It began half a step below zero."""
     plot.draw(run_of(tmp_path / "run", [step(i) for i in range(1, steps + 1)], BEFORE))
@@ -159,8 +168,7 @@ def test_running_means_reach_back_and_never_ahead() -> None:
 
 def test_the_command_says_where_the_picture_is_or_why_there_is_none(tmp_path: Path, command: Command) -> None:
     folder = run_of(tmp_path / "run", [step(1)])
-    line = [sys.executable, "-m", "rar_mini.viewing.plot", folder, "--out", tmp_path / "curves.png"]
-    done = subprocess.run(line, capture_output=True, text=True)
+    done = command("rar_mini/viewing/plot.py", folder, "--out", tmp_path / "curves.png")
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (tmp_path / "empty").mkdir()

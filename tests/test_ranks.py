@@ -101,7 +101,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for i in range(7):
         row = question(i, split="train" if i < 5 else "held_out")
-        rubric = [item | {"title": f"{item['title']} {i}"} for item in row["rubric"]]
+        rubric = [item | {"title": f"{item['title']} {i}"} for item in row["rubric"][6:]]
         script = {"user_turns": [f"Why {i}?"]}  # for the recipe in which a user replies
         rows.append(row | {"rubric": rubric, "reference_answer": "That" + i * "!", "hidden": script})
     return write_rows(tmp_path_factory.mktemp("five") / "rows.jsonl", rows)

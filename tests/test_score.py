@@ -2,13 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Command
+from conftest import Command
 from hostile import Server, user
 from tiny import question, write_rows
 
@@ -17,12 +15,12 @@ import judge as judges
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-def test_score_writes_one_line_an_answer_in_order(tmp_path: Path) -> None:
+def test_score_writes_one_line_an_answer_in_order(command: Command, tmp_path: Path) -> None:
     rubric = question(0)["rubric"][-3:]
     rows = [question(0, response=text, rubric=rubric) for text in ("Fever, o.", "Take aspirin.")]
     path, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    line = [sys.executable, ROOT / "judge.py", "score", path, "--judge", "keyword", "--out", out]
-    done = subprocess.run([*line, "--method", "rar-explicit"], capture_output=True, text=True)
+    line = ["score", path, "--judge", "keyword", "--out", out, "--method", "rar-explicit"]
+    done = command("judge.py", *line)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["q0", "q0"]

@@ -249,6 +249,7 @@ def test_a_run_goes_on_from_its_first_step(tiny: Path, tmp_path: Path, questions
     assert [row["step"] for row in records(broken)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_numbers(
     run: Path, tiny: Path, tmp_path: Path, questions: Path
 ) -> None:
@@ -324,6 +325,7 @@ def test_a_run_without_a_checkpoint_starts_over_only_if_that_is_accepted(
     assert numbers(folder) == truth
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_and_saves(tiny: Path, tmp_path: Path, questions: Path) -> None:
     folder = tmp_path / "run"
     process = spawn(options(tiny, questions, folder, steps=500, save_every=0), tmp_path / "log")
@@ -607,6 +609,7 @@ def test_a_benchmark_times_whole_steps_that_no_end_token_cuts_short(
         train.main(["--bench", "--policy", str(tiny), "--run", "2"])
 
 
+@pytest.mark.slow
 def test_a_benchmark_times_the_step_that_the_options_ask_for(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

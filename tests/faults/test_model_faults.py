@@ -81,7 +81,7 @@ VALUES = [
     ("config.json", ("head_dim",), 10**12, "field head_dim: expected "),
     ("config.json", ("vocab_size",), 10**9, "field vocab_size: expected "),
     ("config.json", ("max_position_embeddings",), 10**12, "field max_position_embeddings: expected "),
-    ("config.json", ("num_hidden_layers",), 1000, "do not fit its config: model.layers.2."),
+    ("config.json", ("num_hidden_layers",), 100, "do not fit its config: model.layers.2."),
     (
         "config.json",
         ("vocab_size",),

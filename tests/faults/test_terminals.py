@@ -82,7 +82,7 @@ def test_a_runs_settings_are_announced_as_plain_text(
 
 
 def test_a_row_with_a_zero_byte_or_another_encoding_is_named_by_its_line(
-    command: Command, tmp_path: Path
+    tiny: Path, command: Command, tmp_path: Path
 ) -> None:
     """A zero byte in the second row was said to be one of a packed file that begins with the first row."""
     item = {"title": "t", "description": "Essential Criteria: x", "weight": 5}
@@ -92,7 +92,7 @@ def test_a_row_with_a_zero_byte_or_another_encoding_is_named_by_its_line(
         (b'{"question": "\xff"}', "can't decode"),
     ):
         (tmp_path / "rows.jsonl").write_bytes(row + b"\n" + bad + b"\n")
-        done = command("train.py", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "run")
+        done = command("train.py", *options(tiny, tmp_path / "rows.jsonl", tmp_path / "run"))
         assert (
             f"{tmp_path}/rows.jsonl, line 2: expected a JSON object" in done.stderr and words in done.stderr
         )

@@ -169,6 +169,7 @@ def recovers(actor: Speaker) -> float:
     return sum(actor.decode(each.ids) == "sorry" for each in written) / 200
 
 
+@pytest.mark.slow
 def test_mistakes_have_to_be_visited_to_learn_what_follows_them() -> None:
     """The teacher's own conversations have no wrong answer; three of four guesses of the policy are wrong."""
     shares = []

@@ -134,6 +134,7 @@ def warm(t: Training, steps: int = 30) -> None:
         train.step(t.optimizer, 1.0, CONFIG.lr, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("talks", "low", "high"), [(True, 0.9, 1.0), (False, 0.0, 0.35)])
 def test_the_policy_learns_to_ask_for_what_it_cannot_know(talks: bool, low: float, high: float) -> None:
     """The number is the user's secret: without a conversation one in four answers is right."""

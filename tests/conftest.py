@@ -98,7 +98,7 @@ Command = Callable[..., subprocess.CompletedProcess]
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`command("judge.py", *words)` runs a file of the project as a shell would, but in this process: to
-    import torch again takes seconds. One test of each file starts a real one."""
+    import torch again takes seconds. Some test starts a real one of each file of the root."""
 
     def run(file: str, *words: object) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", [file, *map(str, words)])

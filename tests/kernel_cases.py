@@ -130,14 +130,12 @@ def _looks_once_through_the_language() -> None:
     function, a sum for instance, which takes a third of its time. What it finds never changes."""
     from triton.runtime import interpreter
 
-    found = functools.cache(
-        lambda space: [name for name in dir(space) if tl.core.is_builtin(getattr(space, name))]
-    )
-    tl = backend.tl
+    is_builtin = backend.tl.core.is_builtin
+    found = functools.cache(lambda space: [name for name in dir(space) if is_builtin(getattr(space, name))])
 
     def replace(space: Any, *rest: Any) -> None:
         for name in found(space):
-            if tl.core.is_builtin(member := getattr(space, name)):  # else it is replaced already
+            if is_builtin(member := getattr(space, name)):  # else it is replaced already
                 interpreter._patch_attr(space, name, member, *rest)
 
     interpreter._patch_builtin = replace

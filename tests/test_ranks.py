@@ -97,7 +97,7 @@ def weights(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five training questions and two held out, whose criteria say which question they are of."""
+    """Five training questions and two held out, whose nine criteria say which question they are of."""
     rows = []
     for i in range(7):
         row = question(i, split="train" if i < 5 else "held_out")

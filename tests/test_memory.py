@@ -16,7 +16,7 @@ from tiny import qwen1, qwen7
 from transformers import PretrainedConfig
 
 import train
-from rar_mini import lora, policy
+from rar_mini import lora, policy, ranks
 from rar_mini.config import PRESETS, Config
 from rar_mini.judging.probe import About, Head
 from rar_mini.tools import memory
@@ -286,6 +286,7 @@ def test_a_run_that_may_not_fit_says_so_and_goes_on(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
+    monkeypatch.setattr(ranks, "_grow_in_place", lambda: None)
     monkeypatch.setattr(policy, "load", load)
     words = ["--preset", "paper", "--policy", config_only(tmp_path / "model", qwen7()), "--device", "cuda"]
     with pytest.raises(FileNotFoundError, match="the weights are next"):

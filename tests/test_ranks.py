@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -183,7 +183,8 @@ def test_the_gpu_that_is_asked_for_is_made_the_current_one(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
     found = gpus(monkeypatch, 2)
     ranks.claim(device)
-    assert found == ([] if current is None else [current])
+    grows = [] if device == "cpu" else ["grows"]
+    assert found == ([] if current is None else [current]) + grows
 
 
 @pytest.mark.parametrize(
@@ -211,12 +212,43 @@ def test_a_gpu_that_does_not_exist_is_refused(
     assert not found
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
-    """A machine with so many GPUs; the list has those that were made the current one."""
-    found: list[int] = []
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int | str]:
+    """A machine with so many GPUs; the list has those that were made the current one, and whether memory
+    grows in place on it."""
+    found: list[int | str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    monkeypatch.setattr(ranks, "_grow_in_place", lambda: found.append("grows"))
     return found
+
+
+def refuses(size: int, device: str) -> NoReturn:
+    raise RuntimeError("CUDA driver error: operation not supported")
+
+
+@pytest.mark.parametrize(
+    ("where", "grows"),
+    [("linux", True), ("chosen", None), ("wsl", None), ("hip", None), ("refused", False)],
+)
+def test_a_gpus_memory_grows_in_place_where_it_can(
+    where: str, grows: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By PyTorch's own settings; None is as they were."""
+    monkeypatch.setattr(torch, "empty", refuses if where == "refused" else lambda size, device: None)
+    for name in ("", "CUDA_", "HIP_"):
+        monkeypatch.delenv(f"PYTORCH_{name}ALLOC_CONF", raising=False)
+    if where == "chosen":
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    if where == "wsl":
+        monkeypatch.setattr(ranks.platform, "release", lambda: "6.6.87.2-microsoft-standard-WSL2")
+    if where == "hip":
+        monkeypatch.setattr(torch.version, "hip", "7.0")
+    try:
+        ranks._grow_in_place()
+        settings = torch._C._accelerator_getAllocatorSettings()
+    finally:
+        torch._C._accelerator_setAllocatorSettings("")
+    assert settings == ("" if grows is None else f"expandable_segments:{grows}")
 
 
 OF_RANK_1 = [

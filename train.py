@@ -270,14 +270,15 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
     """Add up the gradient of the step's loss over its batches and ranks. Returns the loss, the gradient's
     norm and the metrics of tokens. Raises FloatingPointError where they are no numbers."""
     parts, temperature = [], t.config.temperature
+    if t.config.beta and any(batch.ref_logp is None for batch in batches):
+        read = grpo.frozen_logp(t.reference.model, batches, temperature)
+        for batch, logp in zip(progress_bar(batches, desc="reference"), read, strict=True):
+            batch.ref_logp = logp  # (N,)
     for batch in progress_bar(batches, desc="training"):
         rows = grpo.states(t.actor.model, batch)  # (N, D)
         logp, entropy = grpo.token_logp(t.actor.model, batch, temperature, rows)  # (N,), (N,)
         if batch.old_logp is None and not t.config.supervised:
             batch.old_logp = logp.detach()
-        if t.config.beta and batch.ref_logp is None:
-            with torch.no_grad():
-                batch.ref_logp, _ = grpo.token_logp(t.reference.model, batch, temperature)
         viewed = dataclasses.replace(batch, views=sequences.views(t, batch, rows))
         share, sums = t.recipe.loss(logp, viewed)
         share.backward()

@@ -172,7 +172,7 @@ class Config:
     not of adapters, which have their base"""
     reference_device: Literal["auto", "cpu"] = "auto"
     """where that copy stays: with the policy, or on the cpu, from where one layer at a time visits the GPU:
-    less memory there, but the whole copy crosses the bus once a batch of --tokens-per-batch"""
+    less memory there, but the whole copy crosses the bus in every step"""
     lora_rank: Annotated[int, Within(0, 65_536)] = 0
     """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
     training; 0 trains all weights"""

@@ -60,7 +60,7 @@ at every epoch. The loss is then the weighted mean negative log-likelihood.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -322,6 +322,17 @@ def token_logp(
     rows = states(model, batch) if rows is None else rows  # (N, D)
     head = model.head.to(rows.device)  # of a reference on the CPU, a copy
     return linear_logprob(rows, head, batch.target, temperature=temperature)
+
+
+@torch.no_grad()
+def frozen_logp(model: Decoder, batches: Sequence[MicroBatch], temperature: float) -> Iterator[Tensor]:
+    """Log-probabilities of each batch's completion tokens, (N,), by a model that is not trained; the weights
+    of one that stays on the CPU cross the bus once for all batches."""
+    rows = [(batch.packed.ids, batch.packed.positions, batch.packed.attend) for batch in batches]
+    head = model.head.to(rows[0][0].device) if rows else None
+    for batch, hidden in zip(batches, model.each(rows), strict=True):
+        logp, _ = linear_logprob(F.embedding(batch.row, hidden), head, batch.target, temperature=temperature)
+        yield logp
 
 
 def policy_loss(

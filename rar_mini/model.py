@@ -14,7 +14,8 @@ Axes: T tokens, D width, V vocabulary, H query heads, KV key/value heads, d head
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -172,7 +173,8 @@ class Layer(nn.Module):
 
 
 class Visitor(nn.Module):
-    """A frozen part whose weights stay where they are: a copy goes to its input's device, for one call.
+    """A frozen part whose weights stay where they are: a copy goes to its input's device, for one call or for
+    as long as it is `staying` there.
 
     From pinned memory the copy is the GPU's own affair: the CPU goes on, and the next layers are queued.
     """
@@ -180,11 +182,21 @@ class Visitor(nn.Module):
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
+        self.there: dict[str, Tensor] | None = None
+
+    @contextmanager
+    def staying(self, device: torch.device) -> Iterator[None]:
+        self.there = self._copy(device)
+        try:
+            yield
+        finally:
+            self.there = None
+
+    def _copy(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: weight.to(device, non_blocking=True) for name, weight in self.part.named_parameters()}
 
     def forward(self, x: Tensor, *rest: object) -> Tensor:
-        weights = {
-            name: weight.to(x.device, non_blocking=True) for name, weight in self.part.named_parameters()
-        }
+        weights = self._copy(x.device) if self.there is None else self.there
         return functional_call(self.part, weights, (x, *rest))
 
 
@@ -234,7 +246,7 @@ class Decoder(nn.Module):
 
     def visit(self) -> None:
         """From now on compute where the tokens are, and leave the weights here, frozen: one layer at a time
-        goes there, and all of them in every pass."""
+        goes there, and all of them in every pass, or once for all passes of `each`."""
         self.requires_grad_(False)
         self.model["layers"] = nn.ModuleList(map(Visitor, self.model["layers"]))
         self.model["norm"] = Visitor(self.model["norm"])
@@ -254,6 +266,24 @@ class Decoder(nn.Module):
         for stream in self._layers(ids, positions, attend):  # noqa: B007, the last one is read
             pass
         return self.model["norm"](*stream)[1]
+
+    def each(self, rows: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[Tensor]:
+        """What `forward` returns of each row's arguments. Rows are read one after another; but if layers
+        visit, each of them reads all rows while it is there, so that weights cross the bus once. Then all
+        rows' residual streams are there at a time, and what is still to be added to them: 2 T D numbers."""
+        norm, layers = self.model["norm"], self.model["layers"]
+        if not rows or not isinstance(norm, Visitor):
+            yield from (self(*row) for row in rows)
+            return
+        on, passes, streams = rows[0][0].device, [self._layers(*row) for row in rows], deque()
+        for layer in layers:
+            streams.clear()  # a pass has its own, which may go as soon as it has the next
+            with layer.staying(on):
+                streams.extend(map(next, passes))
+        passes.clear()
+        with norm.staying(on):
+            while streams:
+                yield norm(*streams.popleft())[1]
 
     def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[Tensor]:
         """What each layer leaves in the residual stream, (T, D), layer by layer: who stops early pays for no

@@ -18,7 +18,6 @@ from rar_mini.scores import Rollouts
 from rar_mini.setup import Training
 
 
-@torch.no_grad()
 def logp(model: Decoder, rollouts: Rollouts, temperature: float = 1.0, **how: Any) -> Tensor:
     """Each completion's log-probability behind its prompt, (P, G): the sum over its tokens. `how` is for
     grpo.micro_batches; with `own`, other questions have 0."""
@@ -26,8 +25,8 @@ def logp(model: Decoder, rollouts: Rollouts, temperature: float = 1.0, **how: An
     plain = replace(rollouts, adv=torch.zeros(size))
     every = torch.ones(size, dtype=torch.bool)
     total = torch.zeros(size, dtype=torch.float64)
-    for batch in grpo.micro_batches(plain, every, loss_norm="sum", max_new_tokens=0, **how):
-        each, _ = grpo.token_logp(model, batch, temperature)  # (N,)
+    batches = grpo.micro_batches(plain, every, loss_norm="sum", max_new_tokens=0, **how)
+    for batch, each in zip(batches, grpo.frozen_logp(model, batches, temperature), strict=True):  # (N,)
         # On the CPU, where sums of like places have one order.
         total.view(-1).index_add_(0, batch.rollout.cpu(), each.double().cpu())
     return total.float()

@@ -3,7 +3,7 @@ nothing else moves."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import train
 from rar_mini import checkpoint, data, grpo, lora, model, onednn, policy, pretrained
 from rar_mini.config import TARGETS, Config
 from rar_mini.evaluation.answers import Answering, Sampled
-from rar_mini.model import Decoder, reference_attention
+from rar_mini.model import Attend, Decoder, Visitor, reference_attention
 from rar_mini.options import to_json
 from rar_mini.sampler import Request, Settings, sample, uniforms
 from rar_mini.tools import memory
@@ -182,6 +182,36 @@ def test_a_reference_on_the_cpu_computes_the_same(
     visitor.visit()
     assert torch.equal(logp_of(plain, drawn), logp_of(visitor, drawn))
     assert not any(p.requires_grad for p in visitor.parameters())
+
+
+def rows_of(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Attend]]:
+    return [(torch.tensor(IDS[:n]), torch.arange(n), reference_attention) for n in lengths]
+
+
+def test_a_layer_of_a_reference_on_the_cpu_comes_once_for_all_batches(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nineteen batches of a step of 7B, 15 GB each crossed the bus."""
+    plain, visitor = (model.load(tiny, torch.float32, "cpu") for _ in range(2))
+    visitor.visit()
+    came, copy, rows = [], Visitor._copy, rows_of((8, 3, 5))
+    monkeypatch.setattr(Visitor, "_copy", lambda self, device: came.append(self) or copy(self, device))
+    for row, found in zip(rows, visitor.each(rows), strict=True):
+        assert torch.equal(found, plain(*row))
+    assert came == [*visitor.model["layers"], visitor.model["norm"]]
+    assert all(part.there is None for part in came), "and goes"
+    assert list(visitor.each([])) == list(grpo.frozen_logp(visitor, [], 1.0)) == []
+
+
+def test_a_model_that_is_there_reads_a_batch_when_it_is_asked_for(tiny: Path) -> None:
+    read, decoder = [], model.load(tiny, torch.float32, "cpu")
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        read.append(len(q))
+        return reference_attention(layer, q, k, v)
+
+    first = next(decoder.each([(ids, positions, attend) for ids, positions, _ in rows_of((8, 3))]))
+    assert torch.equal(first, hidden(decoder)) and set(read) == {8}
 
 
 def test_a_pinned_reference_computes_the_same(

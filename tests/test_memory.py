@@ -213,13 +213,16 @@ def test_the_weights_of_the_start_count_if_something_is_compared_with_them(own: 
 
 
 def test_a_second_pass_by_the_weights_of_the_start_counts() -> None:
-    """A recipe's own conversation is read while the policy's activations wait, as for a KL penalty."""
+    """A recipe's own conversation is read while the policy's activations wait. A KL penalty's is read before,
+    and by a reference on the CPU in one go: what waits between its layers grows with the step."""
     how = {"dtype": "bfloat16", "device": "cuda", "tokens_per_batch": 2048, "reference_device": "cpu"}
-    plain, told, kl = (
-        memory.plan(Model(qwen7()), Config(**how, **own))["training"]
-        for own in ({}, {"recipe": "rgsd"}, {"beta": 0.1})
+    plain, told, kl, long = (
+        memory.plan(Model(qwen7()), Config(**how | own))["training"]
+        for own in ({}, {"recipe": "rgsd"}, {"beta": 0.1}, {"beta": 0.1, "prompts_per_step": 8000})
     )
-    assert told == kl and told["log-prob chunk"] > plain["log-prob chunk"]
+    assert told["log-prob chunk"] > plain["log-prob chunk"] == kl["log-prob chunk"]
+    assert plain["peak"] == kl["peak"] < told["peak"] and kl["reference"] == told["reference"]
+    assert long["activations"] > kl["activations"] == plain["activations"]
 
 
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -43,9 +43,9 @@ from rar_mini.options import Parser, flag, to_json
 from rar_mini.sampler import READ
 
 RESERVE, HOLES = 2**30, 0.05
-"""Bytes, and a share of the GPU's memory, that a plan leaves free. By simulation holes take up to two of the
-five percent (`pytest -m slow tests/test_memory_traced.py -k holes`); the one GPU that has measured a plan held
-two percent more than it."""
+"""Bytes, and a share of the GPU's memory, that a plan leaves free. Of five percent, holes take up to two by a
+simulation (`pytest -m slow tests/test_memory_traced.py -k holes`), and the one GPU that has measured a plan
+held up to two more than it."""
 
 PARTS = ("weights", "gradients", "moments", "head gradient", "activations", "log-prob chunk", "KV cache")
 PARTS += ("prompt cache", "reference", "local judge")
@@ -245,10 +245,32 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
     n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
     G = 1 if config.supervised else config.train_rollouts or config.group_size
     most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
+    if config.beta:
+        yield from referring(m, config, min(most, step), step)
     yield from batch(m, config, min(most, step), trainable, alone=True)
     if step > most:  # batches are even: each of two has half of the completions
         half = -(-P * G // 2)
         yield from batch(m, config, min(most, half * c + -(-half // G) * n), trainable, alone=False)
+
+
+def referring(m: Model, config: Config, T: int, step: int) -> Iterator[Parts]:
+    """The reference's reading of a step's tokens, T at a time, before there is anything of a batch. From the
+    CPU a layer comes once for all of them, whose residual streams, cos and sin wait, and at last the head."""
+    s = itemsize(config)
+    away = not copied(config) and not config.lora_rank
+    waits = step * s * 2 * (m.D + m.A // m.H) if away else 0
+    layer, head = (s * m.layer, s * m.V * m.D) if away else (0, 0)
+    _, chunk = chunked(m, config, T)
+    yield {"activations": waits + T * m.passing(s), "reference": layer}
+    yield {"activations": waits + 2 * T * s * m.D, "log-prob chunk": chunk, "reference": head}
+
+
+def chunked(m: Model, config: Config, T: int) -> tuple[int, int]:
+    """Into how many chunks the logits of T tokens are cut, and the bytes of one."""
+    row = m.V * itemsize(config)
+    fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // row)
+    chunks = -(-T // fit)
+    return chunks, -(-T // chunks) * row
 
 
 def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> Iterator[Parts]:
@@ -271,9 +293,7 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     spared = "down_proj" in config.lora_targets if frozen else on_cpu(config)
     wide = (2 if spared else 3) * T + (0 if frozen else m.D if on_cpu(config) else max(m.D, T))
     moving = s * (m.F * wide + 2 * m.D * T)
-    fit = max(1, CHUNK_BYTES["cpu" if on_cpu(config) else "cuda"] // (m.V * s))
-    chunks = -(-T // fit)
-    chunk = -(-T // chunks) * m.V * s
+    chunks, chunk = chunked(m, config, T)
     # Over several chunks a bfloat16 gradient adds up in float32, and each product stands beside it.
     summed = head if chunks == 1 or s == 4 else head * (4 + s) // s
     before, first, last = (0, head - waits, gradients - head) if alone else [gradients] * 3
@@ -285,7 +305,7 @@ def batch(m: Model, config: Config, T: int, trainable: int, *, alone: bool) -> I
     yield {"gradients": last, "head gradient": waits, "activations": layer + moving}
     # The embedding's gradient; if the head is tied, also the head's and their sum.
     yield {"gradients": gradients, "head gradient": 2 * waits + (0 if alone else head)}
-    if config.beta or _reads_start(config)[1]:  # the reference reads as many tokens while activations wait
+    if _reads_start(config)[1]:  # it reads as many tokens while activations wait
         kept_chunk = chunk if chunks == 1 else 0
         layers = {"activations": kept + ends + T * m.passing(s), "log-prob chunk": kept_chunk}
         logits = {"activations": kept + ends + T * s * m.D, "log-prob chunk": chunk + kept_chunk}

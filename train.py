@@ -271,7 +271,7 @@ def loss(t: Training, batches: Sequence[grpo.MicroBatch]) -> dict[str, float]:
     norm and the metrics of tokens. Raises FloatingPointError where they are no numbers."""
     parts, temperature = [], t.config.temperature
     if t.config.beta and any(batch.ref_logp is None for batch in batches):
-        read = grpo.frozen_logp(t.reference.model, batches, temperature)
+        read = grpo.logp_of_each(t.reference.model, batches, temperature)
         for batch, logp in zip(progress_bar(batches, desc="reference"), read, strict=True):
             batch.ref_logp = logp  # (N,)
     for batch in progress_bar(batches, desc="training"):

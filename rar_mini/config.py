@@ -171,8 +171,8 @@ class Config:
     """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept, but
     not of adapters, which have their base"""
     reference_device: Literal["auto", "cpu"] = "auto"
-    """where that copy stays: with the policy, or on the cpu, from where one layer at a time visits the GPU:
-    less memory there, but the whole copy crosses the bus in every step"""
+    """where that copy, or one that a recipe needs, stays: with the policy, or on the cpu, from where a layer
+    at a time visits the GPU: less memory there, but the copy crosses the bus in every step"""
     lora_rank: Annotated[int, Within(0, 65_536)] = 0
     """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
     training; 0 trains all weights"""
@@ -195,7 +195,7 @@ class Config:
     graph: bool = True
     """on CUDA, capture the sampler's step in CUDA graphs; changes time, not the result"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """the numbers of the weights and of the arithmetic"""
+    """the numbers of the weights and of the arithmetic; the presets for GPUs have bfloat16"""
     attention: Attention = "auto"
     """over the packed rows of training: loop, a call a segment; flex, one FlexAttention kernel, which needs
     CUDA; or auto, flex where there is CUDA"""
@@ -203,8 +203,8 @@ class Config:
     """keep no layer's activations for the backward pass but compute them again: less memory, a third more
     work"""
     checkpoint_layers: Annotated[int | Literal["auto"] | None, Within(0, 1000)] = None
-    """in place of --checkpoint-activations: so many layers, the first ones, keep none; auto: as few as the
-    GPU's free memory allows by the count of --plan, and none on a CPU"""
+    """in place of --checkpoint-activations, which then does nothing: so many layers, the first ones, keep
+    none; auto: as few as the GPU's free memory allows by the count of --plan, and none on a CPU"""
     device: str = "auto"
     """cpu, cuda, cuda:NUMBER, or auto"""
 

@@ -325,13 +325,15 @@ def token_logp(
 
 
 @torch.no_grad()
-def frozen_logp(model: Decoder, batches: Sequence[MicroBatch], temperature: float) -> Iterator[Tensor]:
-    """Log-probabilities of each batch's completion tokens, (N,), by a model that is not trained; the weights
-    of one that stays on the CPU cross the bus once for all batches."""
-    rows = [(batch.packed.ids, batch.packed.positions, batch.packed.attend) for batch in batches]
-    head = model.head.to(rows[0][0].device) if rows else None
-    for batch, hidden in zip(batches, model.each(rows), strict=True):
-        logp, _ = linear_logprob(F.embedding(batch.row, hidden), head, batch.target, temperature=temperature)
+def logp_of_each(model: Decoder, batches: Sequence[MicroBatch], temperature: float) -> Iterator[Tensor]:
+    """Log-probabilities of each batch's completion tokens, (N,), without gradients. Of a model that stays on
+    the CPU, weights cross the bus for all batches together (`Decoder.each`)."""
+    head = None
+    inputs = [(batch.packed.ids, batch.packed.positions, batch.packed.attend) for batch in batches]
+    for batch, hidden in zip(batches, model.each(inputs), strict=True):
+        head = model.head.to(hidden.device) if head is None else head  # not before the layers are through
+        rows = F.embedding(batch.row, hidden)  # (N, D)
+        logp, _ = linear_logprob(rows, head, batch.target, temperature=temperature)
         yield logp
 
 

@@ -43,6 +43,9 @@ from rar_mini.kernels.swiglu import swiglu, swiglu_linear
 # with a method `rotate` turns q and k itself: a cache keeps k and v in the same launch (kernels/decode.py).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
+WAITING = 5 * 2**30
+"""Bytes that may wait on a GPU between two layers that visit it; a step of the paper's at 7B has 4.7e9."""
+
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ROPE_TYPES = ("default", "llama3")
 Shapes = dict[str, tuple[int, ...]]
@@ -246,13 +249,13 @@ class Decoder(nn.Module):
 
     def visit(self) -> None:
         """From now on compute where the tokens are, and leave the weights here, frozen: one layer at a time
-        goes there, and all of them in every pass, or once for all passes of `each`."""
+        goes there, for each pass, or for all that `each` makes together."""
         self.requires_grad_(False)
         self.model["layers"] = nn.ModuleList(map(Visitor, self.model["layers"]))
         self.model["norm"] = Visitor(self.model["norm"])
 
     def pin(self) -> None:
-        """Move all that goes to a GPU in every pass into pinned memory. Raises RuntimeError."""
+        """Move all that visits a GPU into pinned memory. Raises RuntimeError."""
         head = self.model["embed_tokens"] if self.config.tie_word_embeddings else self.lm_head
         for part in (*self.model["layers"], self.model["norm"], head):
             pin(part)
@@ -267,23 +270,43 @@ class Decoder(nn.Module):
             pass
         return self.model["norm"](*stream)[1]
 
-    def each(self, rows: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[Tensor]:
-        """What `forward` returns of each row's arguments. Rows are read one after another; but if layers
-        visit, each of them reads all rows while it is there, so that weights cross the bus once. Then all
-        rows' residual streams are there at a time, and what is still to be added to them: 2 T D numbers."""
+    def each(self, inputs: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[Tensor]:
+        """What `forward` returns for each of the `inputs`, in turn. But if layers visit, one reads all inputs
+        while it is there, or as many as leave WAITING bytes for the next layer: so the weights cross the bus
+        once a step, or a few times."""
         norm, layers = self.model["norm"], self.model["layers"]
-        if not rows or not isinstance(norm, Visitor):
-            yield from (self(*row) for row in rows)
+        if not isinstance(norm, Visitor):
+            yield from (self(*one) for one in inputs)
             return
-        on, passes, streams = rows[0][0].device, [self._layers(*row) for row in rows], deque()
-        for layer in layers:
-            streams.clear()  # a pass has its own, which may go as soon as it has the next
-            with layer.staying(on):
-                streams.extend(map(next, passes))
-        passes.clear()
-        with norm.staying(on):
-            while streams:
-                yield norm(*streams.popleft())[1]
+        for group in self._groups(inputs):
+            on, passes = group[0][0].device, deque(self._pass(*one) for one in group)
+            for layer in layers:
+                with layer.staying(on):
+                    for each in passes:
+                        next(each)
+            with norm.staying(on):
+                while passes:
+                    yield next(passes.popleft())
+
+    def _groups(self, inputs: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[list[tuple]]:
+        config, group, held = self.config, [], 0
+        # The residual stream and what is still to be added to it; cos and sin.
+        token = 2 * (config.hidden_size + head_width(config)) * self.head.element_size()
+        for one in inputs:
+            size = len(one[0]) * token
+            if group and held + size > WAITING:
+                yield group
+                group, held = [], 0
+            group.append(one)
+            held += size
+        if group:
+            yield group
+
+    def _pass(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[Tensor | None]:
+        """None after each layer, and at last what `forward` returns."""
+        for stream in self._layers(ids, positions, attend):  # noqa: B007, the last one is read
+            yield None
+        yield self.model["norm"](*stream)[1]
 
     def states(self, ids: Tensor, positions: Tensor, attend: Attend) -> Iterator[Tensor]:
         """What each layer leaves in the residual stream, (T, D), layer by layer: who stops early pays for no

@@ -222,7 +222,7 @@ def prepare(
                 frozen.model.pin()
             except RuntimeError as error:
                 why = str(error).partition("\n")[0]
-                print(f"the reference's weights are not all in pinned memory, and each pass waits: {why}")
+                print(f"not all weights of the reference are in pinned memory, the GPU waits for them: {why}")
     return actor, frozen
 
 

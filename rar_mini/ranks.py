@@ -36,6 +36,9 @@ rank, world = 0, 1
 _sums: Any = None
 """The group of processes in which gradients are added up."""
 
+pages = False
+"""Whether memory of the GPU comes in pages, as far as this process knows."""
+
 way_back = "--resume RUN"
 """How to go on with a run that has lost a rank."""
 
@@ -126,8 +129,8 @@ def refuse_device(device: str, option: str = "--device") -> None:
 def claim(device: str, option: str = "--device") -> None:
     """Make this process's GPU the current one, on which Triton launches and graphs are captured.
 
-    With several ranks, each takes its own. Its memory then grows in place. Raises ValueError if the device
-    does not exist.
+    With several ranks, each takes its own. Its memory then comes in pages, if it can. Raises ValueError if
+    the device does not exist.
     """
     refuse_device(device, option)
     if device == "cpu":
@@ -144,27 +147,34 @@ def claim(device: str, option: str = "--device") -> None:
         torch.cuda.set_device(own)
     elif device != "cuda":
         torch.cuda.set_device(int(device.removeprefix("cuda:")))
-    _grow_in_place()
+    _ask_for_pages()
 
 
-def _grow_in_place() -> None:
-    """Have PyTorch add pages behind the GPU memory that it has, where it would take segments that never join:
-    holes between them hold up to a tenth of a run (docs/memory.md).
+def _ask_for_pages() -> None:
+    """Have PyTorch extend its GPU memory page by page (`expandable_segments`). By default it takes segments,
+    and blocks of two segments never join: by a simulation a tenth of a card becomes holes (docs/memory.md).
 
-    Not if the environment says how memory is to be had, nor under WSL2, whose driver refuses the pages, some
-    of them late (pytorch/pytorch 192330). Where a driver refuses the first, segments stay as they were.
+    Not if the environment says how memory is to be had, nor on ROCm, nor under WSL2, where drivers may refuse
+    pages at once (pytorch/pytorch 192330) or in the middle of a run (syv-ai/qwen38-27b-rtx3090 2). If the
+    first is refused, segments stay.
     """
     import torch
 
-    chosen = any(f"PYTORCH_{name}ALLOC_CONF" in os.environ for name in ("", "CUDA_", "HIP_"))
-    if chosen or torch.version.hip or "microsoft" in platform.release().lower():
+    global pages
+    given = [os.environ.get(f"PYTORCH_{kind}ALLOC_CONF") for kind in ("", "CUDA_", "HIP_")]
+    if any(given):
+        pages = any("expandable_segments:True" in text for text in given if text)
         return
-    settle = torch._C._accelerator_setAllocatorSettings  # the public name is the environment's alone
+    if torch.version.hip or "microsoft" in platform.release().lower():
+        return
+    settle = torch._C._accelerator_setAllocatorSettings  # PyTorch's public way is the environment alone
     settle("expandable_segments:True")
     try:
-        torch.empty(1, device="cuda")
-    except RuntimeError:
+        torch.empty(2**21, dtype=torch.uint8, device="cuda")
+        pages = True
+    except RuntimeError as error:
         settle("expandable_segments:False")
+        print(f"memory comes in segments: the driver refuses pages ({str(error).splitlines()[0]})")
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -26,7 +26,7 @@ def logp(model: Decoder, rollouts: Rollouts, temperature: float = 1.0, **how: An
     every = torch.ones(size, dtype=torch.bool)
     total = torch.zeros(size, dtype=torch.float64)
     batches = grpo.micro_batches(plain, every, loss_norm="sum", max_new_tokens=0, **how)
-    for batch, each in zip(batches, grpo.frozen_logp(model, batches, temperature), strict=True):  # (N,)
+    for batch, each in zip(batches, grpo.logp_of_each(model, batches, temperature), strict=True):  # (N,)
         # On the CPU, where sums of like places have one order.
         total.view(-1).index_add_(0, batch.rollout.cpu(), each.double().cpu())
     return total.float()

@@ -2,12 +2,13 @@
 
 The rules are those of c10/cuda/CUDACachingAllocator.cpp, for one stream and no private pool. Memory is handed
 out in blocks of a multiple of 512 bytes, the smallest free block that suffices first, and what is left of it
-is a block again. Blocks up to 1 MB come from one pool, larger ones from another. Where no block suffices, the
+is a block again. Blocks up to 1 MiB come from one pool, larger ones from another. If no block suffices, the
 driver is asked:
 
-- by default for a segment, which neighbours of others never join: 2 MB for small blocks, 20 MB for those
-  below 10 MB, else the block's own size. When the GPU is full, segments of which nothing is in use go back.
-- with `expandable_segments` for pages behind those that a pool has (2 MB and 20 MB): addresses go on, so that
+- by default for a segment, whose blocks never join those of another: 2 MiB for small blocks, 20 MiB for those
+  below 10 MiB, else the block's own size in whole 2 MiB. A large block keeps a rest of up to 1 MiB. When the
+  GPU is full, segments of which nothing is in use go back.
+- with `expandable_segments` for pages behind those that a pool has (2 MiB and 20 MiB): addresses go on, and
   blocks join. When the GPU is full, every page of which nothing is in use goes back, and its addresses stay.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MB = 2**20
+MIB = 2**20
 APART = 2**45 * 20  # addresses between two segments: more than any of them has, and a multiple of pages
 
 Event = tuple[int, int | None]
@@ -57,14 +58,13 @@ class Trace(TorchDispatchMode):
 
 
 class Full(Exception):
-    """The GPU has no room for a block."""
+    """There is no room for a block."""
 
 
 @dataclass
 class Block:
     start: int  # an address
     size: int
-    page: int  # its pool's
     free: bool = True
     mapped: bool = True
     before: "Block | None" = None
@@ -117,7 +117,7 @@ class Allocator:
 
     def __init__(self, capacity: float = float("inf"), expandable: bool = False) -> None:
         self.capacity, self.expandable = capacity, expandable
-        self.small, self.large = Pool(2 * MB), Pool(20 * MB)
+        self.small, self.large = Pool(2 * MIB), Pool(20 * MIB)
         self.used = self.reserved = self.most_used = self.most_reserved = self._segments = 0
         self._held: dict[int, tuple[Pool, Block]] = {}
 
@@ -130,9 +130,9 @@ class Allocator:
         return self
 
     def make(self, number: int, size: int) -> None:
-        """Raises Full."""
+        """Hand out a block. Raises Full if the GPU has no room for it."""
         size = -(-size // 512) * 512
-        pool = self.small if size <= MB else self.large
+        pool = self.small if size <= MIB else self.large
         block = pool.fitting(size)
         if block is None:
             block = self._ask(pool, size)
@@ -143,7 +143,7 @@ class Allocator:
                 raise Full(f"{size} bytes beside {self.used} in use and {self.reserved} reserved")
         pool.remove(block)
         rest = block.size - size
-        if rest >= 512 if self.expandable or pool is self.small else rest > MB:
+        if rest >= 512 if self.expandable or pool is self.small else rest > MIB:
             pool.insert(self._split(block, size))
         block.free = False
         self._held[number] = pool, block
@@ -161,14 +161,14 @@ class Allocator:
         """A free block that suffices, with memory from the driver; None if it has none."""
         if self.expandable:
             return self._grow(pool, size)
-        least = 2 * MB if pool is self.small else 20 * MB if size < 10 * MB else size
-        return self._new(pool, -(-least // (2 * MB)) * 2 * MB)
+        least = 2 * MIB if pool is self.small else 20 * MIB if size < 10 * MIB else size
+        return self._new(pool, -(-least // (2 * MIB)) * 2 * MIB)
 
     def _new(self, pool: Pool, size: int, mapped: bool = True) -> Block | None:
         if mapped and not self._reserve(size):
             return None
         self._segments += 1
-        block = Block(self._segments * APART, size, pool.page, mapped=mapped)
+        block = Block(self._segments * APART, size, mapped=mapped)
         pool.insert(block)
         return block
 
@@ -232,7 +232,7 @@ class Allocator:
     @staticmethod
     def _split(block: Block, size: int) -> Block:
         """Cut a block. Returns what lies behind, which is in no pool yet."""
-        rest = Block(block.start + size, block.size - size, block.page, True, block.mapped, block)
+        rest = Block(block.start + size, block.size - size, True, block.mapped, block)
         rest.behind, block.behind, block.size = block.behind, rest, size
         if rest.behind:
             rest.behind.before = rest
@@ -258,7 +258,7 @@ def _free_from(block: Block | None) -> Iterator[Block]:
         block = block.behind
 
 
-def least(events: list[Event], expandable: bool, within: int = 32 * MB) -> tuple[int, int]:
+def least(events: list[Event], expandable: bool, within: int = 4 * MIB) -> tuple[int, int]:
     """The most bytes that are in use at a time, and the smallest GPU on which the events can be played."""
     unbounded = Allocator(expandable=expandable).play(events)
     low, high = unbounded.most_used, unbounded.most_reserved

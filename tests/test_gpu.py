@@ -9,7 +9,7 @@ from test_train import options, records
 from torch import Tensor
 
 import train
-from rar_mini import prefix
+from rar_mini import prefix, ranks
 from rar_mini.prefix import Attention, pack
 from rar_mini.tools.check import CHECKS, Bench, one, tree
 
@@ -33,6 +33,13 @@ def test_two_steps(wide: Path, questions: Path, tmp_path: Path, dtype: str, arm:
     for row in records(tmp_path / "run")[1:]:
         assert row["step"] == 2 or row.get("kl", 0) == 0, "the reference begins as the policy"
         assert row["sampling/sampling_logp_difference/mean"] < (1e-3 if dtype == "float32" else 0.1)
+
+
+def test_memory_comes_in_pages() -> None:
+    ranks.claim("cuda")
+    kept = torch.empty(2**24, device="cuda")
+    segments = [each for each in torch.cuda.memory_snapshot() if kept.data_ptr() >= each["address"]]
+    assert max(segments, key=lambda each: each["address"])["is_expandable"] == ranks.pages
 
 
 @pytest.mark.parametrize("name", CHECKS)

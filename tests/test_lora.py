@@ -184,23 +184,25 @@ def test_a_reference_on_the_cpu_computes_the_same(
     assert not any(p.requires_grad for p in visitor.parameters())
 
 
-def rows_of(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Attend]]:
+def inputs_of(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Attend]]:
     return [(torch.tensor(IDS[:n]), torch.arange(n), reference_attention) for n in lengths]
 
 
-def test_a_layer_of_a_reference_on_the_cpu_comes_once_for_all_batches(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("waiting", "times"), [(10**6, 1), (3000, 2), (0, 3)])
+def test_a_layer_of_a_reference_on_the_cpu_comes_once_for_all_that_may_wait(
+    waiting: int, times: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of nineteen batches of a step of 7B, 15 GB each crossed the bus."""
+    """Inputs of 8, 3 and 5 tokens, of which 3,000 bytes are nine: two groups. One alone may be larger."""
+    monkeypatch.setattr(model, "WAITING", waiting)
     plain, visitor = (model.load(tiny, torch.float32, "cpu") for _ in range(2))
     visitor.visit()
-    came, copy, rows = [], Visitor._copy, rows_of((8, 3, 5))
+    came, copy, inputs = [], Visitor._copy, inputs_of((8, 3, 5))
     monkeypatch.setattr(Visitor, "_copy", lambda self, device: came.append(self) or copy(self, device))
-    for row, found in zip(rows, visitor.each(rows), strict=True):
-        assert torch.equal(found, plain(*row))
-    assert came == [*visitor.model["layers"], visitor.model["norm"]]
+    for one, found in zip(inputs, visitor.each(inputs), strict=True):
+        assert torch.equal(found, plain(*one))
+    assert came == [*visitor.model["layers"], visitor.model["norm"]] * times
     assert all(part.there is None for part in came), "and goes"
-    assert list(visitor.each([])) == list(grpo.frozen_logp(visitor, [], 1.0)) == []
+    assert list(visitor.each([])) == list(grpo.logp_of_each(visitor, [], 1.0)) == []
 
 
 def test_a_model_that_is_there_reads_a_batch_when_it_is_asked_for(tiny: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_model_that_is_there_reads_a_batch_when_it_is_asked_for(tiny: Path) ->
         read.append(len(q))
         return reference_attention(layer, q, k, v)
 
-    first = next(decoder.each([(ids, positions, attend) for ids, positions, _ in rows_of((8, 3))]))
+    first = next(decoder.each([(ids, positions, attend) for ids, positions, _ in inputs_of((8, 3))]))
     assert torch.equal(first, hidden(decoder)) and set(read) == {8}
 
 
@@ -246,7 +248,7 @@ def test_a_reference_without_pinned_memory_says_so_and_goes_on(
     for device, said in (("cuda", 1), ("cpu", 0)):
         config = Config(policy=str(tiny), device=device, reference_device="cpu", beta=0.1, dtype="float32")
         actor, reference = policy.prepare(config)
-        assert capsys.readouterr().out.count("not all in pinned memory, and each pass waits: ") == said
+        assert capsys.readouterr().out.count("in pinned memory, the GPU waits for them: ") == said
         drawn = batch(actor.model)
         assert torch.equal(logp_of(actor.model, drawn), logp_of(reference.model, drawn))
 

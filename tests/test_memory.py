@@ -16,7 +16,7 @@ from tiny import qwen1, qwen7
 from transformers import PretrainedConfig
 
 import train
-from rar_mini import lora, policy, ranks
+from rar_mini import lora, model, policy, ranks
 from rar_mini.config import PRESETS, Config
 from rar_mini.judging.probe import About, Head
 from rar_mini.tools import memory
@@ -213,16 +213,30 @@ def test_the_weights_of_the_start_count_if_something_is_compared_with_them(own: 
 
 
 def test_a_second_pass_by_the_weights_of_the_start_counts() -> None:
-    """A recipe's own conversation is read while the policy's activations wait. A KL penalty's is read before,
-    and by a reference on the CPU in one go: what waits between its layers grows with the step."""
-    how = {"dtype": "bfloat16", "device": "cuda", "tokens_per_batch": 2048, "reference_device": "cpu"}
-    plain, told, kl, long = (
-        memory.plan(Model(qwen7()), Config(**how | own))["training"]
-        for own in ({}, {"recipe": "rgsd"}, {"beta": 0.1}, {"beta": 0.1, "prompts_per_step": 8000})
+    """A recipe's own conversation is read while the policy's activations wait, a KL penalty's batches before
+    that; and by a reference on the CPU all of them with one layer, up to what may wait for the next."""
+    how = {"dtype": "bfloat16", "device": "cuda", "tokens_per_batch": 2048, "checkpoint_activations": True}
+    how |= {"reference_device": "cpu", "group_size": 16, "train_rollouts": 4}
+    m = Model(qwen7())
+    plain, told, kl, long, longer, whole = (
+        memory.plan(m, Config(**how | own))["training"]
+        for own in (
+            {},
+            {"recipe": "rgsd"},
+            {"beta": 0.1},
+            {"beta": 0.1, "prompts_per_step": 60},
+            {"beta": 0.1, "prompts_per_step": 50_000},
+            {"recipe": "pop", "prompts_per_step": 60},  # all answers, not only those that are trained
+        )
     )
     assert told["log-prob chunk"] > plain["log-prob chunk"] == kl["log-prob chunk"]
     assert plain["peak"] == kl["peak"] < told["peak"] and kl["reference"] == told["reference"]
-    assert long["activations"] > kl["activations"] == plain["activations"]
+    activations = [parts["activations"] for parts in (plain, kl, long, whole, longer)]
+    assert activations[0] == activations[1] and activations[1:] == sorted(set(activations))
+    assert longer["activations"] < model.WAITING + 2048 * Model(qwen7()).passing(2)
+    assert longer["reference"] - long["reference"] == 2 * Model(qwen7()).layer, (
+        "the head stays for the others"
+    )
 
 
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -289,7 +303,7 @@ def test_a_run_that_may_not_fit_says_so_and_goes_on(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**37))
-    monkeypatch.setattr(ranks, "_grow_in_place", lambda: None)
+    monkeypatch.setattr(ranks, "_ask_for_pages", lambda: None)
     monkeypatch.setattr(policy, "load", load)
     words = ["--preset", "paper", "--policy", config_only(tmp_path / "model", qwen7()), "--device", "cuda"]
     with pytest.raises(FileNotFoundError, match="the weights are next"):

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 import train
-from rar_mini import lora, prefix, pretrained, sampler, setup
+from rar_mini import grpo, lora, model, prefix, pretrained, sampler, setup
 from rar_mini.config import PRESETS, TARGETS, Config
 from rar_mini.judging import local as local_judge
 from rar_mini.judging.wires import Worded
@@ -321,6 +322,42 @@ def test_training_with_a_reference_on_the_cpu(checkpointed: bool, traced: Tracke
     within(memory.plan(Model(THIN["smollm2"]), options)["training"], peak)
 
 
+def referred(options: Config) -> tuple[Decoder, list[grpo.MicroBatch]]:
+    """A reference on the CPU, and the batches of a step that it has to read."""
+    t = hollow_training(THIN["smollm2"], options)
+    batches: list[grpo.MicroBatch] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "loss", lambda t, cut: batches.extend(cut) or {"grad_norm": 1.0})
+        patch.setattr(train, "step", lambda *words: None)
+        P, G = options.prompts_per_step, options.group_size
+        update(t, [options.max_prompt_tokens] * P, [[options.max_new_tokens] * G] * P)
+    return t.reference.model, batches
+
+
+@pytest.mark.parametrize("waiting", [None, 3 * 2**20], ids=["together", "in-groups"])
+def test_a_reference_on_the_cpu_comes_once(
+    waiting: int | None, traced: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what it makes on the device, and the plan of it: three batches of 2,112 tokens, two of which may
+    wait."""
+    changes = {"beta": 0.1, "reference_device": "cpu", "device": "cuda", "dtype": "bfloat16"}
+    options, m = options_of((3, 8, 64, 256), **changes), Model(THIN["smollm2"])
+    token = 2 * 2 * (m.D + m.A // m.H)
+    if waiting:
+        monkeypatch.setattr(model, "WAITING", 2 * 2112 * token)
+        monkeypatch.setattr(memory, "WAITING", 2 * 2112 * token)
+    reference, batches = referred(options)
+    assert len(batches) == 3
+    trace = Trace()
+    with traced, Reads(), trace:
+        assert len(list(grpo.logp_of_each(reference, batches, 1.0))) == 3
+    came = Counter(size for _, size in trace.events)
+    assert came[2 * m.V * m.D] == 1, "the head"
+    assert came[2 * m.D * m.F] == 3 * m.layers * (2 if waiting else 1), "three of each layer's"
+    planned = max(sum(x.values()) for x in memory.referring(m, options, 2112, 3 * 2112))
+    assert abs(planned / traced.peak - 1) < 0.1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize(
@@ -412,6 +449,7 @@ def test_holes_of_the_allocator(name: str, traced: Tracker) -> None:
     sizes = " | ".join(memory.gb(x) for x in (planned, used, pages, segments))
     print(f"\n| {name} | {sizes} |")
     assert pages - used <= 0.02 * gpu and pages <= gpu - memory.RESERVE
+    assert segments - pages > 0.04 * gpu and segments - used <= (memory.APART - 0.02) * gpu
 
 
 @pytest.mark.slow

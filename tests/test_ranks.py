@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -183,8 +183,7 @@ def test_the_gpu_that_is_asked_for_is_made_the_current_one(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(world))
     found = gpus(monkeypatch, 2)
     ranks.claim(device)
-    grows = [] if device == "cpu" else ["grows"]
-    assert found == ([] if current is None else [current]) + grows
+    assert found == ([] if current is None else [current]) + ([] if device == "cpu" else ["pages"])
 
 
 @pytest.mark.parametrize(
@@ -213,42 +212,54 @@ def test_a_gpu_that_does_not_exist_is_refused(
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int | str]:
-    """A machine with so many GPUs; the list has those that were made the current one, and whether memory
-    grows in place on it."""
+    """A machine with so many GPUs; the list has those that were made the current one, and "pages" if memory
+    was asked for in pages."""
     found: list[int | str] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "set_device", found.append)
-    monkeypatch.setattr(ranks, "_grow_in_place", lambda: found.append("grows"))
+    monkeypatch.setattr(ranks, "_ask_for_pages", lambda: found.append("pages"))
     return found
 
 
-def refuses(size: int, device: str) -> NoReturn:
-    raise RuntimeError("CUDA driver error: operation not supported")
-
-
 @pytest.mark.parametrize(
-    ("where", "grows"),
-    [("linux", True), ("chosen", None), ("wsl", None), ("hip", None), ("refused", False)],
+    ("where", "settled", "pages"),
+    [
+        ("linux", ["True"], True),
+        ("refused", ["True", "False"], False),
+        ("wsl", [], False),
+        ("rocm", [], False),
+        ("PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:512", [], False),
+        ("PYTORCH_ALLOC_CONF=expandable_segments:True", [], True),
+        ("PYTORCH_HIP_ALLOC_CONF=expandable_segments:False", [], False),
+    ],
 )
-def test_a_gpus_memory_grows_in_place_where_it_can(
-    where: str, grows: bool | None, monkeypatch: pytest.MonkeyPatch
+def test_memory_comes_in_pages_if_it_can(
+    where: str,
+    settled: list[str],
+    pages: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    """By PyTorch's own settings; None is as they were."""
-    monkeypatch.setattr(torch, "empty", refuses if where == "refused" else lambda size, device: None)
+    asked: list[str] = []
+
+    def empty(size: int, **how: object) -> None:
+        if where == "refused":
+            raise RuntimeError("CUDA driver error: operation not supported\nand a trace")
+
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", asked.append)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.version, "hip", "7.0" if where == "rocm" else None)
+    release = "6.6.87.2-microsoft-standard-WSL2" if where == "wsl" else "6.17.0-generic"
+    monkeypatch.setattr(ranks.platform, "release", lambda: release)
+    monkeypatch.setattr(ranks, "pages", False)
     for name in ("", "CUDA_", "HIP_"):
         monkeypatch.delenv(f"PYTORCH_{name}ALLOC_CONF", raising=False)
-    if where == "chosen":
-        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
-    if where == "wsl":
-        monkeypatch.setattr(ranks.platform, "release", lambda: "6.6.87.2-microsoft-standard-WSL2")
-    if where == "hip":
-        monkeypatch.setattr(torch.version, "hip", "7.0")
-    try:
-        ranks._grow_in_place()
-        settings = torch._C._accelerator_getAllocatorSettings()
-    finally:
-        torch._C._accelerator_setAllocatorSettings("")
-    assert settings == ("" if grows is None else f"expandable_segments:{grows}")
+    if "=" in where:
+        monkeypatch.setenv(*where.split("="))
+    ranks._ask_for_pages()
+    assert (asked, ranks.pages) == ([f"expandable_segments:{way}" for way in settled], pages)
+    said = "memory comes in segments: the driver refuses pages (CUDA driver error: operation not supported)\n"
+    assert capsys.readouterr().out == (said if where == "refused" else "")
 
 
 OF_RANK_1 = [

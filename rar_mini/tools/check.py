@@ -171,7 +171,7 @@ def machine(b: Bench) -> tuple[str, Numbers]:
         facts |= {"device": p.name, "capability": f"{p.major}.{p.minor}", "cuda": torch.version.cuda}
         facts |= {"multiprocessors": p.multi_processor_count, "free_gib": round(free / 2**30, 1)}
         facts |= {"shared_memory": p.shared_memory_per_block_optin, "memory_gib": round(whole / 2**30, 1)}
-        facts |= {"allocator": torch._C._accelerator_getAllocatorSettings() or "as PyTorch has it"}
+        facts |= {"memory_in_pages": ranks.pages}
     else:
         facts |= {"device": f"CPU, {torch.get_num_threads()} threads", "cores": os.cpu_count()}
     words = ", ".join(f"{name} {value}" for name, value in facts.items())

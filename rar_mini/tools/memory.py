@@ -19,7 +19,7 @@ tests/test_memory_traced.py holds each phase against the code itself, traced.
 
 Sizes are the bounds of a run: every prompt and every answer as long as it may be, every batch full. A plan
 leaves room for what it cannot know: the CUDA context and the workspaces of libraries (RESERVE), and the holes
-that different lengths leave between the allocator's blocks (HOLES).
+between the allocator's blocks (HOLES).
 """
 
 import json
@@ -32,20 +32,24 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from rar_mini import pretrained, recipe
+from rar_mini import pretrained, ranks, recipe
 from rar_mini.config import Config
 from rar_mini.judging.local import TOKENS
 from rar_mini.judging.probe import Head
 from rar_mini.kernels import decode
 from rar_mini.kernels.logprob import CHUNK_BYTES
-from rar_mini.model import Decoder, head_width, read_config
+from rar_mini.model import WAITING, Decoder, head_width, read_config
 from rar_mini.options import Parser, flag, to_json
 from rar_mini.sampler import READ
 
-RESERVE, HOLES = 2**30, 0.05
-"""Bytes, and a share of the GPU's memory, that a plan leaves free. Of five percent, holes take up to two by a
-simulation (`pytest -m slow tests/test_memory_traced.py -k holes`), and the one GPU that has measured a plan
-held up to two more than it."""
+RESERVE = 2**30
+"""Bytes of a GPU that a plan leaves free."""
+
+HOLES, APART = 0.05, 0.13
+"""Shares of it that a plan leaves free for holes and its own errors, if memory comes in pages (`ranks.claim`)
+and if it comes in segments. By a simulation holes take 1.3 and 10.8 percent (`pytest -m slow
+tests/test_memory_traced.py -k holes`); the one GPU that has measured a plan held 0.4 percent more than it in
+training, 2 in sampling."""
 
 PARTS = ("weights", "gradients", "moments", "head gradient", "activations", "log-prob chunk", "KV cache")
 PARTS += ("prompt cache", "reference", "local judge")
@@ -179,18 +183,19 @@ def copied(config: Config) -> bool:
 
 def compared(config: Config) -> bool:
     """Whether the policy as it was at the start is needed beside the one that is trained."""
-    return config.beta > 0 or _reads_start(config)[0]
+    return config.beta > 0 or any(_reads_start(config))
 
 
 def _reads_start(config: Config) -> tuple[bool, bool]:
-    """Whether the recipe needs the policy of the start at all, and whether that reads each batch."""
+    """Whether the recipe needs log-probabilities of whole answers by the policy of the start, and whether
+    that reads each batch behind words of its own."""
     return _of_recipe(config.recipe, recipe.digest(config.recipe))
 
 
 @cache  # a recipe is made in 20 ms, and what fits is found by hundreds of plans
 def _of_recipe(spec: str | None, digest: str | None) -> tuple[bool, bool]:
     made = recipe.make(spec)
-    return recipe.compared(made), recipe.overrides(made, "told")
+    return made.needs_logp, recipe.overrides(made, "told")
 
 
 def sampling(m: Model, config: Config) -> Iterator[Parts]:
@@ -245,8 +250,10 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
     n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
     G = 1 if config.supervised else config.train_rollouts or config.group_size
     most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
-    if config.beta:
-        yield from referring(m, config, min(most, step), step)
+    whole = _reads_start(config)[0]
+    if config.beta or whole:  # whole answers also of those that are not trained
+        read = P * (n + config.group_size * c) if whole else step
+        yield from referring(m, config, min(most, read), read + n * ((read - 1) // most))
     yield from batch(m, config, min(most, step), trainable, alone=True)
     if step > most:  # batches are even: each of two has half of the completions
         half = -(-P * G // 2)
@@ -255,12 +262,14 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
 
 def referring(m: Model, config: Config, T: int, step: int) -> Iterator[Parts]:
     """The reference's reading of a step's tokens, T at a time, before there is anything of a batch. From the
-    CPU a layer comes once for all of them, whose residual streams, cos and sin wait, and at last the head."""
+    CPU each layer comes for all of them, which wait for the next (`Decoder.each`), and at last the head."""
     s = itemsize(config)
-    away = not copied(config) and not config.lora_rank
-    waits = step * s * 2 * (m.D + m.A // m.H) if away else 0
-    layer, head = (s * m.layer, s * m.V * m.D) if away else (0, 0)
     _, chunk = chunked(m, config, T)
+    waits = layer = head = 0
+    if not copied(config) and not config.lora_rank:
+        token = 2 * s * (m.D + m.A // m.H)
+        waits, layer, head = max(T, min(step, WAITING // token)) * token, s * m.layer, s * m.V * m.D
+        layer += head if waits < step * token else 0  # it stays for those that are read later
     yield {"activations": waits + T * m.passing(s), "reference": layer}
     yield {"activations": waits + 2 * T * s * m.D, "log-prob chunk": chunk, "reference": head}
 
@@ -399,10 +408,10 @@ def remedies(m: Model, config: Config, fits: Fits) -> list[dict[str, Any]]:
 # --- the plan in words --------------------------------------------------------------------------------------
 
 
-def inhabitants(config: Config, gpu: float) -> tuple[Model, int, list[Model]]:
+def inhabitants(config: Config, gpu: float, holes: float = HOLES) -> tuple[Model, int, list[Model]]:
     """The policy and the local judges that share a GPU of `gpu` bytes, and the room there, in the middle."""
     specs = () if config.judging.judge_device == "cpu" else (config.judge, *config.gold_judge)
-    return read(config.policy), int(gpu * (1 - HOLES)) - RESERVE, list(filter(None, map(judge_of, specs)))
+    return read(config.policy), int(gpu * (1 - holes)) - RESERVE, list(filter(None, map(judge_of, specs)))
 
 
 def checkpoint_layers(config: Config) -> int | None:
@@ -412,14 +421,19 @@ def checkpoint_layers(config: Config) -> int | None:
         return config.checkpoint_layers
     if on_cpu(config):
         return 0
-    m, room, judges = inhabitants(config, torch.cuda.mem_get_info(config.device)[0])
+    m, room, judges = inhabitants(config, *_free(config))
     return fewest(m, config, room, judges)
 
 
-def document(config: Config, gpu: float) -> dict[str, Any]:
+def _free(config: Config) -> tuple[int, float]:
+    """The bytes that are free on a run's GPU, and the share of them that may be holes."""
+    return torch.cuda.mem_get_info(config.device)[0], HOLES if ranks.pages else APART
+
+
+def document(config: Config, gpu: float, holes: float = HOLES) -> dict[str, Any]:
     """All there is to say about a run on a GPU of `gpu` bytes, in bytes; `table` says it in words."""
     config = replace(config, group_size=1) if config.supervised else config
-    m, room, judges = inhabitants(config, gpu)
+    m, room, judges = inhabitants(config, gpu, holes)
 
     def fits(tried: Config) -> bool:
         return not obstacles(m, tried, room, judges)
@@ -437,6 +451,7 @@ def document(config: Config, gpu: float) -> dict[str, Any]:
         "parameters": m.parameters,
         "trained": m.adapters(config) or m.parameters,
         "gpu": int(gpu),
+        "holes": holes,
         "room": room,
         "phases": plan(m, config, judges=judges),
         "training": {how: trained(layers) for how, layers in ways.items()},
@@ -464,7 +479,7 @@ def table(report: dict[str, Any]) -> str:
     )
     if s["steps"]:
         lines.append(f"  training peaks at {', '.join(peaks)}")
-    less = f"{HOLES:.0%} and {RESERVE / 2**30:.0f} GiB for what no plan knows"
+    less = f"{report['holes']:.0%} and {RESERVE / 2**30:.0f} GiB for what no plan knows"
     lines.append(f"  room: {gb(report['room'])} GB, {report['gpu'] / 2**30:.1f} GiB less {less}")
     most = (option(name, value) for name, value in report["largest"].items() if value)
     lines.append(f"  the most that fits, each alone: {', '.join(most) or 'nothing'}")
@@ -478,7 +493,7 @@ def table(report: dict[str, Any]) -> str:
 def advice(config: Config) -> str:
     """The table of a run on this GPU, whose free memory counts. If the plan says no, a line above the table
     says so, and the run goes on all the same."""
-    report = document(config, torch.cuda.mem_get_info(config.device)[0])
+    report = document(config, *_free(config))
     if not report["obstacles"]:
         return table(report)
     doubt = f"plan     this run may not fit on {config.device}; it goes on, for a plan is only arithmetic"

@@ -171,8 +171,8 @@ class Config:
     """weight of the KL penalty (k3) to the policy as it was at the start; above 0 a frozen copy is kept, but
     not of adapters, which have their base"""
     reference_device: Literal["auto", "cpu"] = "auto"
-    """where that copy, or one that a recipe needs, stays: with the policy, or on the cpu, from where a layer
-    at a time visits the GPU: less memory there, but the copy crosses the bus in every step"""
+    """where the frozen copy (of --beta, or of a recipe) stays: auto, with the policy; cpu, from where a layer
+    at a time visits the GPU, which saves its memory and costs a copy over the bus in every step"""
     lora_rank: Annotated[int, Within(0, 65_536)] = 0
     """train adapters of this rank beside frozen weights (LoRA), which want about ten times the --lr of full
     training; 0 trains all weights"""

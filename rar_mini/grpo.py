@@ -334,6 +334,7 @@ def logp_of_each(model: Decoder, batches: Sequence[MicroBatch], temperature: flo
         head = model.head.to(hidden.device) if head is None else head  # not before the layers are through
         rows = F.embedding(batch.row, hidden)  # (N, D)
         logp, _ = linear_logprob(rows, head, batch.target, temperature=temperature)
+        del hidden, rows  # not beside the next batch's
         yield logp
 
 

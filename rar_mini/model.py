@@ -42,9 +42,12 @@ from rar_mini.kernels.swiglu import swiglu, swiglu_linear
 # attend(layer, q (T, H, d), k (T, KV, d), v (T, KV, d)) -> (T, H, d). It scales the scores by d ** -0.5. One
 # with a method `rotate` turns q and k itself: a cache keeps k and v in the same launch (kernels/decode.py).
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Input = tuple[Tensor, Tensor, Attend]
+"""What a decoder reads: ids (T,), positions (T,) and attention."""
 
 WAITING = 5 * 2**30
-"""Bytes that may wait on a GPU between two layers that visit it; a step of the paper's at 7B has 4.7e9."""
+"""The most bytes of hidden states that may wait on a GPU while the layers of a model on the CPU come one by
+one. A step of the paper's at 7B has 4.7e9."""
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 ROPE_TYPES = ("default", "llama3")
@@ -189,6 +192,7 @@ class Visitor(nn.Module):
 
     @contextmanager
     def staying(self, device: torch.device) -> Iterator[None]:
+        """Keep a copy on `device` until the end of the block."""
         self.there = self._copy(device)
         try:
             yield
@@ -266,30 +270,30 @@ class Decoder(nn.Module):
         `attend(layer, q, k, v)` is handed q (T, H, d) and k, v (T, KV, d), normed and rotated, the heads of k
         and v not repeated, and returns (T, H, d). It alone decides which tokens see which.
         """
-        for stream in self._layers(ids, positions, attend):  # noqa: B007, the last one is read
-            pass
-        return self.model["norm"](*stream)[1]
+        *_, hidden = self._pass(ids, positions, attend)
+        return hidden
 
-    def each(self, inputs: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[Tensor]:
-        """What `forward` returns for each of the `inputs`, in turn. But if layers visit, one reads all inputs
-        while it is there, or as many as leave WAITING bytes for the next layer: so the weights cross the bus
-        once a step, or a few times."""
+    def each(self, inputs: Sequence[Input]) -> Iterator[Tensor]:
+        """What `forward` returns for each input, in turn. If layers visit, a layer comes once for a group of
+        inputs, which wait for the next in at most WAITING bytes, and not once for each input."""
         norm, layers = self.model["norm"], self.model["layers"]
         if not isinstance(norm, Visitor):
             yield from (self(*one) for one in inputs)
             return
         for group in self._groups(inputs):
-            on, passes = group[0][0].device, deque(self._pass(*one) for one in group)
+            device, passes = group[0][0].device, deque(self._pass(*one) for one in group)
             for layer in layers:
-                with layer.staying(on):
-                    for each in passes:
-                        next(each)
-            with norm.staying(on):
+                with layer.staying(device):
+                    for _ in map(next, passes):
+                        pass
+            with norm.staying(device):
                 while passes:
                     yield next(passes.popleft())
 
-    def _groups(self, inputs: Sequence[tuple[Tensor, Tensor, Attend]]) -> Iterator[list[tuple]]:
-        config, group, held = self.config, [], 0
+    def _groups(self, inputs: Sequence[Input]) -> Iterator[list[Input]]:
+        """Inputs in their order, cut where they would take more than WAITING; one alone may take more."""
+        group: list[Input] = []
+        held, config = 0, self.config
         # The residual stream and what is still to be added to it; cos and sin.
         token = 2 * (config.hidden_size + head_width(config)) * self.head.element_size()
         for one in inputs:
@@ -323,6 +327,7 @@ class Decoder(nn.Module):
         angles = rearrange(positions.float(), "t -> t 1 1") * self._frequencies  # (T, 1, d / 2)
         cos, sin = angles.cos(), angles.sin()
         cos, sin = (torch.cat(pair, -1).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))  # (T, 1, d)
+        del angles
         delta = None
         for number, layer in enumerate(self.model["layers"]):
             if number < self.checkpointed and torch.is_grad_enabled():

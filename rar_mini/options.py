@@ -100,8 +100,8 @@ LONGEST = 1_000
 """Characters that a word on the command line may have."""
 LESS_MEMORY = (
     "What was saved is whole. Lower --cache-mb if it was sampling, --tokens-per-batch if it was training; or "
-    "pass --checkpoint-activations (--checkpoint-layers auto where that is set), --reference-device cpu with "
-    "--beta, --dtype bfloat16, --lora-rank 16, or a smaller --policy or local judge "
+    "pass --checkpoint-activations (or raise --checkpoint-layers, if that is set), --reference-device cpu "
+    "with --beta, --dtype bfloat16, --lora-rank 16, or a smaller --policy or local judge "
     "(python train.py --plan tells what fits)"
 )
 """What to do if memory runs out in training."""

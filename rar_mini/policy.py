@@ -222,7 +222,7 @@ def prepare(
                 frozen.model.pin()
             except RuntimeError as error:
                 why = str(error).partition("\n")[0]
-                print(f"not all weights of the reference are in pinned memory, the GPU waits for them: {why}")
+                print(f"not all weights of the reference could be pinned; the GPU waits for each copy: {why}")
     return actor, frozen
 
 

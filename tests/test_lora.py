@@ -248,7 +248,7 @@ def test_a_reference_without_pinned_memory_says_so_and_goes_on(
     for device, said in (("cuda", 1), ("cpu", 0)):
         config = Config(policy=str(tiny), device=device, reference_device="cpu", beta=0.1, dtype="float32")
         actor, reference = policy.prepare(config)
-        assert capsys.readouterr().out.count("in pinned memory, the GPU waits for them: ") == said
+        assert capsys.readouterr().out.count("could be pinned; the GPU waits for each copy: ") == said
         drawn = batch(actor.model)
         assert torch.equal(logp_of(actor.model, drawn), logp_of(reference.model, drawn))
 

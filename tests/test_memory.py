@@ -213,30 +213,42 @@ def test_the_weights_of_the_start_count_if_something_is_compared_with_them(own: 
 
 
 def test_a_second_pass_by_the_weights_of_the_start_counts() -> None:
-    """A recipe's own conversation is read while the policy's activations wait, a KL penalty's batches before
-    that; and by a reference on the CPU all of them with one layer, up to what may wait for the next."""
+    """A recipe's `told` is read while the policy's activations wait. A KL penalty's batches are read before
+    there are any; by a reference on the CPU all together, up to what may wait there."""
     how = {"dtype": "bfloat16", "device": "cuda", "tokens_per_batch": 2048, "checkpoint_activations": True}
     how |= {"reference_device": "cpu", "group_size": 16, "train_rollouts": 4}
     m = Model(qwen7())
-    plain, told, kl, long, longer, whole = (
+    plain, told, kl, long, longer, whole, again = (
         memory.plan(m, Config(**how | own))["training"]
         for own in (
             {},
             {"recipe": "rgsd"},
             {"beta": 0.1},
-            {"beta": 0.1, "prompts_per_step": 60},
+            {"beta": 0.1, "prompts_per_step": 30},
             {"beta": 0.1, "prompts_per_step": 50_000},
-            {"recipe": "pop", "prompts_per_step": 60},  # all answers, not only those that are trained
+            {"recipe": "pop", "prompts_per_step": 30},  # all answers, not only those that are trained
+            {"recipe": "pop", "prompts_per_step": 30, "resample_ties": 1},
         )
     )
     assert told["log-prob chunk"] > plain["log-prob chunk"] == kl["log-prob chunk"]
     assert plain["peak"] == kl["peak"] < told["peak"] and kl["reference"] == told["reference"]
-    activations = [parts["activations"] for parts in (plain, kl, long, whole, longer)]
-    assert activations[0] == activations[1] and activations[1:] == sorted(set(activations))
-    assert longer["activations"] < model.WAITING + 2048 * Model(qwen7()).passing(2)
-    assert longer["reference"] - long["reference"] == 2 * Model(qwen7()).layer, (
-        "the head stays for the others"
+    few, same, more, all_of_them, twice, most = (
+        parts["activations"] for parts in (plain, kl, long, whole, again, longer)
     )
+    assert few == same < more < all_of_them < twice < most < model.WAITING + 2048 * m.passing(2)
+    assert longer["reference"] - long["reference"] == 2 * m.layer  # the head stays for the others
+
+
+def test_reading_whole_answers_counts_beside_the_copy_that_reads_them() -> None:
+    """Of which two are trained; and where answers are only scored."""
+    how = {"dtype": "bfloat16", "device": "cuda", "recipe": "pop", "tokens_per_batch": 200_000}
+    m = Model(qwen1())
+    for own in ({"group_size": 64, "train_rollouts": 2}, {"steps": 0, "eval_questions": 500}):
+        parts = memory.plan(m, Config(**how | own))["training"]
+        copies = 2 if own.get("steps") == 0 else 4  # with moments
+        assert parts["peak"] >= copies * 2 * m.parameters + 30_000 * m.passing(2)
+    none = memory.plan(m, Config(**how | {"steps": 0, "eval_every": 0}))["training"]
+    assert none["peak"] == 2 * 2 * m.parameters
 
 
 def test_scoring_alone_needs_no_moments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

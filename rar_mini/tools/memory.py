@@ -45,9 +45,9 @@ from rar_mini.sampler import READ
 RESERVE = 2**30
 """Bytes of a GPU that a plan leaves free."""
 
-HOLES, APART = 0.05, 0.13
-"""Shares of it that a plan leaves free for holes and its own errors, if memory comes in pages (`ranks.claim`)
-and if it comes in segments. By a simulation holes take 1.3 and 10.8 percent (`pytest -m slow
+HOLES, HOLES_IN_SEGMENTS = 0.05, 0.13
+"""The share of a GPU that a plan leaves free for holes and its own errors, if memory comes in pages
+(`ranks.claim`) and in segments. By a simulation holes take 1.2 and 10.8 percent (`pytest -m slow
 tests/test_memory_traced.py -k holes`); the one GPU that has measured a plan held 0.4 percent more than it in
 training, 2 in sampling."""
 
@@ -154,7 +154,7 @@ def plan(m: Model, config: Config, *, judges: Sequence[Model] = ()) -> dict[str,
     constant |= {"reference": m.parameters * s if copied(config) else 0}
     constant |= {"local judge": sum(judge.parameters for judge in judges) * (4 if on_cpu(config) else 2)}
     instants = {"sampling": sampling(m, config), "judging": [judging(judge, config) for judge in judges]}
-    instants |= {"training": training(m, config, trainable) if config.steps else []}
+    instants |= {"training": training(m, config, trainable)}
     phases = {}
     for phase, changing in instants.items():
         held = [constant | parts for parts in changing] or [constant]
@@ -250,10 +250,15 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
     n, c, P = config.max_prompt_tokens, config.max_new_tokens, config.prompts_per_step
     G = 1 if config.supervised else config.train_rollouts or config.group_size
     most, step = max(config.tokens_per_batch, n + c), P * (n + G * c)
-    whole = _reads_start(config)[0]
-    if config.beta or whole:  # whole answers also of those that are not trained
-        read = P * (n + config.group_size * c) if whole else step
+    read = step if config.beta and config.steps else 0
+    if _reads_start(config)[0]:  # also of answers that are not trained, drawn again, or only scored
+        drawn = P * (1 + config.resample_ties) * (n + config.group_size * c) if config.steps else 0
+        scored = config.eval_questions * (n + config.eval_samples * c) if config.eval_every else 0
+        read = max(drawn, scored)
+    if read:
         yield from referring(m, config, min(most, read), read + n * ((read - 1) // most))
+    if not config.steps:
+        return
     yield from batch(m, config, min(most, step), trainable, alone=True)
     if step > most:  # batches are even: each of two has half of the completions
         half = -(-P * G // 2)
@@ -263,15 +268,17 @@ def training(m: Model, config: Config, trainable: int) -> Iterator[Parts]:
 def referring(m: Model, config: Config, T: int, step: int) -> Iterator[Parts]:
     """The reference's reading of a step's tokens, T at a time, before there is anything of a batch. From the
     CPU each layer comes for all of them, which wait for the next (`Decoder.each`), and at last the head."""
-    s = itemsize(config)
-    _, chunk = chunked(m, config, T)
-    waits = layer = head = 0
+    s, (_, chunk) = itemsize(config), chunked(m, config, T)
+    layers = {"activations": T * m.passing(s)}
+    logits = {"activations": 2 * T * s * m.D, "log-prob chunk": chunk}
     if not copied(config) and not config.lora_rank:
-        token = 2 * s * (m.D + m.A // m.H)
-        waits, layer, head = max(T, min(step, WAITING // token)) * token, s * m.layer, s * m.V * m.D
-        layer += head if waits < step * token else 0  # it stays for those that are read later
-    yield {"activations": waits + T * m.passing(s), "reference": layer}
-    yield {"activations": waits + 2 * T * s * m.D, "log-prob chunk": chunk, "reference": head}
+        token, head = 2 * s * (m.D + m.A // m.H), s * m.V * m.D
+        waits = max(T, min(step, WAITING // token)) * token
+        stays = head if waits < step * token else 0  # for those that are read later
+        layers |= {"activations": layers["activations"] + waits, "reference": s * m.layer + stays}
+        logits |= {"activations": logits["activations"] + waits, "reference": head}
+    yield layers
+    yield logits
 
 
 def chunked(m: Model, config: Config, T: int) -> tuple[int, int]:
@@ -427,7 +434,7 @@ def checkpoint_layers(config: Config) -> int | None:
 
 def _free(config: Config) -> tuple[int, float]:
     """The bytes that are free on a run's GPU, and the share of them that may be holes."""
-    return torch.cuda.mem_get_info(config.device)[0], HOLES if ranks.pages else APART
+    return torch.cuda.mem_get_info(config.device)[0], HOLES if ranks.pages else HOLES_IN_SEGMENTS
 
 
 def document(config: Config, gpu: float, holes: float = HOLES) -> dict[str, Any]:
@@ -515,7 +522,7 @@ def main(argv: Sequence[str], parse: Callable[[list[str]], Config]) -> None:
     parser = Parser(usage=usage, description=about)
     parser.add_argument("--plan", action="store_true", help="print the plan; nothing is loaded or written")
     parser.add_argument("--gpu", type=float, metavar="GIB", required=True, help="the GPU's memory in GiB")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON, in bytes")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, sizes in bytes")
     options, rest = parser.parse_known_args(argv)
     if not 0 < options.gpu < 1e6:
         raise ValueError(f"--gpu {options.gpu:g}: expected the memory of a GPU in GiB")

@@ -143,13 +143,26 @@ def hollow_training(config: PretrainedConfig, options: Config) -> Training:
     return Training(options, Recipe(config=options), SimpleNamespace(model=model), others, optimizer)
 
 
-def update(t: Training, prompts: list[int], answers: list[list[int]]) -> None:
-    """An update by answers of these lengths (P, G) to prompts of these lengths (P,)."""
+Lengths = tuple[list[int], list[list[int]]]
+"""Of prompts (P,), and of the answers to each (P, G)."""
+
+
+def full(options: Config) -> Lengths:
+    """All as long as they may be."""
+    P, G = options.prompts_per_step, options.group_size
+    return [options.max_prompt_tokens] * P, [[options.max_new_tokens] * G] * P
+
+
+def cut(t: Training, prompts: list[int], answers: list[list[int]]) -> list[grpo.MicroBatch]:
     P, G = len(answers), len(answers[0])
     completions = [[Completion([1] * c, [0.0] * c, True) for c in group] for group in answers]
     one = torch.ones(P, G)
     rollouts = rolled([[1] * n for n in prompts], completions, one)
-    batches = train.cut(t, replace(rollouts, reward=one, examples=[None] * P))
+    return train.cut(t, replace(rollouts, reward=one, examples=[None] * P))
+
+
+def update(t: Training, prompts: list[int], answers: list[list[int]]) -> None:
+    batches = cut(t, prompts, answers)
     train.step(t.optimizer, train.loss(t, batches)["grad_norm"], t.config.lr, 1.0)
 
 
@@ -158,9 +171,8 @@ def traced_step(tracker: Tracker, config: PretrainedConfig, options: Config) -> 
     t = hollow_training(config, options)
     models = [t.actor.model, *([t.reference.model] if t.reference else [])]
     tracker.track_external(*models, t.optimizer)
-    P, G = options.prompts_per_step, options.group_size
     with tracker, Reads():
-        update(t, [options.max_prompt_tokens] * P, [[options.max_new_tokens] * G] * P)
+        update(t, *full(options))
     return tracker.peak
 
 
@@ -191,7 +203,7 @@ def traced_sampling(tracker: Tracker, config: PretrainedConfig, options: Config,
     model = hollow(config, getattr(torch, options.dtype))
     tracker.track_external(model)
     with tracker:
-        first_tokens(model, [options.max_prompt_tokens] * options.prompts_per_step, options, ended)
+        first_tokens(model, full(options)[0], options, ended)
     return tracker.peak
 
 
@@ -204,14 +216,14 @@ def two_steps(config: PretrainedConfig, options: Config, drawn: bool) -> list[Ev
         trace.see(tensor)
     n, c = options.max_prompt_tokens, options.max_new_tokens
     for _ in range(2):
-        prompts, answers = np.full(P, n), np.full((P, G), c)
+        prompts, answers = full(options)
         if drawn:
-            prompts = random.integers(n // 8, n + 1, P)
-            answers = random.gamma(3, c / 6, (P, G)).astype(int).clip(2, c)
+            prompts = random.integers(n // 8, n + 1, P).tolist()
+            answers = random.gamma(3, c / 6, (P, G)).astype(int).clip(2, c).tolist()
         with trace:
-            first_tokens(t.actor.model, prompts.tolist(), options)
+            first_tokens(t.actor.model, prompts, options)
         with trace, Reads():
-            update(t, prompts.tolist(), answers.tolist())
+            update(t, prompts, answers)
     return trace.events
 
 
@@ -322,18 +334,6 @@ def test_training_with_a_reference_on_the_cpu(checkpointed: bool, traced: Tracke
     within(memory.plan(Model(THIN["smollm2"]), options)["training"], peak)
 
 
-def referred(options: Config) -> tuple[Decoder, list[grpo.MicroBatch]]:
-    """A reference on the CPU, and the batches of a step that it has to read."""
-    t = hollow_training(THIN["smollm2"], options)
-    batches: list[grpo.MicroBatch] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "loss", lambda t, cut: batches.extend(cut) or {"grad_norm": 1.0})
-        patch.setattr(train, "step", lambda *words: None)
-        P, G = options.prompts_per_step, options.group_size
-        update(t, [options.max_prompt_tokens] * P, [[options.max_new_tokens] * G] * P)
-    return t.reference.model, batches
-
-
 @pytest.mark.parametrize("grouped", [False, True], ids=["together", "in-groups"])
 def test_a_reference_on_the_cpu_comes_once(
     grouped: bool, traced: Tracker, monkeypatch: pytest.MonkeyPatch
@@ -346,11 +346,12 @@ def test_a_reference_on_the_cpu_comes_once(
     if grouped:
         monkeypatch.setattr(model, "WAITING", 2 * 2112 * token)
         monkeypatch.setattr(memory, "WAITING", 2 * 2112 * token)
-    reference, batches = referred(options)
+    t = hollow_training(THIN["smollm2"], options)
+    batches = cut(t, *full(options))
     assert len(batches) == 3
     trace = Trace()
     with traced, Reads(), trace:
-        assert len(list(grpo.logp_of_each(reference, batches, 1.0))) == 3
+        assert len(list(grpo.logp_of_each(t.reference.model, batches, 1.0))) == 3
     came = Counter(size for _, size in trace.events)
     assert came[2 * m.V * m.D] == 1, "the head"
     assert came[2 * m.D * m.F] == 3 * m.layers * (2 if grouped else 1), "three of each layer's"
